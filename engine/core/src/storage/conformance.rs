@@ -1,0 +1,2 @@
+//! The suite that every implementation of [`super::Storage`] passes: what the simulation promises is then
+//! what RocksDB promises.
