@@ -209,7 +209,9 @@ impl Error {
 
     fn code(&self) -> Code {
         match self {
-            Self::NotLeader { .. } | Self::EpochMismatch { .. } | Self::KeyNotInRange { .. } => Code::FailedPrecondition,
+            Self::NotLeader { .. } | Self::EpochMismatch { .. } | Self::KeyNotInRange { .. } => {
+                Code::FailedPrecondition
+            }
             Self::RangeNotFound { .. } | Self::KeyspaceNotFound { .. } => Code::NotFound,
             Self::ServerBusy { .. } | Self::DiskFull { .. } => Code::ResourceExhausted,
             Self::Ambiguous { .. } => Code::Unknown,
@@ -260,7 +262,9 @@ impl From<&Error> for v1::Error {
 /// The variable part of an error's text: what [`Error::from`] needs to build the error again.
 fn message_of(error: &Error) -> String {
     match error {
-        Error::ServerBusy { reason, .. } | Error::Ambiguous { reason } | Error::Unavailable { reason } => reason.clone(),
+        Error::ServerBusy { reason, .. } | Error::Ambiguous { reason } | Error::Unavailable { reason } => {
+            reason.clone()
+        }
         Error::Timeout { stage } => stage.clone(),
         Error::KeyspaceNotFound { name } => name.clone(),
         Error::Corruption { what } => what.clone(),

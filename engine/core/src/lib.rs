@@ -1,5 +1,24 @@
 //! flotilla-engine: ranges, their Raft groups, and everything that happens to a request between
 //! the door and the disk, without doing any input or output itself.
+//!
+//! [`store::Store`] is a state machine: it takes inputs (requests, messages, time, what became of its
+//! effects) and leaves effects (append, send, apply, answer). The stages around it that touch a disk
+//! ([`log_writer`], [`apply`], [`read`], [`snapshot`], [`recover`], [`bootstrap`]) are written against
+//! the traits of [`storage`]. flotilla-node runs all of it on threads over RocksDB, flotilla-sim in one
+//! thread over a simulated disk.
 
+pub mod apply;
+pub mod bootstrap;
+pub mod command;
+pub mod config;
+pub mod keys;
+pub mod log_writer;
+mod range;
+pub mod read;
+pub mod record;
+pub mod recover;
+pub mod snapshot;
 pub mod storage;
+pub mod store;
 pub mod time;
+pub mod wire;

@@ -1,0 +1,98 @@
+//! The core's settings: all that bends its behaviour, declared in one place.
+
+use std::time::Duration;
+
+/// How long leases, elections and heartbeats take, and how much may be under way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Time between two ticks; a heartbeat goes out with each.
+    pub tick: Duration,
+    /// Shortest election time-out, in ticks; the longest is just below twice this.
+    pub election_ticks: usize,
+    /// How long a leader may serve reads after a quorum heard from it. Together with
+    /// [`Config::clock_drift`] it must stay below the shortest election time-out less one tick.
+    pub lease: Duration,
+    /// By how much two nodes' clocks may run apart, as a fraction.
+    pub clock_drift: f64,
+    /// Whether reads at the leader use the lease, or each pays a round to a quorum.
+    pub read_mode: ReadMode,
+    /// Bytes of proposals under way in one range, beyond which new ones are refused.
+    pub range_proposal_bytes_max: usize,
+    /// Bytes of proposals under way on the node, beyond which new ones are refused.
+    pub node_proposal_bytes_max: usize,
+    /// Largest Raft entry that requests are gathered into, in bytes. A single request may be larger.
+    pub entry_bytes_target: usize,
+    /// Largest message of entries, in bytes.
+    pub message_bytes_max: u64,
+    /// Messages of entries to one follower that may be unanswered.
+    pub inflight_messages_max: usize,
+    /// Bytes of applied log that a replica keeps so that a follower that was away for a moment needs
+    /// no snapshot.
+    pub log_retain_bytes: u64,
+    /// Entries of applied log that a replica keeps at most, whatever their size.
+    pub log_retain_entries: u64,
+    /// Bytes of log that a leader keeps for a follower that is behind; beyond, it gets a snapshot.
+    pub log_lagging_bytes_max: u64,
+    /// Bytes of entries cached per range beyond those that are not applied.
+    pub cache_bytes_max: usize,
+    /// Bytes of committed entries that may wait for the apply stage, per range.
+    pub apply_bytes_max: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// How a leader makes sure that it still leads before it answers a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// By its lease; without one, by a round to a quorum.
+    Lease,
+    /// By a round to a quorum (ReadIndex, Raft thesis 6.4).
+    Quorum,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tick: Duration::from_millis(100),
+            election_ticks: 10,
+            lease: Duration::from_millis(800),
+            clock_drift: 0.1,
+            read_mode: ReadMode::Lease,
+            range_proposal_bytes_max: 16 << 20,
+            node_proposal_bytes_max: 64 << 20,
+            entry_bytes_target: 256 << 10,
+            message_bytes_max: 1 << 20,
+            inflight_messages_max: 32,
+            log_retain_bytes: 1 << 20,
+            log_retain_entries: 10_000,
+            log_lagging_bytes_max: 64 << 20,
+            cache_bytes_max: 256 << 10,
+            apply_bytes_max: 16 << 20,
+            seed: 0,
+        }
+    }
+}
+
+impl Config {
+    /// One maximal lease plus drift: how long a store grants no vote after its process started,
+    /// because it may have promised its silence to a leader before.
+    pub fn vote_silence(&self) -> Duration {
+        self.lease.mul_f64(1.0 + self.clock_drift)
+    }
+
+    /// What is wrong with these settings, if anything.
+    pub fn check(&self) -> Result<(), String> {
+        let ticks = u32::try_from(self.election_ticks.saturating_sub(1)).unwrap_or(u32::MAX);
+        let election_min = self.tick.saturating_mul(ticks);
+        if self.election_ticks < 2 {
+            return Err("the election time-out must be at least two heartbeats".into());
+        }
+        if self.vote_silence() >= election_min {
+            return Err(format!(
+                "a lease of {:?} with a clock drift of {} does not fit into the shortest election time-out less one tick ({election_min:?})",
+                self.lease, self.clock_drift
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! What a [`LogBatch`] is on disk.
+//!
+//! The log writer gathers every batch that is queued, writes them in order, syncs once, and reports
+//! the last sequence number: one sync for all ranges of the node, however many batches collected
+//! while the one before was under way. The threads and the queue are the caller's.
+
+use crate::keys;
+use crate::record;
+use crate::snapshot;
+use crate::storage::{self, Family, WriteBatch};
+use crate::store::{LogBatch, LogItem};
+
+/// From this many entries on, a removal is one range deletion instead of a deletion for each.
+const POINT_DELETES_MAX: u64 = 1_024;
+
+/// Adds a log batch to a storage batch. The batches of one store must be filled in their sequence's
+/// order. An error means that a snapshot in it cannot be read; nothing may be written then.
+pub fn fill<B: WriteBatch>(batch: &mut B, log: &LogBatch) -> storage::Result<()> {
+    for item in &log.items {
+        fill_item(batch, item)?;
+    }
+    Ok(())
+}
+
+fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()> {
+    for (from, to) in &item.remove {
+        if to - from > POINT_DELETES_MAX {
+            batch.delete_range(Family::Log, &keys::log_entry(item.range, *from), &keys::log_entry(item.range, *to));
+        } else {
+            for index in *from..*to {
+                batch.delete(Family::Log, &keys::log_entry(item.range, index));
+            }
+        }
+    }
+    if let Some(data) = &item.snapshot {
+        snapshot::fill(batch, data)?;
+    }
+    for entry in &item.entries {
+        batch.put(Family::Log, &keys::log_entry(item.range, entry.index), &record::encode_entry(entry));
+    }
+    if let Some(state) = &item.raft_state {
+        batch.put(Family::Log, &keys::raft_state(item.range), &record::encode(state));
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! The leader's lease: until when it may answer reads alone.
+//!
+//! Every message that a leader sends carries its clock (a stamp); a follower, when it answers, returns
+//! the newest stamp it has heard from the leader of this term. Hearing it reset the follower's election
+//! timer, and check-quorum makes a follower refuse every candidate until that timer has run for the
+//! shortest election time-out. So when a quorum has returned stamps not older than `s`, no other leader
+//! can be elected before the shortest election time-out has passed since `s`: the lease runs until
+//! `s` plus [`crate::config::Config::lease`], which is shorter by the drift allowed between clocks and by
+//! one tick (Raft thesis, 6.4.1; only the leader's own clock is ever compared with itself).
+//!
+//! What would break the promise ends the lease first:
+//! - a leader that sends MsgTimeoutNow tells a follower to ignore its timer: no lease in the rest of
+//!   that term, even if Raft gives the transfer up, for the message may arrive later;
+//! - a store that restarts has forgotten its timers: it grants no vote for one maximal lease plus drift
+//!   (in `super`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::time::BootTime;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    term: u64,
+    void: bool,
+    acks: BTreeMap<u64, BootTime>,
+    until: BootTime,
+}
+
+impl Lease {
+    /// This replica leads in `term` now, and holds no lease yet.
+    pub(crate) fn begin(&mut self, term: u64) {
+        *self = Self { term, ..Self::default() };
+    }
+
+    /// This replica no longer leads.
+    pub(crate) fn end(&mut self) {
+        self.acks.clear();
+        self.until = BootTime::default();
+    }
+
+    /// No lease in the rest of this term.
+    pub(crate) fn void(&mut self) {
+        self.void = true;
+        self.end();
+    }
+
+    /// A follower has heard what was sent at `stamp`.
+    pub(crate) fn acknowledged(&mut self, replica: u64, term: u64, stamp: BootTime) {
+        if term == self.term {
+            let newest = self.acks.entry(replica).or_default();
+            *newest = stamp.max(*newest);
+        }
+    }
+
+    /// Draws the lease anew from what `voters`, `own` among them, have acknowledged.
+    pub(crate) fn renew(&mut self, now: BootTime, voters: &[u64], own: u64, lease: Duration) {
+        if self.void {
+            return;
+        }
+        let stamp_of = |voter: &u64| {
+            if *voter == own { now } else { self.acks.get(voter).copied().unwrap_or_default().min(now) }
+        };
+        let mut stamps: Vec<BootTime> = voters.iter().map(stamp_of).collect();
+        stamps.sort_unstable_by(|a, b| b.cmp(a));
+        let Some(oldest_of_quorum) = stamps.get(stamps.len() / 2) else { return };
+        if *oldest_of_quorum > BootTime::default() {
+            self.until = self.until.max(*oldest_of_quorum + lease);
+        }
+    }
+
+    /// Until when the lease runs; zero: there is none.
+    pub(crate) fn until(&self) -> BootTime {
+        self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_nanos(800);
+    const NONE: BootTime = BootTime(0);
+
+    fn led(term: u64) -> Lease {
+        let mut lease = Lease::default();
+        lease.begin(term);
+        lease
+    }
+
+    #[test]
+    fn a_quorum_extends_the_lease_from_when_it_was_asked() {
+        let mut lease = led(6);
+        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        assert_eq!(lease.until(), NONE);
+        lease.acknowledged(2, 6, BootTime(900));
+        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        assert_eq!(lease.until(), BootTime(1_700));
+    }
+
+    #[test]
+    fn with_five_voters_two_followers_are_needed() {
+        let mut lease = led(6);
+        lease.acknowledged(2, 6, BootTime(900));
+        lease.renew(BootTime(1_000), &[1, 2, 3, 4, 5], 1, LEASE);
+        assert_eq!(lease.until(), NONE);
+        lease.acknowledged(5, 6, BootTime(850));
+        lease.renew(BootTime(1_000), &[1, 2, 3, 4, 5], 1, LEASE);
+        assert_eq!(lease.until(), BootTime(1_650));
+    }
+
+    #[test]
+    fn another_terms_acknowledgement_counts_for_nothing() {
+        let mut lease = led(7);
+        lease.acknowledged(2, 6, BootTime(900));
+        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        assert_eq!(lease.until(), NONE);
+    }
+
+    #[test]
+    fn a_void_lease_stays_void_for_the_term() {
+        let mut lease = led(6);
+        lease.void();
+        lease.acknowledged(2, 6, BootTime(900));
+        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        assert_eq!(lease.until(), NONE);
+        lease.begin(7);
+        lease.acknowledged(2, 7, BootTime(900));
+        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        assert_eq!(lease.until(), BootTime(1_700));
+    }
+
+    #[test]
+    fn a_single_voter_is_its_own_quorum() {
+        let mut lease = led(6);
+        lease.renew(BootTime(1_000), &[1], 1, LEASE);
+        assert_eq!(lease.until(), BootTime(1_800));
+    }
+}

@@ -1,0 +1,501 @@
+//! One replica: its Raft group and everything about the range that must not be decided twice.
+//!
+//! Flow: [`Range::write`], [`Range::barrier`], [`Range::message`] and [`Range::tick`] put things in;
+//! at the end of the turn [`Range::propose`] turns queued writes into entries and `ready.rs` collects
+//! what Raft wants: entries to the log writer, messages to the network, committed entries to apply.
+//! What must be durable before a message leaves is held back here until it is.
+//!
+//! Safety rests on these, each checked by the simulation:
+//! - a follower's messages (append and vote responses) leave only after what they say is durable;
+//! - a store that restarted grants no vote, and does not campaign, for one maximal lease plus drift;
+//! - proposals are made only by a leader that is not handing over, and stamped with its term.
+
+mod barriers;
+mod lease;
+mod log;
+mod proposals;
+mod ready;
+mod status;
+mod transfer;
+mod truncate;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{RawNode, ReadOnlyOption, StateRole};
+
+use crate::bootstrap::INITIAL_TERM;
+use crate::command;
+use crate::config::Config;
+use crate::read;
+use crate::recover::RangeBoot;
+use crate::store::{Effects, Envelope, Event, LogItem, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
+use crate::time::BootTime;
+use crate::wire;
+use barriers::Barriers;
+use lease::Lease;
+use log::RangeLog;
+use proposals::Proposals;
+
+/// What the ranges of a store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub config: Config,
+    pub node: NodeId,
+    /// Bytes of proposals under way in all ranges.
+    pub proposal_bytes: usize,
+    /// The last log batch that is durable.
+    pub durable_sequence: u64,
+    /// Nodes whose disks are at their margin, this one among them.
+    pub full_nodes: BTreeSet<NodeId>,
+    /// The process is to end: campaign no more.
+    pub draining: bool,
+}
+
+/// One turn of the store, as its ranges see it.
+pub(crate) struct Turn<'a> {
+    pub now: BootTime,
+    pub shared: &'a mut Shared,
+    pub effects: &'a mut Effects,
+    /// What this turn's log batch has gathered.
+    pub items: &'a mut Vec<LogItem>,
+    /// The sequence number that this turn's log batch gets.
+    pub sequence: u64,
+}
+
+/// What waits until a log batch is durable.
+struct Unpersisted {
+    sequence: u64,
+    ready: u64,
+    messages: Vec<Message>,
+    snapshot: Option<SnapshotData>,
+}
+
+/// A replica. See the module.
+pub(crate) struct Range {
+    id: RangeId,
+    descriptor: Arc<v1::RangeDescriptor>,
+    replica: u64,
+    voters: Vec<u64>,
+    raft: RawNode<RangeLog>,
+    lease: Lease,
+    proposals: Proposals,
+    barriers: Barriers,
+    transfer: Option<(TransferLeader, u64)>,
+    unpersisted: VecDeque<Unpersisted>,
+    /// What came with snapshot messages, until Raft has taken or refused them.
+    incoming_snapshots: Vec<SnapshotData>,
+    applied: (u64, u64),
+    checksum: u32,
+    /// Last index that the apply stage was given.
+    apply_scheduled: u64,
+    apply_bytes: VecDeque<(u64, usize)>,
+    /// (sequence, applied index): what the sync of this log batch makes durable.
+    applied_marks: VecDeque<(u64, u64)>,
+    applied_durable: u64,
+    /// Newest stamp heard from the leader of this term.
+    leader_stamp: (u64, u64),
+    /// No vote and no campaign before this time.
+    silent_until: BootTime,
+    /// How often this replica has campaigned: a new time-out is drawn each time.
+    campaigns: u64,
+    role: StateRole,
+    view: Arc<ReadView>,
+    written_state: v1::RaftState,
+    data_bytes: u64,
+    snapshot_asked: bool,
+    snapshot_age_ticks: u32,
+}
+
+impl Range {
+    pub(crate) fn new(shared: &Shared, boot: &RangeBoot, now: BootTime) -> Result<Self, String> {
+        let id = RangeId(boot.descriptor.range_id);
+        let own = boot.descriptor.replicas.iter().find(|replica| replica.node_id == shared.node.0);
+        let replica = own.ok_or_else(|| format!("{} has no replica of range {id}", shared.node))?.replica_id;
+        let log = RangeLog::new(boot);
+        let voters = log::conf_state(&boot.descriptor).voters;
+        let raft = RawNode::new(&raft_config(&shared.config, replica, boot), log, &discard())
+            .map_err(|error| format!("range {id}: {error}"))?;
+        // A replica that never heard of a leader has promised nothing to one.
+        let promised = boot.raft.term != INITIAL_TERM || boot.raft.vote != 0;
+        let silent_until =
+            if promised && voters.len() > 1 { now + shared.config.vote_silence() } else { BootTime::default() };
+        let view = ReadView {
+            own_node: shared.node,
+            descriptor: boot.descriptor.clone(),
+            term: raft.raft.term,
+            leader: None,
+            serves: false,
+            lease_until: BootTime::default(),
+        };
+        let mut range = Self {
+            id,
+            descriptor: boot.descriptor.clone(),
+            replica,
+            voters,
+            raft,
+            lease: Lease::default(),
+            proposals: Proposals::default(),
+            barriers: Barriers::default(),
+            transfer: None,
+            unpersisted: VecDeque::new(),
+            incoming_snapshots: Vec::new(),
+            applied: (boot.applied.index, boot.applied.term),
+            checksum: boot.applied.checksum,
+            apply_scheduled: boot.applied.index,
+            apply_bytes: VecDeque::new(),
+            applied_marks: VecDeque::new(),
+            // What recovery found was on disk, and the log writer's first sync covers all before it;
+            // truncation waits for that sync.
+            applied_durable: boot.raft.truncated_index,
+            leader_stamp: (0, 0),
+            silent_until,
+            campaigns: 0,
+            role: StateRole::Follower,
+            view: Arc::new(view),
+            written_state: boot.raft,
+            data_bytes: 0,
+            snapshot_asked: false,
+            snapshot_age_ticks: 0,
+        };
+        range.applied_marks.push_back((1, boot.applied.index));
+        range.draw_election_timeout(&shared.config);
+        Ok(range)
+    }
+
+    pub(crate) fn view(&self) -> &Arc<ReadView> {
+        &self.view
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.raft.raft.state == StateRole::Leader
+    }
+
+    fn term(&self) -> u64 {
+        self.raft.raft.term
+    }
+
+    fn node_of(&self, replica: u64) -> Option<NodeId> {
+        self.descriptor.replicas.iter().find(|of| of.replica_id == replica).map(|of| NodeId(of.node_id))
+    }
+
+    fn replica_on(&self, node: NodeId) -> Option<&v1::ReplicaDescriptor> {
+        self.descriptor.replicas.iter().find(|of| of.node_id == node.0)
+    }
+
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.node_of(self.raft.raft.leader_id)
+    }
+
+    pub(crate) fn not_leader(&self) -> Error {
+        Error::NotLeader { range: self.id, leader: self.leader(), descriptors: vec![(*self.descriptor).clone()] }
+    }
+
+    pub(crate) fn told_size(&mut self, bytes: u64) {
+        self.data_bytes = bytes;
+    }
+
+    /// raft-rs draws election time-outs from a thread's generator; ours come from the seed, so that a
+    /// simulation can be repeated. They differ by replica, term and attempt.
+    fn draw_election_timeout(&mut self, config: &Config) {
+        let base = config.election_ticks;
+        let first = self.descriptor.replicas.first().is_some_and(|replica| replica.replica_id == self.replica);
+        let ticks = if self.term() == INITIAL_TERM && self.campaigns == 0 {
+            // A range is born with its first replica as the leader, if that one is up.
+            if first { base } else { base + base / 2 + self.draw(config.seed) % (base - base / 2) }
+        } else {
+            base + self.draw(config.seed) % base
+        };
+        self.raft.raft.set_randomized_election_timeout(ticks);
+    }
+
+    fn draw(&self, seed: u64) -> usize {
+        let mut state = seed;
+        for part in [self.id.0, self.replica, self.term(), self.campaigns] {
+            // splitmix64 (Steele, Lea, Flood 2014)
+            state = state.wrapping_add(part).wrapping_add(0x9E37_79B9_7F4A_7C15);
+            state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            state ^= state >> 31;
+        }
+        (state >> 33) as usize
+    }
+
+    /// Takes a client's write, or answers it with a refusal.
+    pub(crate) fn write(&mut self, turn: &mut Turn<'_>, write: Write) {
+        if let Err(error) = self.admit_write(turn, &write) {
+            turn.effects.writes.push((write.token, Err(error)));
+            return;
+        }
+        turn.shared.proposal_bytes += proposals::request_bytes(&write.request);
+        self.proposals.queue(write);
+    }
+
+    fn admit_write(&self, turn: &Turn<'_>, write: &Write) -> Result<(), Error> {
+        read::check_epoch(&self.descriptor, Some(&write.epoch))?;
+        if !self.leads() {
+            return Err(self.not_leader());
+        }
+        if self.raft.raft.lead_transferee.is_some() || turn.shared.draining {
+            return Err(Error::ServerBusy { reason: "the range is being handed over".into(), retry_after_ms: 50 });
+        }
+        check_ops(&write.request)?;
+        for op in &write.request.ops {
+            if !command::op_key(op).is_some_and(|key| read::contains(&self.descriptor, key)) {
+                let descriptors = vec![(*self.descriptor).clone()];
+                return Err(Error::KeyNotInRange { range: self.id, descriptors });
+            }
+        }
+        self.check_room(turn.shared, write)?;
+        let bytes = proposals::request_bytes(&write.request);
+        let config = &turn.shared.config;
+        let busy = |reason: &str| Error::ServerBusy { reason: reason.into(), retry_after_ms: 20 };
+        // A single request always fits into an idle range, whatever the limit.
+        if self.proposals.bytes() > 0 && self.proposals.bytes() + bytes > config.range_proposal_bytes_max {
+            return Err(busy("the range has as many bytes of writes under way as it may"));
+        }
+        if turn.shared.proposal_bytes > 0 && turn.shared.proposal_bytes + bytes > config.node_proposal_bytes_max {
+            return Err(busy("the node has as many bytes of writes under way as it may"));
+        }
+        Ok(())
+    }
+
+    /// Below the disk margin, here or on so many replicas that no quorum has room, only what frees
+    /// space is taken.
+    fn check_room(&self, shared: &Shared, write: &Write) -> Result<(), Error> {
+        if shared.full_nodes.is_empty() || write.request.ops.iter().all(command::op_frees_space) {
+            return Ok(());
+        }
+        let full: Vec<NodeId> = self
+            .descriptor
+            .replicas
+            .iter()
+            .map(|replica| NodeId(replica.node_id))
+            .filter(|node| shared.full_nodes.contains(node))
+            .collect();
+        let quorum = self.voters.len() / 2 + 1;
+        if full.contains(&shared.node) || self.voters.len() - full.len() < quorum {
+            return Err(Error::DiskFull { nodes: full });
+        }
+        Ok(())
+    }
+
+    /// Takes a read that needs a barrier, or answers it with a refusal.
+    pub(crate) fn barrier(&mut self, turn: &mut Turn<'_>, barrier: ReadBarrier) {
+        let refusal = match read::check_epoch(&self.descriptor, Some(&barrier.epoch)) {
+            Err(error) => Some(error),
+            Ok(()) => (!self.leads()).then(|| self.not_leader()),
+        };
+        match refusal {
+            Some(error) => turn.effects.barriers.push((barrier.token, Err(error))),
+            None => self.barriers.ask(barrier),
+        }
+    }
+
+    /// Turns queued writes into log entries.
+    pub(crate) fn propose(&mut self, turn: &mut Turn<'_>) {
+        if self.barriers.has_waiting() && self.leads() && self.raft.raft.commit_to_current_term() {
+            let context = self.barriers.begin(turn.now);
+            self.raft.read_index(context);
+        }
+        if !self.proposals.has_queued() {
+            return;
+        }
+        let before = self.proposals.bytes();
+        let mut refusal = None;
+        while refusal.is_none() {
+            let target = turn.shared.config.entry_bytes_target;
+            let Some(gathered) = self.proposals.gather(turn.now, target, &mut turn.effects.writes) else { break };
+            if let Err(error) = self.propose_entry(gathered.requests) {
+                self.proposals.dropped(gathered.bytes);
+                let refused = gathered.waiting.into_iter().map(|(token, _)| (token, Err(error.clone())));
+                turn.effects.writes.extend(refused);
+                refusal = Some(error);
+            } else {
+                let index = self.raft.raft.raft_log.last_index();
+                self.proposals.proposed(index, self.term(), gathered.bytes, gathered.waiting);
+            }
+        }
+        if let Some(error) = refusal {
+            self.proposals.refuse_queued(&error, &mut turn.effects.writes);
+        }
+        self.release_bytes(turn, before);
+    }
+
+    fn propose_entry(&mut self, requests: Vec<v1::WriteRequest>) -> Result<(), Error> {
+        if !self.leads() || self.raft.raft.lead_transferee.is_some() {
+            return Err(self.not_leader());
+        }
+        let command = v1::Command {
+            range_id: self.id.0,
+            replica_id: self.replica,
+            term: self.term(),
+            epoch_version: self.descriptor.epoch.unwrap_or_default().version,
+            requests,
+        };
+        let entry = Entry { data: command::encode(&command), ..Default::default() };
+        let mut message = Message { from: self.replica, ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(vec![entry].into());
+        // raft-rs refuses beyond max_uncommitted_size: surely not in the log.
+        self.raft.step(message).map_err(|_| Error::ServerBusy {
+            reason: "the range has as many uncommitted bytes as it may".into(),
+            retry_after_ms: 50,
+        })
+    }
+
+    /// Gives bytes back to the node's budget that were counted before.
+    fn release_bytes(&self, turn: &mut Turn<'_>, before: usize) {
+        turn.shared.proposal_bytes -= before - self.proposals.bytes();
+    }
+
+    /// Time has passed by one tick.
+    pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) {
+        let silent = turn.now < self.silent_until || turn.shared.draining;
+        if self.leads() || !silent {
+            self.raft.tick();
+            self.draw_election_timeout(&turn.shared.config);
+        }
+        let election = turn.shared.config.tick * u32::try_from(turn.shared.config.election_ticks).unwrap_or(u32::MAX);
+        self.proposals.expire(turn.now, &mut turn.effects.writes);
+        self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
+        self.expire_transfer(turn);
+        self.age_snapshot();
+        self.consider_truncation(turn);
+    }
+
+    /// Whether anything is left to do for this range at the end of a turn.
+    pub(crate) fn wants_turn(&self) -> bool {
+        self.raft.has_ready() || !self.proposals.is_empty() || !self.barriers.is_empty() || self.transfer.is_some()
+    }
+
+    /// A message from another node.
+    pub(crate) fn message(&mut self, turn: &mut Turn<'_>, envelope: Envelope) {
+        let from = envelope.from;
+        if let Err(reason) = self.step(turn, envelope) {
+            turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
+        }
+    }
+
+    fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
+        let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
+        if self.node_of(envelope.message.from_replica) != Some(envelope.from) {
+            return Err(format!("replica {} is not on {}", envelope.message.from_replica, envelope.from));
+        }
+        if envelope.message.to_replica != self.replica {
+            return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
+        }
+        let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
+        let kind = message.get_msg_type();
+        self.check_message(turn, &message, envelope.snapshot.as_ref())?;
+        self.incoming_snapshots.extend(envelope.snapshot);
+        let (from, term) = (message.from, message.term);
+        let stepped = self.raft.step(message).map_err(|error| error.to_string());
+        self.draw_election_timeout(&turn.shared.config);
+        stepped?;
+        let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        if heard && term == self.term() && self.raft.raft.leader_id == from {
+            let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
+            self.leader_stamp = (term, stamp.max(known));
+        }
+        if self.leads() && term == self.term() && ack_stamp > 0 {
+            self.lease.acknowledged(from, term, BootTime(ack_stamp));
+        }
+        Ok(())
+    }
+
+    /// What must not reach Raft.
+    fn check_message(&self, turn: &mut Turn<'_>, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
+        match message.get_msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if turn.now < self.silent_until => {
+                Err("no vote yet: this store restarted less than a lease ago".into())
+            }
+            MessageType::MsgTimeoutNow if turn.shared.draining => Err("this node is stopping".into()),
+            MessageType::MsgAppend if self.apply_backlog() > turn.shared.config.apply_bytes_max => {
+                Err("apply is behind; the leader sends it again".into())
+            }
+            MessageType::MsgHeartbeat
+                if message.term >= self.term() && message.commit > self.raft.raft.raft_log.last_index() =>
+            {
+                // The leader only tells what this replica has acknowledged.
+                turn.effects.fatal = Some(format!(
+                    "range {}: the leader knows this replica to have log entry {}, but its log ends at {}: synced data is gone; keep the data directory for inspection, and replace this node by one with a new node id",
+                    self.id,
+                    message.commit,
+                    self.raft.raft.raft_log.last_index()
+                ));
+                Err("synced data is gone".into())
+            }
+            MessageType::MsgSnapshot => self.check_snapshot(message, data),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_snapshot(&self, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
+        let data = data.ok_or("a snapshot message without data")?;
+        crate::snapshot::check(data)?;
+        let meta = message.get_snapshot().get_metadata();
+        let applied = data.header.applied.unwrap_or_default();
+        if (applied.index, applied.term) != (meta.index, meta.term) {
+            return Err("the snapshot's data is of another index than its message".into());
+        }
+        if data.header.descriptor.as_ref().is_none_or(|of| of.range_id != self.id.0) {
+            return Err("the snapshot is of another range".into());
+        }
+        Ok(())
+    }
+
+    fn apply_backlog(&self) -> usize {
+        self.apply_bytes.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The connection to a node is gone.
+    pub(crate) fn unreachable(&mut self, node: NodeId) {
+        if self.leads()
+            && let Some(replica) = self.replica_on(node).map(|replica| replica.replica_id)
+        {
+            self.raft.report_unreachable(replica);
+        }
+    }
+}
+
+/// The rule that apply rests on; the limits are checked where the request came in.
+fn check_ops(request: &v1::WriteRequest) -> Result<(), Error> {
+    if request.atomic {
+        let mut keys = BTreeSet::new();
+        for key in request.ops.iter().filter_map(command::op_key) {
+            if !keys.insert(key) {
+                return Err(Error::invalid(
+                    "an atomic batch names a key twice",
+                    "name each key once, or send the batch without `atomic`",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> raft::Config {
+    raft::Config {
+        id: replica,
+        election_tick: config.election_ticks,
+        heartbeat_tick: 1,
+        applied: boot.applied.index,
+        max_size_per_msg: config.message_bytes_max,
+        max_inflight_msgs: config.inflight_messages_max,
+        check_quorum: true,
+        pre_vote: true,
+        read_only_option: ReadOnlyOption::Safe,
+        batch_append: true,
+        max_uncommitted_size: config.range_proposal_bytes_max as u64 * 2,
+        max_committed_size_per_ready: 1 << 20,
+        ..Default::default()
+    }
+}
+
+/// raft-rs wants a logger; what matters leaves as events.
+fn discard() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}

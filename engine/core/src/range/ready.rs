@@ -1,0 +1,329 @@
+//! From Raft's state to effects: what is ready goes to the log writer, the network and apply, and
+//! what these report comes back.
+//!
+//! ```text
+//!            entries, hard state                    Persisted
+//! collect ──────────────────────▶ log writer ───────────────────▶ persisted ──▶ held messages leave
+//!    │  leader's messages                                             │
+//!    ├───────────────────────────▶ network                            ▼ (commit may move)
+//!    │  committed entries                            Applied
+//!    └───────────────────────────▶ apply stage ────────────────▶ applied ──▶ answers, barriers, lease
+//! ```
+//!
+//! A leader's messages leave at once: followers write their logs while it writes its own (Raft thesis
+//! 10.2.1). A follower's leave when what they promise is durable; in order, so a message that promises
+//! nothing new still waits behind one that does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_proto::{Error, v1};
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
+use raft::{Ready, StateRole};
+
+use super::{Range, Turn, Unpersisted};
+use crate::apply::{Applied, ApplyTask, ApplyWork};
+use crate::store::{Envelope, Event, LogItem, ReadView, SnapshotData};
+use crate::time::BootTime;
+use crate::wire;
+
+/// By how much a lease must have grown before it is published again.
+const LEASE_STEP: Duration = Duration::from_millis(20);
+
+impl Range {
+    /// Collects all that Raft wants at the end of a turn.
+    pub(crate) fn collect(&mut self, turn: &mut Turn<'_>) {
+        while !self.snapshot_must_wait() && self.raft.has_ready() {
+            self.collect_ready(turn);
+        }
+        if !self.snapshot_must_wait() {
+            self.incoming_snapshots.clear();
+        }
+        self.follow_role(turn);
+        self.draw_election_timeout(&turn.shared.config);
+        self.collect_reads_of_old(turn);
+        self.raft.mut_store().shrink_cache(self.applied.0, turn.shared.config.cache_bytes_max);
+        if self.leads() {
+            self.lease.renew(turn.now, &self.voters, self.replica, turn.shared.config.lease);
+        }
+        self.publish(turn);
+        self.barriers.release(self.readable_index(), &self.view, &mut turn.effects.barriers);
+    }
+
+    /// A snapshot replaces data that entries under way in the apply stage still change.
+    fn snapshot_must_wait(&self) -> bool {
+        self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty()) && self.apply_scheduled > self.applied.0
+    }
+
+    fn collect_ready(&mut self, turn: &mut Turn<'_>) {
+        let mut ready = self.raft.ready();
+        for state in ready.take_read_states() {
+            self.barriers.confirm(&state.request_ctx, state.index);
+        }
+        let at_once = ready.take_messages();
+        let snapshot = self.install_snapshot(&ready);
+        let entries = ready.take_entries();
+        let state_changed = ready.must_sync();
+        let held = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        let number = ready.number();
+        let mut item = LogItem { range: self.id, raft_state: None, entries, remove: Vec::new(), snapshot: None };
+        if let Some((data, removed)) = snapshot {
+            item.snapshot = Some(data);
+            item.remove.extend(removed);
+        }
+        item.remove.extend(self.raft.mut_store().append(&item.entries));
+        self.raft.advance_append_async(ready);
+        if state_changed {
+            item.raft_state = self.changed_raft_state(item.snapshot.is_some());
+        }
+        self.send(turn, at_once);
+        self.hold_or_send(turn, number, held, item);
+        self.schedule_apply(turn, committed);
+    }
+
+    /// Raft's own part of a snapshot that it has accepted, and the data that came with it.
+    fn install_snapshot(&mut self, ready: &Ready) -> Option<(SnapshotData, Option<(u64, u64)>)> {
+        let snapshot: &Snapshot = ready.snapshot();
+        if snapshot.is_empty() {
+            return None;
+        }
+        let meta = snapshot.get_metadata();
+        let brought = std::mem::take(&mut self.incoming_snapshots);
+        let is_this = |data: &SnapshotData| {
+            data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (meta.index, meta.term))
+        };
+        let data = brought.into_iter().find(is_this).expect("Raft restores only what a message has brought");
+        let removed = self.raft.mut_store().install(snapshot);
+        Some((data, removed))
+    }
+
+    /// The Raft state to be written, if what must be durable of it has changed.
+    fn changed_raft_state(&mut self, forced: bool) -> Option<v1::RaftState> {
+        let state = self.raft_state();
+        let same = state.term == self.written_state.term && state.vote == self.written_state.vote;
+        if same && !forced {
+            return None;
+        }
+        self.written_state = state;
+        Some(state)
+    }
+
+    /// The Raft state as it is to stand on disk.
+    pub(super) fn raft_state(&self) -> v1::RaftState {
+        let hard = self.raft.raft.hard_state();
+        let (truncated_index, truncated_term) = self.raft.store().truncated();
+        let vote = if cfg!(feature = "mutant-vote-not-saved") { 0 } else { hard.vote };
+        v1::RaftState { term: hard.term, vote, commit: hard.commit, truncated_index, truncated_term }
+    }
+
+    fn hold_or_send(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem) {
+        let writes =
+            item.raft_state.is_some() || item.snapshot.is_some() || !item.entries.is_empty() || !item.remove.is_empty();
+        if !writes && self.unpersisted.is_empty() {
+            self.raft.on_persist_ready(ready);
+            self.send(turn, messages);
+            return;
+        }
+        if cfg!(feature = "mutant-ack-before-persist") {
+            self.send(turn, messages.clone());
+        }
+        // What writes nothing is durable with what was written before it.
+        let last = self.unpersisted.back().map_or(turn.sequence, |last| last.sequence);
+        let sequence = if writes { turn.sequence } else { last };
+        let snapshot = item.snapshot.clone();
+        if writes {
+            turn.items.push(item);
+        }
+        self.unpersisted.push_back(Unpersisted { sequence, ready, messages, snapshot });
+    }
+
+    /// The log is durable up to this batch.
+    pub(crate) fn persisted(&mut self, turn: &mut Turn<'_>, sequence: u64) {
+        while self.unpersisted.front().is_some_and(|front| front.sequence <= sequence) {
+            let Some(done) = self.unpersisted.pop_front() else { break };
+            self.raft.on_persist_ready(done.ready);
+            if !cfg!(feature = "mutant-ack-before-persist") {
+                self.send(turn, done.messages);
+            }
+            if let Some(data) = done.snapshot {
+                self.snapshot_persisted(turn, &data);
+            }
+        }
+    }
+
+    /// A snapshot stands on disk in place of all that the range had.
+    fn snapshot_persisted(&mut self, turn: &mut Turn<'_>, data: &SnapshotData) {
+        let applied = data.header.applied.expect("checked when it was received");
+        let descriptor = data.header.descriptor.clone().expect("checked when it was received");
+        self.descriptor = Arc::new(descriptor);
+        self.voters = super::log::conf_state(&self.descriptor).voters;
+        self.applied = (applied.index, applied.term);
+        self.checksum = applied.checksum;
+        self.apply_scheduled = applied.index;
+        self.apply_bytes.clear();
+        self.applied_marks.clear();
+        self.applied_durable = applied.index;
+        self.raft.advance_apply_to(applied.index);
+        let before = self.proposals.bytes();
+        self.proposals.leapt(applied.index, &mut turn.effects.writes);
+        self.release_bytes(turn, before);
+        let work = ApplyWork::Replaced { descriptor: self.descriptor.clone(), applied };
+        turn.effects.applies.push(ApplyTask { range: self.id, work });
+        turn.effects.events.push(Event::SnapshotApplied { range: self.id, index: applied.index });
+    }
+
+    fn schedule_apply(&mut self, turn: &mut Turn<'_>, committed: Vec<Entry>) {
+        let Some(last) = committed.last() else { return };
+        self.apply_scheduled = last.index;
+        let bytes = committed.iter().map(|entry| entry.data.len()).sum();
+        self.apply_bytes.push_back((last.index, bytes));
+        turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Entries(committed) });
+    }
+
+    /// The apply stage has got to an index; what it did can be read.
+    pub(crate) fn applied(&mut self, turn: &mut Turn<'_>, done: Applied) {
+        self.raft.advance_apply_to(done.index);
+        self.applied = (done.index, done.term);
+        self.checksum = done.checksum;
+        while self.apply_bytes.front().is_some_and(|(index, _)| *index <= done.index) {
+            self.apply_bytes.pop_front();
+        }
+        // The next log batch's sync covers this apply's write, which came before it.
+        match self.applied_marks.back_mut() {
+            Some((sequence, index)) if *sequence == turn.sequence => *index = done.index,
+            _ => self.applied_marks.push_back((turn.sequence, done.index)),
+        }
+        let before = self.proposals.bytes();
+        let (range, leader, descriptor) = (self.id, self.leader(), self.descriptor.clone());
+        let overwritten = || Error::NotLeader { range, leader, descriptors: vec![(*descriptor).clone()] };
+        self.proposals.applied(done.index, done.results, overwritten, &mut turn.effects.writes);
+        self.release_bytes(turn, before);
+        self.consider_truncation(turn);
+    }
+
+    /// Up to where barriers may read: nothing before an entry of the own term is applied.
+    fn readable_index(&self) -> u64 {
+        if self.serves() { self.applied.0 } else { 0 }
+    }
+
+    fn serves(&self) -> bool {
+        self.leads() && self.applied.1 == self.term()
+    }
+
+    /// Sends messages, with the stamps that leases are drawn from.
+    fn send(&mut self, turn: &mut Turn<'_>, messages: Vec<Message>) {
+        for message in messages {
+            let kind = message.get_msg_type();
+            if !wire::may_travel(kind) {
+                continue;
+            }
+            let Some(to) = self.node_of(message.to) else { continue };
+            if kind == MessageType::MsgTimeoutNow && !cfg!(feature = "mutant-lease-after-timeout-now") {
+                self.lease.void();
+            }
+            let snapshot = match kind {
+                MessageType::MsgSnapshot => match self.raft.store().offered_snapshot() {
+                    Some(data) => Some(data),
+                    None => continue,
+                },
+                _ => None,
+            };
+            let term = message.term;
+            let mut wired = wire::to_wire(message);
+            wired.range_id = self.id.0;
+            match kind {
+                MessageType::MsgAppend | MessageType::MsgHeartbeat => wired.stamp = turn.now.0,
+                MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse
+                    if self.leader_stamp.0 == term && self.raft.raft.leader_id == wired.to_replica =>
+                {
+                    wired.ack_stamp = self.leader_stamp.1;
+                }
+                _ => {}
+            }
+            let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);
+            turn.effects.messages.push(Envelope { from: turn.shared.node, to, message: wired, disk_full, snapshot });
+        }
+    }
+
+    /// What a change of role means for those who wait.
+    fn follow_role(&mut self, turn: &mut Turn<'_>) {
+        let role = self.raft.raft.state;
+        let (was, term) = (self.role, self.view.term);
+        self.role = role;
+        if role != was && matches!(role, StateRole::PreCandidate | StateRole::Candidate) {
+            self.campaigns += 1;
+        }
+        let led_before = was == StateRole::Leader;
+        let same_reign = led_before && role == StateRole::Leader && term == self.term();
+        if led_before && !same_reign {
+            self.lease.end();
+            turn.effects.events.push(Event::SteppedDown { range: self.id, term });
+            let error = self.not_leader();
+            let before = self.proposals.bytes();
+            self.proposals.refuse_queued(&error, &mut turn.effects.writes);
+            self.release_bytes(turn, before);
+            self.barriers.refuse(&error, &mut turn.effects.barriers);
+        }
+        if role == StateRole::Leader && !same_reign {
+            self.lease.begin(self.term());
+            turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
+        }
+        self.follow_transfer(turn);
+    }
+
+    /// Reads of the disk that Raft waits for.
+    fn collect_reads_of_old(&mut self, turn: &mut Turn<'_>) {
+        for fetch in self.raft.store().take_wanted_fetches() {
+            turn.effects.fetches.push(crate::store::FetchLog {
+                range: self.id,
+                id: fetch.id,
+                low: fetch.low,
+                high: fetch.high,
+                bytes_max: fetch.bytes_max,
+            });
+        }
+        if self.raft.store().take_snapshot_wanted() && !self.snapshot_asked {
+            self.snapshot_asked = true;
+            turn.effects.snapshots_wanted.push(self.id);
+        }
+    }
+
+    /// Old entries have come from the disk.
+    pub(crate) fn log_fetched(&mut self, id: u64, entries: Vec<Entry>) {
+        for context in self.raft.mut_store().fetched(id, entries) {
+            self.raft.on_entries_fetched(context);
+        }
+        self.raft.mut_store().drop_fetched();
+    }
+
+    fn publish(&mut self, turn: &mut Turn<'_>) {
+        let lease_until = if self.serves() { self.lease.until() } else { BootTime::default() };
+        let view = ReadView {
+            own_node: turn.shared.node,
+            descriptor: self.descriptor.clone(),
+            term: self.term(),
+            leader: self.leader(),
+            serves: self.serves(),
+            lease_until,
+        };
+        let changed_leader = view.term != self.view.term || view.leader != self.view.leader;
+        if changed_leader {
+            let leader = view.leader;
+            turn.effects.events.push(Event::LeaderChanged { range: self.id, term: view.term, leader });
+        }
+        if self.is_news(&view) {
+            self.view = Arc::new(view);
+            turn.effects.views.push(self.view.clone());
+        }
+    }
+
+    /// Whether readers must hear of this view. A lease that runs a little longer can wait: it is
+    /// drawn anew many times before it ends.
+    fn is_news(&self, view: &ReadView) -> bool {
+        let longer = view.lease_until.since(self.view.lease_until);
+        let only_a_little = view.lease_until >= self.view.lease_until && longer < LEASE_STEP;
+        let rest = ReadView { lease_until: self.view.lease_until, ..view.clone() };
+        rest != *self.view || !only_a_little
+    }
+}

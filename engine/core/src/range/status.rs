@@ -1,0 +1,80 @@
+//! What a replica tells about itself.
+
+use raft::StateRole;
+
+use flotilla_proto::v1;
+
+use super::Range;
+use crate::store::RangeSummary;
+use crate::time::BootTime;
+
+fn role_name(role: StateRole) -> &'static str {
+    match role {
+        StateRole::Follower => "follower",
+        StateRole::PreCandidate => "pre-candidate",
+        StateRole::Candidate => "candidate",
+        StateRole::Leader => "leader",
+    }
+}
+
+impl Range {
+    /// The replica's state, for people.
+    pub(crate) fn status(&self, node: u64, now: BootTime) -> v1::GetRangeResponse {
+        let raft = &self.raft.raft;
+        let mut followers: Vec<v1::FollowerProgress> = Vec::new();
+        if self.leads() {
+            let others = raft.prs().iter().filter(|(id, _)| **id != self.replica);
+            followers.extend(others.map(|(id, progress)| v1::FollowerProgress {
+                node_id: self.node_of(*id).unwrap_or_default().0,
+                replica_id: *id,
+                matched_index: progress.matched,
+                state: progress.state.to_string().to_lowercase(),
+                recently_active: progress.recent_active,
+            }));
+            followers.sort_by_key(|follower| follower.replica_id);
+        }
+        let replica = v1::ReplicaStatus {
+            node_id: node,
+            replica_id: self.replica,
+            role: role_name(raft.state).into(),
+            term: raft.term,
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied.0,
+            last_index: raft.raft_log.last_index(),
+            truncated_index: self.raft.store().truncated().0,
+            lease_remaining_ms: u64::try_from(self.view.lease_until.since(now).as_millis()).unwrap_or(u64::MAX),
+            followers,
+            proposal_bytes: self.proposals.bytes() as u64,
+            applied_checksum: self.checksum,
+        };
+        v1::GetRangeResponse {
+            status: Some(v1::RangeStatus {
+                descriptor: Some((*self.descriptor).clone()),
+                leader_node_id: self.leader().unwrap_or_default().0,
+                term: raft.term,
+            }),
+            replica: Some(replica),
+        }
+    }
+
+    /// The replica's state, for metrics and checkers.
+    pub(crate) fn summary(&self) -> RangeSummary {
+        let raft = &self.raft.raft;
+        RangeSummary {
+            range: self.id,
+            descriptor: self.descriptor.clone(),
+            leader: self.leader(),
+            leads: self.leads(),
+            term: raft.term,
+            vote: raft.vote,
+            commit: raft.raft_log.committed,
+            applied: self.applied.0,
+            applied_checksum: self.checksum,
+            last_index: raft.raft_log.last_index(),
+            truncated: self.raft.store().truncated().0,
+            lease_until: self.view.lease_until,
+            proposal_bytes: self.proposals.bytes(),
+            log_bytes: self.raft.store().log_bytes(),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Reads: who may answer one, and the answer. Outside of the store's loop.
+//!
+//! A read at the leader takes no turn of the loop. It loads the range's newest [`ReadView`], is
+//! admitted by it, reads, and is admitted a second time by the then newest view at the then newest
+//! time: between the two the lease held, so no other replica can have acknowledged a write that the
+//! read missed. Without a lease it asks the loop for a barrier (ReadIndex) first, and reads then.
+//!
+//! Why this is linearizable: a write is acknowledged only after its apply can be read here (the loop
+//! answers from [`crate::store::Input::Applied`]); a leader serves only once it has applied an entry
+//! of its own term, hence everything acknowledged before it; and while its lease runs a quorum
+//! refuses every other candidate.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use flotilla_proto::{Error, KeyspaceId, RangeId, limits, v1};
+
+use crate::config::ReadMode;
+use crate::keys;
+use crate::record;
+use crate::storage::{Direction, Family, Read, StorageError};
+use crate::store::ReadView;
+use crate::time::BootTime;
+
+/// A read of one range.
+#[derive(Clone, Copy, Debug)]
+pub enum ReadRequest<'a> {
+    /// One key.
+    Get(&'a v1::GetRequest),
+    /// Several keys, each by itself.
+    MultiGet(&'a v1::MultiGetRequest),
+    /// A span, cut to the range.
+    Scan(&'a v1::ScanRequest),
+}
+
+/// Whether a read may be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admission {
+    /// Now.
+    Read,
+    /// After a barrier.
+    Barrier,
+    /// Not here.
+    Refused(Error),
+}
+
+/// Whether a request's epoch is the one this replica has: behind or ahead, it is refused.
+pub fn check_epoch(descriptor: &v1::RangeDescriptor, epoch: Option<&v1::Epoch>) -> Result<(), Error> {
+    let ours = descriptor.epoch.unwrap_or_default();
+    // Replicas may change without a change of the keys served: only the version decides.
+    if epoch.is_some_and(|epoch| epoch.version == ours.version) {
+        return Ok(());
+    }
+    Err(Error::EpochMismatch { range: RangeId(descriptor.range_id), descriptors: vec![descriptor.clone()] })
+}
+
+/// Whether this replica may answer a read with this header now.
+pub fn admit(view: &ReadView, now: BootTime, mode: ReadMode, header: &v1::RequestHeader) -> Admission {
+    if let Err(error) = check_epoch(&view.descriptor, header.epoch.as_ref()) {
+        return Admission::Refused(error);
+    }
+    if header.consistency() == v1::ReadConsistency::Stale {
+        return Admission::Read;
+    }
+    // A leader that has not applied its own first entry yet is asked for a barrier, which waits for it.
+    if view.leader != Some(view.own_node) {
+        return Admission::Refused(not_leader(view));
+    }
+    if mode == ReadMode::Lease && view.lease_covers(now) { Admission::Read } else { Admission::Barrier }
+}
+
+/// The refusal of a replica that does not lead.
+pub fn not_leader(view: &ReadView) -> Error {
+    Error::NotLeader { range: view.range(), leader: view.leader, descriptors: vec![(*view.descriptor).clone()] }
+}
+
+/// Reads. The answer has no header; the caller adds it.
+pub fn execute<R: Read + ?Sized>(
+    storage: &R,
+    descriptor: &v1::RangeDescriptor,
+    request: ReadRequest<'_>,
+) -> Result<v1::response::Body, Error> {
+    match request {
+        ReadRequest::Get(get) => {
+            let record = get_one(storage, descriptor, &get.key)?;
+            Ok(v1::response::Body::Get(v1::GetResponse { header: None, record }))
+        }
+        ReadRequest::MultiGet(multi) => {
+            let mut results = Vec::with_capacity(multi.keys.len());
+            for key in &multi.keys {
+                results.push(v1::MultiGetResult { record: get_one(storage, descriptor, key)? });
+            }
+            Ok(v1::response::Body::MultiGet(v1::MultiGetResponse { header: None, results }))
+        }
+        ReadRequest::Scan(request) => Ok(v1::response::Body::Scan(scan(storage, descriptor, request)?)),
+    }
+}
+
+fn failed(error: StorageError) -> Error {
+    match error {
+        StorageError::Corrupt { what } => Error::Corruption { what },
+        other => Error::Unavailable { reason: other.to_string() },
+    }
+}
+
+/// Whether the range holds this key.
+pub fn contains(descriptor: &v1::RangeDescriptor, key: &[u8]) -> bool {
+    key >= &descriptor.start[..] && (descriptor.end.is_empty() || key < &descriptor.end[..])
+}
+
+fn get_one<R: Read + ?Sized>(
+    storage: &R,
+    descriptor: &v1::RangeDescriptor,
+    key: &[u8],
+) -> Result<Option<v1::Record>, Error> {
+    if !contains(descriptor, key) {
+        return Err(Error::KeyNotInRange {
+            range: RangeId(descriptor.range_id),
+            descriptors: vec![descriptor.clone()],
+        });
+    }
+    let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key)).map_err(failed)?;
+    let Some(stored) = stored else { return Ok(None) };
+    let (version, value) = record::decode_value(stored).map_err(failed)?;
+    Ok(Some(v1::Record { key: Bytes::new(), value, version }))
+}
+
+/// One page of one range. `next_token` is here the bare user key to go on with: forward the next
+/// page's start, backward its (exclusive) end; the router makes tokens for clients from it.
+fn scan<R: Read + ?Sized>(
+    storage: &R,
+    descriptor: &v1::RangeDescriptor,
+    request: &v1::ScanRequest,
+) -> Result<v1::ScanResponse, Error> {
+    let start = request.start.clone().max(descriptor.start.clone());
+    let end = match (request.end.is_empty(), descriptor.end.is_empty()) {
+        (true, _) => descriptor.end.clone(),
+        (false, true) => request.end.clone(),
+        (false, false) => request.end.clone().min(descriptor.end.clone()),
+    };
+    let mut page = Page::new(request);
+    if end.is_empty() || start < end {
+        let (first, last) = keys::data_span(KeyspaceId(descriptor.keyspace_id), &start, &end);
+        let direction = if request.reverse { Direction::Reverse } else { Direction::Forward };
+        storage
+            .scan(Family::State, &first, &last, direction, &mut |key, value| page.visit(key, value))
+            .map_err(failed)?;
+    }
+    page.finish()
+}
+
+struct Page<'a> {
+    request: &'a v1::ScanRequest,
+    limit: u64,
+    limit_bytes: usize,
+    bytes: usize,
+    response: v1::ScanResponse,
+    last_key: Bytes,
+    error: Option<Error>,
+}
+
+impl<'a> Page<'a> {
+    fn new(request: &'a v1::ScanRequest) -> Self {
+        let limit = if request.limit == 0 { limits::SCAN_LIMIT_DEFAULT } else { request.limit };
+        // Counting returns nothing, so the default page is no bound to it.
+        let limit = if request.count_only && request.limit == 0 { u64::MAX } else { u64::from(limit) };
+        let bytes = if request.limit_bytes == 0 { limits::SCAN_BYTES_DEFAULT } else { request.limit_bytes };
+        Self {
+            request,
+            limit,
+            limit_bytes: bytes.min(limits::SCAN_BYTES_MAX) as usize,
+            bytes: 0,
+            response: v1::ScanResponse::default(),
+            last_key: Bytes::new(),
+            error: None,
+        }
+    }
+
+    fn visit(&mut self, key: &[u8], value: &[u8]) -> ControlFlow<()> {
+        match self.take(key, value) {
+            Ok(flow) => flow,
+            Err(error) => {
+                self.error = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<ControlFlow<()>, Error> {
+        let user_key = keys::user_key(key)
+            .ok_or_else(|| Error::Corruption { what: format!("data key {key:02x?} cannot be read") })?;
+        let header = if self.request.keys_only { 0 } else { value.len() };
+        let bytes = user_key.len() + header;
+        let full = self.response.count >= self.limit
+            || (self.response.count > 0 && !self.request.count_only && self.bytes + bytes > self.limit_bytes);
+        if full {
+            // Backward, the next page ends before the last key that was taken.
+            let next = if self.request.reverse { self.last_key.clone() } else { user_key };
+            self.response.next_token = next;
+            return Ok(ControlFlow::Break(()));
+        }
+        self.response.count += 1;
+        self.bytes += bytes;
+        if self.request.reverse {
+            self.last_key.clone_from(&user_key);
+        }
+        if !self.request.count_only {
+            let version = record::value_version(value).map_err(failed)?;
+            let value = if self.request.keys_only {
+                Bytes::new()
+            } else {
+                record::decode_value(Bytes::copy_from_slice(value)).map_err(failed)?.1
+            };
+            self.response.records.push(v1::Record { key: user_key, value, version });
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn finish(self) -> Result<v1::ScanResponse, Error> {
+        self.error.map_or(Ok(self.response), Err)
+    }
+}

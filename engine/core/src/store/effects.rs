@@ -1,0 +1,192 @@
+//! What the store wants done: filled by [`super::Store::on`] and [`super::Store::end_turn`], carried out by
+//! whoever drives the store (threads in flotilla-node, the scheduler in flotilla-sim).
+//!
+//! Order: publish [`Effects::views`] first, since a view that ends a lease must be seen before
+//! the message that lets another replica lead leaves the node. Everything else may be done in any
+//! order and at any time later; within one field the order is to be kept.
+
+use std::sync::Arc;
+
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+use raft::eraftpb::Entry;
+
+use super::input::{Envelope, SnapshotData, Token};
+use crate::apply::ApplyTask;
+use crate::time::BootTime;
+
+/// Everything the store wants done after a turn.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// What readers may see of each range from now on.
+    pub views: Vec<Arc<ReadView>>,
+    /// To be made durable; answered by [`super::Input::Persisted`]. Write it with
+    /// [`crate::log_writer::fill`], then sync; one sync may cover several batches.
+    pub log: Option<LogBatch>,
+    /// To be sent, in this order for each node. None of them needs to wait for [`Effects::log`]:
+    /// the store holds back what must.
+    pub messages: Vec<Envelope>,
+    /// Committed entries for the apply stage; answered by [`super::Input::Applied`].
+    pub applies: Vec<ApplyTask>,
+    /// Answers to writes.
+    pub writes: Vec<(Token, Result<WriteAnswer, Error>)>,
+    /// Answers to read barriers: on success the range may be read now.
+    pub barriers: Vec<(Token, Result<Arc<ReadView>, Error>)>,
+    /// Answers to leader transfers: the new leader and its term.
+    pub transfers: Vec<(Token, Result<(NodeId, u64), Error>)>,
+    /// Answers to status questions.
+    pub statuses: Vec<(Token, Result<v1::GetRangeResponse, Error>)>,
+    /// Entries to be read from disk; answered by [`super::Input::LogFetched`].
+    pub fetches: Vec<FetchLog>,
+    /// Snapshots to be made ([`crate::snapshot::make`]); answered by [`super::Input::SnapshotMade`].
+    pub snapshots_wanted: Vec<RangeId>,
+    /// What happened, for logs, metrics and checkers.
+    pub events: Vec<Event>,
+    /// The store cannot go on: stop the process, and say this.
+    pub fatal: Option<String>,
+}
+
+impl Effects {
+    /// Whether nothing is wanted.
+    pub fn is_empty(&self) -> bool {
+        self.views.is_empty()
+            && self.log.is_none()
+            && self.messages.is_empty()
+            && self.applies.is_empty()
+            && self.writes.is_empty()
+            && self.barriers.is_empty()
+            && self.transfers.is_empty()
+            && self.statuses.is_empty()
+            && self.fetches.is_empty()
+            && self.snapshots_wanted.is_empty()
+            && self.events.is_empty()
+            && self.fatal.is_none()
+    }
+}
+
+/// What one turn wants in the log: atomic, and durable before anything that depends on it leaves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogBatch {
+    /// Counts the batches of this store, from 1.
+    pub sequence: u64,
+    /// One for each range that changed.
+    pub items: Vec<LogItem>,
+}
+
+/// One range's part of a [`LogBatch`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogItem {
+    /// The range.
+    pub range: RangeId,
+    /// The Raft state, if it changed.
+    pub raft_state: Option<v1::RaftState>,
+    /// Entries to be written; they replace what is there at their indexes.
+    pub entries: Vec<Entry>,
+    /// Indexes `[from, to)` of entries that are replaced by a shorter log, or truncated.
+    pub remove: Vec<(u64, u64)>,
+    /// A snapshot that replaces the range's whole state and log.
+    pub snapshot: Option<SnapshotData>,
+}
+
+/// What readers may know of a range without asking the store. Published as a whole; the newest wins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadView {
+    /// The node of this replica.
+    pub own_node: NodeId,
+    /// The range.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// This replica's term.
+    pub term: u64,
+    /// The leader, as far as it is known.
+    pub leader: Option<NodeId>,
+    /// Whether this replica leads and has applied an entry of its own term.
+    pub serves: bool,
+    /// Until when a read here sees every write acknowledged before; zero: no lease.
+    pub lease_until: BootTime,
+}
+
+impl ReadView {
+    /// Whether the lease covers `now`.
+    pub fn lease_covers(&self, now: BootTime) -> bool {
+        self.serves && now < self.lease_until
+    }
+
+    /// The range's id.
+    pub fn range(&self) -> RangeId {
+        RangeId(self.descriptor.range_id)
+    }
+}
+
+/// A write that was decided: applied, or refused by its conditions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WriteAnswer {
+    /// The term it was evaluated in.
+    pub term: u64,
+    /// One for each operation, in that order.
+    pub results: Vec<v1::WriteResult>,
+}
+
+/// Entries that a follower needs and the cache no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchLog {
+    /// The range.
+    pub range: RangeId,
+    /// Names this read in its answer.
+    pub id: u64,
+    /// First index.
+    pub low: u64,
+    /// Index after the last.
+    pub high: u64,
+    /// At most so many bytes, but one entry at least.
+    pub bytes_max: u64,
+}
+
+/// What happened in a range.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// This replica became the leader.
+    BecameLeader {
+        /// The range.
+        range: RangeId,
+        /// Its new term.
+        term: u64,
+    },
+    /// This replica no longer leads.
+    SteppedDown {
+        /// The range.
+        range: RangeId,
+        /// The term that ended.
+        term: u64,
+    },
+    /// The replica learned of another leader.
+    LeaderChanged {
+        /// The range.
+        range: RangeId,
+        /// The term.
+        term: u64,
+        /// The leader's node, if there is one.
+        leader: Option<NodeId>,
+    },
+    /// A snapshot replaced this replica's state.
+    SnapshotApplied {
+        /// The range.
+        range: RangeId,
+        /// Its index.
+        index: u64,
+    },
+    /// The log was cut off below `index`.
+    LogTruncated {
+        /// The range.
+        range: RangeId,
+        /// The new truncated index.
+        index: u64,
+    },
+    /// A message was refused.
+    MessageRefused {
+        /// The sender.
+        from: NodeId,
+        /// The range it was about.
+        range: RangeId,
+        /// Why.
+        reason: String,
+    },
+}

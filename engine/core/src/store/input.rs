@@ -1,0 +1,161 @@
+//! What the store is told: requests, messages, time, and what became of its effects.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_proto::{NodeId, RangeId, v1};
+use raft::eraftpb::Entry;
+
+use crate::apply::Applied;
+use crate::time::BootTime;
+
+/// Names a request until its answer; chosen by the caller, never seen by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// One thing that happened. Each goes through [`super::Store::on`]; what follows from it is
+/// gathered until [`super::Store::end_turn`].
+#[derive(Debug)]
+pub enum Input {
+    /// A client's write. Answered by [`super::Effects::writes`].
+    Write(Write),
+    /// A read that found no lease: asks whether this replica still leads (ReadIndex). Answered by
+    /// [`super::Effects::barriers`]; the caller then reads.
+    ReadBarrier(ReadBarrier),
+    /// An order to hand a range's leadership over. Answered by [`super::Effects::transfers`].
+    TransferLeader(TransferLeader),
+    /// Asks for one replica's state. Answered by [`super::Effects::statuses`].
+    Status {
+        /// The asker.
+        token: Token,
+        /// The range asked about.
+        range: RangeId,
+    },
+    /// A message from another node.
+    Message(Envelope),
+    /// Time has passed; at least every [`crate::config::Config::tick`].
+    Tick,
+    /// Every log batch up to this sequence number is durable.
+    Persisted {
+        /// The [`super::LogBatch::sequence`] of the last of them.
+        sequence: u64,
+    },
+    /// The apply stage has carried out a task; its results can be read.
+    Applied(Applied),
+    /// Entries asked for by [`super::Effects::fetches`].
+    LogFetched {
+        /// The range.
+        range: RangeId,
+        /// The answered [`super::FetchLog::id`].
+        id: u64,
+        /// The entries, beginning with the first one asked for; empty if they are gone.
+        entries: Vec<Entry>,
+    },
+    /// A snapshot asked for by [`super::Effects::snapshots_wanted`] is made; `None`: it could not be.
+    SnapshotMade {
+        /// The range.
+        range: RangeId,
+        /// The snapshot.
+        snapshot: Option<SnapshotData>,
+    },
+    /// What became of a message with a snapshot in it.
+    SnapshotSent {
+        /// The range.
+        range: RangeId,
+        /// The replica it was for.
+        to_replica: u64,
+        /// Whether all of it reached the other node.
+        ok: bool,
+    },
+    /// The connection to a node broke, or could not be made.
+    Unreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// Whether this node's disk has room above its margin.
+    DiskSpace {
+        /// Whether it has.
+        has_room: bool,
+    },
+    /// About how many bytes of data a range has; told every few seconds.
+    RangeSize {
+        /// The range.
+        range: RangeId,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Hand every range over that this node leads, and campaign no more: the process is to end.
+    Drain,
+}
+
+/// A client's write: one request, evaluated as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The asker.
+    pub token: Token,
+    /// The range that the caller believes holds all its keys.
+    pub range: RangeId,
+    /// The range's epoch as the caller knows it.
+    pub epoch: v1::Epoch,
+    /// The operations; checked against the limits by the caller.
+    pub request: v1::WriteRequest,
+    /// When the caller stops waiting.
+    pub deadline: BootTime,
+}
+
+/// See [`Input::ReadBarrier`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadBarrier {
+    /// The asker.
+    pub token: Token,
+    /// The range to be read.
+    pub range: RangeId,
+    /// The range's epoch as the caller knows it.
+    pub epoch: v1::Epoch,
+    /// When the caller stops waiting.
+    pub deadline: BootTime,
+}
+
+/// See [`Input::TransferLeader`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransferLeader {
+    /// The asker.
+    pub token: Token,
+    /// The range.
+    pub range: RangeId,
+    /// The node whose replica is to lead.
+    pub to: NodeId,
+    /// When the caller stops waiting.
+    pub deadline: BootTime,
+}
+
+/// One message between two nodes, about one range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// The sender.
+    pub from: NodeId,
+    /// The receiver.
+    pub to: NodeId,
+    /// The Raft message, with range and stamps.
+    pub message: v1::PeerMessage,
+    /// The sender's disk is at its margin.
+    pub disk_full: bool,
+    /// With a snapshot message: what it holds.
+    pub snapshot: Option<SnapshotData>,
+}
+
+/// A range's whole state at one index, in memory: the small form (engine-notes 1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotData {
+    /// Descriptor and applied state; what Raft's snapshot metadata is made from.
+    pub header: v1::SnapshotHeader,
+    /// The records, in pieces of about 1 MiB: see [`crate::snapshot`].
+    pub chunks: Arc<Vec<Bytes>>,
+}
+
+impl SnapshotData {
+    /// Its size, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+}

@@ -1,0 +1,250 @@
+//! The store: all ranges of a node, as one state machine.
+//!
+//! Whoever drives it gives it inputs ([`Store::on`]), ends the turn ([`Store::end_turn`]), and carries
+//! the effects out. A turn is where batching happens: all writes that came for a range become one
+//! entry, all ranges' entries one log batch (and one sync), all messages for a node one frame. Time
+//! is what it is told; randomness comes from the seed; the order of ranges is that of their ids: the
+//! same inputs give the same effects.
+
+mod effects;
+mod input;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+
+pub use effects::{Effects, Event, FetchLog, LogBatch, LogItem, ReadView, WriteAnswer};
+pub use input::{Envelope, Input, ReadBarrier, SnapshotData, Token, TransferLeader, Write};
+
+use crate::config::Config;
+use crate::range::{Range, Shared, Turn};
+use crate::recover::Boot;
+use crate::time::BootTime;
+
+/// What a replica is doing, for metrics and checkers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RangeSummary {
+    /// The range.
+    pub range: RangeId,
+    /// The range as this replica has it.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// The leader's node, as far as it is known.
+    pub leader: Option<NodeId>,
+    /// Whether this replica leads.
+    pub leads: bool,
+    /// Its term.
+    pub term: u64,
+    /// The replica it voted for in that term; 0: none.
+    pub vote: u64,
+    /// Its commit index.
+    pub commit: u64,
+    /// Its applied index.
+    pub applied: u64,
+    /// Its rolling checksum there.
+    pub applied_checksum: u32,
+    /// Its last index.
+    pub last_index: u64,
+    /// Its truncated index.
+    pub truncated: u64,
+    /// Until when its lease runs; zero: none.
+    pub lease_until: BootTime,
+    /// Bytes of writes under way.
+    pub proposal_bytes: usize,
+    /// Bytes of its log.
+    pub log_bytes: u64,
+}
+
+/// See the module.
+pub struct Store {
+    shared: Shared,
+    ranges: BTreeMap<RangeId, Range>,
+    /// Ranges that something happened to in this turn.
+    dirty: BTreeSet<RangeId>,
+    last_sequence: u64,
+    last_tick: BootTime,
+    /// The ranges in each log batch that is not durable yet.
+    in_flight: VecDeque<(u64, BTreeSet<RangeId>)>,
+    items: Vec<LogItem>,
+}
+
+impl Store {
+    /// A store as recovery found it. The error says what is wrong with settings or records.
+    pub fn new(config: Config, node: NodeId, boot: &Boot, now: BootTime) -> Result<Self, String> {
+        config.check()?;
+        let shared = Shared {
+            config,
+            node,
+            proposal_bytes: 0,
+            durable_sequence: 0,
+            full_nodes: BTreeSet::new(),
+            draining: false,
+        };
+        let mut ranges = BTreeMap::new();
+        for range in &boot.ranges {
+            ranges.insert(RangeId(range.descriptor.range_id), Range::new(&shared, range, now)?);
+        }
+        let dirty = ranges.keys().copied().collect();
+        Ok(Self {
+            shared,
+            ranges,
+            dirty,
+            last_sequence: 0,
+            last_tick: now,
+            in_flight: VecDeque::new(),
+            items: Vec::new(),
+        })
+    }
+
+    /// What readers may see before the first turn.
+    pub fn initial_views(&self) -> Vec<Arc<ReadView>> {
+        self.ranges.values().map(|range| range.view().clone()).collect()
+    }
+
+    /// All replicas, by range id.
+    pub fn ranges(&self) -> impl Iterator<Item = RangeSummary> + '_ {
+        self.ranges.values().map(Range::summary)
+    }
+
+    /// Takes an input. Refusals are answered at once; the rest follows at the end of the turn.
+    pub fn on(&mut self, now: BootTime, input: Input, effects: &mut Effects) {
+        match input {
+            Input::Write(write) => {
+                let (token, range) = (write.token, write.range);
+                if !self.with(now, range, effects, |range, turn| range.write(turn, write)) {
+                    effects.writes.push((token, Err(Error::RangeNotFound { range })));
+                }
+            }
+            Input::ReadBarrier(barrier) => {
+                let (token, range) = (barrier.token, barrier.range);
+                if !self.with(now, range, effects, |range, turn| range.barrier(turn, barrier)) {
+                    effects.barriers.push((token, Err(Error::RangeNotFound { range })));
+                }
+            }
+            Input::TransferLeader(order) => {
+                if !self.with(now, order.range, effects, |range, turn| range.transfer_leader(turn, order)) {
+                    effects.transfers.push((order.token, Err(Error::RangeNotFound { range: order.range })));
+                }
+            }
+            Input::Status { token, range } => {
+                let node = self.shared.node.0;
+                let status = self.ranges.get(&range).map(|of| of.status(node, now));
+                effects.statuses.push((token, status.ok_or(Error::RangeNotFound { range })));
+            }
+            Input::Message(envelope) => self.message(now, envelope, effects),
+            Input::Tick => self.tick(now, effects),
+            Input::Persisted { sequence } => self.persisted(now, sequence, effects),
+            Input::Applied(done) => {
+                self.with(now, done.range, effects, |range, turn| range.applied(turn, done));
+            }
+            Input::LogFetched { range, id, entries } => {
+                self.with(now, range, effects, |range, _| range.log_fetched(id, entries));
+            }
+            Input::SnapshotMade { range, snapshot } => {
+                self.with(now, range, effects, |range, _| range.snapshot_made(snapshot));
+            }
+            Input::SnapshotSent { range, to_replica, ok } => {
+                self.with(now, range, effects, |range, _| range.snapshot_sent(to_replica, ok));
+            }
+            Input::Unreachable { node } => {
+                self.with_all(now, effects, |range, _| range.unreachable(node));
+            }
+            Input::DiskSpace { has_room } => self.disk_space(self.shared.node, has_room),
+            Input::RangeSize { range, bytes } => {
+                self.with(now, range, effects, |range, _| range.told_size(bytes));
+            }
+            Input::Drain => {
+                self.shared.draining = true;
+                self.with_all(now, effects, |range, _| range.hand_over());
+            }
+        }
+    }
+
+    /// Ends the turn: proposes what was queued, and collects what follows from all inputs since the
+    /// last one.
+    pub fn end_turn(&mut self, now: BootTime, effects: &mut Effects) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for id in dirty {
+            self.with(now, id, effects, |range, turn| {
+                range.propose(turn);
+                range.collect(turn);
+            });
+            // What still waits is looked at again when something happens to the range, or at the next tick.
+            self.dirty.remove(&id);
+        }
+        if !self.items.is_empty() {
+            self.last_sequence += 1;
+            let items = std::mem::take(&mut self.items);
+            self.in_flight.push_back((self.last_sequence, items.iter().map(|item| item.range).collect()));
+            effects.log = Some(LogBatch { sequence: self.last_sequence, items });
+        }
+    }
+
+    /// Runs `act` on a range, which then has a turn; false: there is no such range.
+    fn with(
+        &mut self,
+        now: BootTime,
+        id: RangeId,
+        effects: &mut Effects,
+        act: impl FnOnce(&mut Range, &mut Turn<'_>),
+    ) -> bool {
+        let Some(range) = self.ranges.get_mut(&id) else { return false };
+        let sequence = self.last_sequence + 1;
+        act(range, &mut Turn { now, shared: &mut self.shared, effects, items: &mut self.items, sequence });
+        self.dirty.insert(id);
+        true
+    }
+
+    fn with_all(&mut self, now: BootTime, effects: &mut Effects, act: impl Fn(&mut Range, &mut Turn<'_>)) {
+        let sequence = self.last_sequence + 1;
+        for (id, range) in &mut self.ranges {
+            act(range, &mut Turn { now, shared: &mut self.shared, effects, items: &mut self.items, sequence });
+            if range.wants_turn() {
+                self.dirty.insert(*id);
+            }
+        }
+    }
+
+    fn message(&mut self, now: BootTime, envelope: Envelope, effects: &mut Effects) {
+        let (from, range) = (envelope.from, RangeId(envelope.message.range_id));
+        self.disk_space(from, !envelope.disk_full);
+        if !self.with(now, range, effects, |range, turn| range.message(turn, envelope)) {
+            let reason = "there is no replica of it here".into();
+            effects.events.push(Event::MessageRefused { from, range, reason });
+        }
+    }
+
+    fn persisted(&mut self, now: BootTime, sequence: u64, effects: &mut Effects) {
+        self.shared.durable_sequence = sequence;
+        while self.in_flight.front().is_some_and(|(of, _)| *of <= sequence) {
+            let Some((_, ranges)) = self.in_flight.pop_front() else { return };
+            for id in ranges {
+                self.with(now, id, effects, |range, turn| range.persisted(turn, sequence));
+            }
+        }
+    }
+
+    fn disk_space(&mut self, node: NodeId, has_room: bool) {
+        if has_room {
+            self.shared.full_nodes.remove(&node);
+        } else {
+            self.shared.full_nodes.insert(node);
+        }
+    }
+
+    /// Ticks that were missed are not made up: an election timer that leapt would break the promise
+    /// that leases rest on.
+    fn tick(&mut self, now: BootTime, effects: &mut Effects) {
+        if now < self.last_tick + self.shared.config.tick {
+            return;
+        }
+        self.last_tick = now;
+        let draining = self.shared.draining;
+        self.with_all(now, effects, |range, turn| {
+            if draining {
+                range.hand_over();
+            }
+            range.tick(turn);
+        });
+    }
+}
