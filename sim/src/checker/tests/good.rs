@@ -86,6 +86,16 @@ fn version_shown_without_value_belongs_to_another_unknown_write() {
 }
 
 #[test]
+fn value_behind_a_version_matters_later_though_any_would_do_at_first() {
+    // No version is left between 7 and 8, so it was one of the "a" that had version 7.
+    let mut script = Script::new().unknown(0, put("a")).unknown(0, put("a"));
+    for other in ["b", "c", "d", "e"] {
+        script = script.unknown(0, put(other));
+    }
+    script.exists((1, 2), "x", 7).applied((3, 4), swap_value("a", "z"), 8).passes();
+}
+
+#[test]
 fn unknown_swaps_build_a_chain() {
     Script::new()
         .put((0, 1), "a", 1)
