@@ -1,1 +1,24 @@
-//! store
+//! flotilla-store: a node's disk. The RocksDB adapter behind the engine's storage traits, the data
+//! directory around it, and the audit that notices when synced writes are gone.
+//!
+//! Place in the flow: flotilla-node opens a [`StoreDirectory`], then a [`RocksStorage`] in it, and gives
+//! that to the engine's log writer, apply, reads and recovery. Opening goes: lock, IDENTITY, audit
+//! of MANIFEST and WAL ([`wal_audit`]), RocksDB's own recovery, comparison of what it recovered
+//! with what is known to have been synced.
+//!
+//! Invariant: a store that may have lost synced writes does not open.
+
+mod directory;
+mod error;
+mod options;
+mod properties;
+mod rocks;
+pub mod wal_audit;
+mod watermark;
+
+pub use directory::{DirectoryError, DirectoryState, DiskSpace, FORMAT, Identity, StoreDirectory};
+pub use directory::{disk_space, raise_open_files};
+pub use error::OpenError;
+pub use options::Options;
+pub use properties::{Properties, Statistics};
+pub use rocks::{Cached, Recovery, RocksBatch, RocksStorage};

@@ -1,0 +1,107 @@
+//! Why a store does not open, and what RocksDB's errors mean to the engine.
+//!
+//! Invariant: each variant calls for something else: restore or replace (corrupt, lost), make room,
+//! or look at the machine.
+
+use std::path::{Path, PathBuf};
+
+use flotilla_engine::storage::StorageError;
+use rocksdb::ErrorKind;
+
+use crate::directory::DirectoryError;
+
+/// Why a store cannot be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A file is not what was written.
+    #[error(
+        "{} is corrupt: {what}; this store does not serve. Keep the data directory for inspection, and let the node \
+         join again with an empty one, under a new id",
+        file.display()
+    )]
+    Corrupt {
+        /// The file, or the folder if RocksDB did not say which file.
+        file: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// Everything is readable, and too little.
+    #[error(
+        "{} lacks writes that were known to be synced (up to sequence number {synced}, found up to {found}): the end of \
+         the log is gone, or an older copy was put in place; this store does not serve. Let the node join again with an \
+         empty directory, under a new id",
+        path.display()
+    )]
+    SyncedWritesLost {
+        /// The data directory.
+        path: PathBuf,
+        /// What was known to be synced.
+        synced: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// The directory around it.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The disk is full.
+    #[error("no space left to open the store: {cause}; free some and start again")]
+    NoSpace {
+        /// What came back.
+        cause: String,
+    },
+    /// Anything else.
+    #[error("cannot open the store: {cause}")]
+    Io {
+        /// What came back.
+        cause: String,
+    },
+}
+
+impl OpenError {
+    pub(crate) fn corrupt(file: &Path, what: impl Into<String>) -> Self {
+        Self::Corrupt { file: file.to_path_buf(), what: what.into() }
+    }
+
+    pub(crate) fn io(operation: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        DirectoryError::io(operation, path, error).into()
+    }
+
+    /// From RocksDB's refusal to open the database in `folder`.
+    pub(crate) fn from_rocksdb(folder: &Path, error: &rocksdb::Error) -> Self {
+        let cause = error.to_string();
+        // An open database whose files are gone is as damaged as one whose files changed.
+        let file_is_missing = cause.contains("No such file or directory");
+        match error.kind() {
+            _ if is_no_space(&cause) => Self::NoSpace { cause },
+            ErrorKind::Corruption => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
+            ErrorKind::IOError if file_is_missing => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
+            _ => Self::Io { cause },
+        }
+    }
+}
+
+/// RocksDB names the file somewhere in its message.
+fn file_named_in(folder: &Path, message: &str) -> PathBuf {
+    message
+        .split(|c: char| c.is_whitespace() || ":'\",;()".contains(c))
+        .filter_map(|word| Path::new(word).file_name()?.to_str())
+        .map(|name| name.trim_end_matches('.'))
+        .find(|name| {
+            name.ends_with(".sst") || name.ends_with(".log") || name.starts_with("MANIFEST-") || *name == "CURRENT"
+        })
+        .map_or_else(|| folder.to_path_buf(), |name| folder.join(name))
+}
+
+fn is_no_space(message: &str) -> bool {
+    message.contains("No space left on device") || message.contains("Disk quota exceeded")
+}
+
+/// What an error of RocksDB in `operation` is to the engine.
+pub(crate) fn storage_error(operation: &'static str, error: &rocksdb::Error) -> StorageError {
+    let cause = error.to_string();
+    match error.kind() {
+        _ if is_no_space(&cause) => StorageError::NoSpace { cause },
+        ErrorKind::Corruption => StorageError::Corrupt { what: cause },
+        _ => StorageError::Io { operation, cause },
+    }
+}

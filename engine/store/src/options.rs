@@ -1,0 +1,182 @@
+//! How RocksDB is set up, and why. What a setting is worth was measured or read from RocksDB's sources.
+//!
+//! - **One WAL, flushed by hand** (`manual_wal_flush`): a write goes to a buffer in this process, and
+//!   the log writer's `flush_wal(true)` hands it to the system and syncs it outside of RocksDB's
+//!   write queue. No system call per apply batch, and no write(2) into a file that is being synced.
+//! - **No atomic flush.** The families share one WAL that is always on, so after a crash recovery
+//!   replays all of them up to one point; and with several families RocksDB syncs the closed WALs
+//!   before it installs a flushed table, so that no table is ahead of the WAL. Atomic flush would
+//!   only couple the families: each flush of `state` would flush `log` too, and entries that
+//!   truncation was about to delete in memory would reach the disk.
+//! - **No write stalls by RocksDB.** It has one write controller for all families, and a stalled
+//!   `state` would stall `log`, and with it votes and elections. Triggers are out of reach;
+//!   admission control watches [`crate::Properties`] instead.
+//! - **PointInTime recovery** plus our own audit, which knows what had been synced (`wal_audit`).
+//!   `track_and_verify_wals_in_manifest` makes RocksDB notice closed WALs that are missing.
+//! - **No resuming after background errors**: the first failure stops the store.
+//! - **One budget**: memtables are charged to the block cache, indexes and filters live in it.
+
+use std::path::Path;
+
+use flotilla_engine::keys::bloom_prefix_len;
+use flotilla_engine::storage::Family;
+use rocksdb::statistics::StatsLevel;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, Env, LogLevel,
+    Options as RocksOptions, SliceTransform, WriteBufferManager,
+};
+
+use crate::error::OpenError;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+/// Smaller budgets are taken for this one: below it there is no sensible split.
+const MEMORY_BYTES_MIN: u64 = 16 * MIB as u64;
+/// Far beyond what admission control lets happen.
+const OUT_OF_REACH: i32 = 1 << 20;
+const INFO_LOG_BYTES: usize = 4 * MIB;
+const INFO_LOG_FILES: usize = 4;
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// Part of the table format: tables remember the name, and filters of another one are not used.
+const PREFIX_EXTRACTOR: &str = "flotilla.user-key.1";
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// For memtables, blocks, indexes and filters together.
+    pub memory_bytes: u64,
+    /// Table files kept open; the process's limit must leave room for more than these.
+    pub max_open_files: i32,
+    /// Threads for flushes and compactions.
+    pub background_jobs: i32,
+    /// Limit for what flushes and compactions write; 0: none.
+    pub compaction_bytes_per_second: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 512 * MIB as u64,
+            max_open_files: 4096,
+            background_jobs: 2,
+            compaction_bytes_per_second: 64 * MIB as u64,
+        }
+    }
+}
+
+/// RocksDB's options, and what must be asked later.
+pub(crate) struct Built {
+    pub(crate) database: RocksOptions,
+    pub(crate) families: Vec<ColumnFamilyDescriptor>,
+    pub(crate) cache: Cache,
+}
+
+pub(crate) fn build(options: &Options, info_log: &Path, create: bool) -> Result<Built, OpenError> {
+    let memory = usize::try_from(options.memory_bytes.max(MEMORY_BYTES_MIN)).unwrap_or(usize::MAX);
+    let cache = Cache::new_lru_cache(memory);
+    let database = database_options(options, memory, &cache, info_log, create)?;
+    let mut families: Vec<_> = Family::ALL
+        .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, memory, &cache)))
+        .into();
+    // RocksDB insists on it; nothing is kept there.
+    families.push(ColumnFamilyDescriptor::new("default", family_options(Family::Meta, memory, &cache)));
+    Ok(Built { database, families, cache })
+}
+
+/// `log` is given the larger buffer: truncation is to happen before it is flushed.
+fn write_buffer_bytes(family: Family, memory: usize) -> usize {
+    match family {
+        Family::Log => (memory / 4).clamp(4 * MIB, 128 * MIB),
+        Family::State => (memory / 8).clamp(2 * MIB, 64 * MIB),
+        Family::Meta => MIB,
+    }
+}
+
+fn database_options(
+    options: &Options,
+    memory: usize,
+    cache: &Cache,
+    info_log: &Path,
+    create: bool,
+) -> Result<RocksOptions, OpenError> {
+    // These have no setter. First, because the call starts from fresh options.
+    let mut database = RocksOptions::default()
+        .get_options_from_string("max_bgerror_resume_count=0")
+        .map_err(|error| OpenError::Io { cause: error.to_string() })?;
+    database.create_if_missing(create);
+    database.create_missing_column_families(create);
+
+    database.set_manual_wal_flush(true);
+    database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    database.set_track_and_verify_wals_in_manifest(true);
+    database.set_recycle_log_file_num(0);
+    let buffers = write_buffer_bytes(Family::Log, memory) + write_buffer_bytes(Family::State, memory);
+    database.set_max_total_wal_size(2 * buffers as u64);
+    database.set_atomic_flush(false);
+    database.set_paranoid_checks(true);
+
+    database.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager_with_cache(
+        memory / 2,
+        false,
+        cache.clone(),
+    ));
+    database.set_max_open_files(options.max_open_files);
+    database.set_max_background_jobs(options.background_jobs);
+    if options.compaction_bytes_per_second > 0 {
+        let rate = i64::try_from(options.compaction_bytes_per_second).unwrap_or(i64::MAX);
+        database.set_ratelimiter(rate, 100_000, 10);
+    }
+    let mut env = Env::new().map_err(|error| OpenError::Io { cause: error.to_string() })?;
+    env.lower_thread_pool_cpu_priority();
+    env.lower_thread_pool_io_priority();
+    database.set_env(&env);
+    database.set_bytes_per_sync(MIB as u64);
+    database.set_avoid_unnecessary_blocking_io(true);
+
+    database.set_db_log_dir(info_log);
+    database.set_log_level(LogLevel::Info);
+    database.set_max_log_file_size(INFO_LOG_BYTES);
+    database.set_keep_log_file_num(INFO_LOG_FILES);
+    database.set_stats_dump_period_sec(0);
+    database.set_stats_persist_period_sec(0);
+    database.enable_statistics();
+    database.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+    Ok(database)
+}
+
+fn family_options(family: Family, memory: usize, cache: &Cache) -> RocksOptions {
+    let mut options = RocksOptions::default();
+    options.set_write_buffer_size(write_buffer_bytes(family, memory));
+    options.set_max_write_buffer_number(8);
+    options.set_level_zero_slowdown_writes_trigger(OUT_OF_REACH);
+    options.set_level_zero_stop_writes_trigger(OUT_OF_REACH);
+    // 0: no limit.
+    options.set_soft_pending_compaction_bytes_limit(0);
+    options.set_hard_pending_compaction_bytes_limit(0);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_compression_type(DBCompressionType::Lz4);
+
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(8 * KIB);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    if family == Family::State {
+        table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+        // Whole keys too: range state has no prefix, and point reads of it are many.
+        table.set_whole_key_filtering(true);
+        options.set_prefix_extractor(SliceTransform::create(PREFIX_EXTRACTOR, user_key_prefix, Some(has_prefix)));
+    }
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+/// Up to and including the end of the encoded user key: what all versions of one key share.
+fn user_key_prefix(key: &[u8]) -> &[u8] {
+    bloom_prefix_len(key).map_or(key, |length| &key[..length])
+}
+
+fn has_prefix(key: &[u8]) -> bool {
+    bloom_prefix_len(key).is_some()
+}

@@ -1,0 +1,96 @@
+//! What RocksDB tells about itself, for admission control and metrics.
+//!
+//! Properties are states (a few short holds of RocksDB's mutex per call: ask some times a second, not
+//! per request); statistics are counters since the store was opened.
+
+use flotilla_engine::storage::Family;
+use rocksdb::statistics::Ticker;
+use rocksdb::{ColumnFamily, DB};
+
+use crate::rocks::RocksStorage;
+
+/// How RocksDB is doing now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// Files at level 0, in the family that has most.
+    pub l0_files: u64,
+    /// Memtables waiting for their flush, in the family that has most.
+    pub immutable_memtables: u64,
+    /// Bytes that compaction has yet to rewrite.
+    pub pending_compaction_bytes: u64,
+    /// Bytes in memtables.
+    pub memtable_bytes: u64,
+    /// Bytes in the block cache, memtables included.
+    pub block_cache_bytes: u64,
+    /// Bytes in live table files.
+    pub sst_bytes: u64,
+    /// Failures of flushes and compactions; the store stops at the next write after one.
+    pub background_errors: u64,
+}
+
+/// What RocksDB has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Bytes put into the WAL.
+    pub wal_bytes: u64,
+    /// Syncs of the WAL.
+    pub wal_syncs: u64,
+    /// Bytes written by flushes.
+    pub flush_bytes_written: u64,
+    /// Bytes read by compactions.
+    pub compaction_bytes_read: u64,
+    /// Bytes written by compactions.
+    pub compaction_bytes_written: u64,
+    /// Microseconds that writers were held up; not 0 means that admission control let too much in.
+    pub stall_micros: u64,
+    /// Blocks found in the cache.
+    pub block_cache_hits: u64,
+    /// Blocks that had to be read.
+    pub block_cache_misses: u64,
+    /// Reads of table files that a bloom filter spared.
+    pub bloom_useful: u64,
+}
+
+fn number(database: &DB, family: &ColumnFamily, name: &str) -> u64 {
+    // A property that cannot be had is shown as 0: figures are no reason to fail.
+    database.property_int_value_cf(family, name).ok().flatten().unwrap_or(0)
+}
+
+fn files_at_level_0(database: &DB, family: &ColumnFamily) -> u64 {
+    let text = database.property_value_cf(family, "rocksdb.num-files-at-level0").ok().flatten();
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+impl RocksStorage {
+    /// How RocksDB is doing now.
+    pub fn properties(&self) -> Properties {
+        let mut sum = Properties { block_cache_bytes: self.cache().get_usage() as u64, ..Properties::default() };
+        let database = self.database();
+        for handle in Family::ALL.map(|family| self.handle(family)) {
+            let number = |name| number(database, handle, name);
+            sum.l0_files = sum.l0_files.max(files_at_level_0(database, handle));
+            sum.immutable_memtables = sum.immutable_memtables.max(number("rocksdb.num-immutable-mem-table"));
+            sum.pending_compaction_bytes += number("rocksdb.estimate-pending-compaction-bytes");
+            sum.memtable_bytes += number("rocksdb.cur-size-all-mem-tables");
+            sum.sst_bytes += number("rocksdb.live-sst-files-size");
+            sum.background_errors += number("rocksdb.background-errors");
+        }
+        sum
+    }
+
+    /// What RocksDB has done since it was opened.
+    pub fn statistics(&self) -> Statistics {
+        let count = |ticker| self.database_options().get_ticker_count(ticker);
+        Statistics {
+            wal_bytes: count(Ticker::WalFileBytes),
+            wal_syncs: count(Ticker::WalFileSynced),
+            flush_bytes_written: count(Ticker::FlushWriteBytes),
+            compaction_bytes_read: count(Ticker::CompactReadBytes),
+            compaction_bytes_written: count(Ticker::CompactWriteBytes),
+            stall_micros: count(Ticker::StallMicros),
+            block_cache_hits: count(Ticker::BlockCacheHit),
+            block_cache_misses: count(Ticker::BlockCacheMiss),
+            bloom_useful: count(Ticker::BloomFilterUseful),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The engine's suite for storage implementations, on RocksDB.
+
+flotilla_engine::storage_conformance!(crate::harness::RocksHarness);

@@ -1,0 +1,166 @@
+//! Power over a RocksDB store: a crash is a copy of its directory as it lies there, with the end of the
+//! WAL cut anywhere behind what the last sync covered; faults come from exchanging the WAL's file
+//! descriptor for one on which writing or syncing fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use flotilla_engine::storage::conformance::{Dice, Fault, Harness};
+use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, Visit};
+use flotilla_proto::NodeId;
+use flotilla_store::{Identity, OpenError, Options, RocksBatch, RocksStorage, StoreDirectory};
+use tempfile::TempDir;
+
+pub const IDENTITY: Identity = Identity { cluster_id: 0xF1, node_id: NodeId(3), format: 1 };
+
+pub fn small() -> Options {
+    Options { memory_bytes: 16 << 20, max_open_files: 64, ..Options::default() }
+}
+
+pub fn open(path: &Path) -> std::result::Result<RocksStorage, OpenError> {
+    let directory = StoreDirectory::open(path, Some(IDENTITY.cluster_id))?;
+    RocksStorage::open(Arc::new(directory), &small())
+}
+
+pub fn create(path: &Path) -> RocksStorage {
+    let directory = StoreDirectory::create(path, IDENTITY, 0).expect("a fresh directory can be initialised");
+    RocksStorage::open(Arc::new(directory), &small()).expect("a fresh store opens")
+}
+
+/// Copies a data directory as it lies there, without its lock.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory can be made");
+    for entry in fs::read_dir(from).expect("the directory can be listed") {
+        let entry = entry.expect("the directory can be listed");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("the entry has a type").is_dir() {
+            copy(&entry.path(), &target);
+        } else if entry.file_name() != "LOCK" {
+            fs::copy(entry.path(), target).expect("a file can be copied");
+        }
+    }
+}
+
+/// The WAL files of a data directory with their sizes, oldest first.
+pub fn wals(data: &Path) -> BTreeMap<PathBuf, u64> {
+    fs::read_dir(data.join("db"))
+        .expect("the database's folder can be listed")
+        .map(|entry| entry.expect("the folder can be listed").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .map(|path| (path.clone(), path.metadata().expect("the file is there").len()))
+        .collect()
+}
+
+/// A store that remembers how long the WAL files were at the last sync.
+pub struct Tracked {
+    pub store: RocksStorage,
+    synced: Mutex<BTreeMap<PathBuf, u64>>,
+}
+
+impl Tracked {
+    pub fn new(store: RocksStorage) -> Self {
+        let synced = Mutex::new(wals(store.directory().path()));
+        Self { store, synced }
+    }
+
+    /// Copies the store as a power cut might leave it.
+    pub fn copy_crashed(&self, to: &Path, seed: u64) {
+        let data = self.store.directory().path();
+        copy(data, to);
+        let synced = self.synced.lock().expect("no test panics while it holds this");
+        let mut dice = Dice(seed);
+        for path in wals(data).keys() {
+            let name = path.file_name().expect("a WAL file has a name");
+            let copied = fs::File::options().write(true).open(to.join("db").join(name)).expect("the copy is there");
+            let length = copied.metadata().expect("the copy is there").len();
+            let safe = synced.get(path).copied().unwrap_or(0).min(length);
+            let kept = safe + dice.below((length - safe) as usize + 1) as u64;
+            copied.set_len(kept).expect("the copy can be cut");
+        }
+    }
+}
+
+impl Read for Tracked {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
+        self.store.get(family, key)
+    }
+
+    fn scan(&self, family: Family, start: &[u8], end: &[u8], way: Direction, visit: &mut Visit<'_>) -> Result<()> {
+        self.store.scan(family, start, end, way, visit)
+    }
+}
+
+impl Storage for Tracked {
+    type Batch = RocksBatch;
+
+    fn batch(&self) -> RocksBatch {
+        self.store.batch()
+    }
+
+    fn write(&self, batch: RocksBatch) -> Result<()> {
+        self.store.write(batch)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.store.sync()?;
+        *self.synced.lock().expect("no test panics while it holds this") = wals(self.store.directory().path());
+        Ok(())
+    }
+
+    fn with_view<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
+        self.store.with_view(read)
+    }
+}
+
+pub struct RocksHarness(TempDir);
+
+impl Harness for RocksHarness {
+    type Store = Tracked;
+
+    fn fresh() -> Self {
+        let directory = TempDir::new().expect("a temporary directory can be made");
+        drop(create(directory.path()));
+        Self(directory)
+    }
+
+    fn open(&mut self) -> Arc<Tracked> {
+        Arc::new(Tracked::new(open(self.0.path()).expect("what a crash or a stop leaves can be opened")))
+    }
+
+    fn close(&mut self, store: Arc<Tracked>) {
+        store.store.close().expect("a sound store closes");
+        assert_eq!(Arc::strong_count(&store), 1);
+    }
+
+    fn crash(&mut self, store: Arc<Tracked>, seed: u64) {
+        let after = TempDir::new().expect("a temporary directory can be made");
+        store.copy_crashed(after.path(), seed);
+        drop(store);
+        self.0 = after;
+    }
+
+    fn inject(&mut self, store: &Tracked, fault: Fault) {
+        let target = match fault {
+            Fault::Write => fs::File::open("/dev/null"),
+            Fault::Sync => fs::File::options().write(true).open("/dev/null"),
+            Fault::NoSpace => fs::File::options().write(true).open("/dev/full"),
+        };
+        let target = target.expect("the device is there");
+        let data = store.store.directory().path().canonicalize().expect("the directory is there");
+        let (wal, _) = wals(&data).pop_last().expect("an open store has a WAL file");
+        let number = fs::read_dir("/proc/self/fd")
+            .expect("the kernel lists open files")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|link| fs::read_link(link).is_ok_and(|file| file == wal))
+            .and_then(|link| link.file_name()?.to_str()?.parse().ok())
+            .expect("the WAL file is open");
+        // SAFETY: the number is that of an open descriptor of RocksDB's; it is given back unclosed.
+        let mut descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        rustix::io::dup2(&target, &mut descriptor).expect("a descriptor can be exchanged");
+        std::mem::forget(descriptor);
+    }
+}
