@@ -1,0 +1,131 @@
+//! The client's source of routes, and its way to the Admin service of any node.
+//!
+//! Begins with the addresses given by the user; learns those of the other nodes from the answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flotilla_proto::limits::DECODED_BYTES_MAX;
+use flotilla_proto::{Error, NodeId, Result, error, v1};
+use tokio::time::timeout;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+use v1::admin_client::AdminClient;
+
+use super::connection::{endpoint, status_text};
+use super::transport::RouteSource;
+
+/// What a unary call brings.
+pub(super) type RpcResult<A> = std::result::Result<Response<A>, Status>;
+
+/// The nodes' addresses and channels, shared by all clones.
+#[derive(Clone, Debug)]
+pub(super) struct Endpoints {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    connect_timeout: Duration,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// As the user gave them.
+    given: Vec<String>,
+    /// As the nodes told them.
+    nodes: BTreeMap<NodeId, String>,
+    /// The address that answered last.
+    last: Option<String>,
+    channels: BTreeMap<String, Channel>,
+}
+
+impl Endpoints {
+    /// Refuses addresses that cannot be any.
+    pub(super) fn new(given: Vec<String>, connect_timeout: Duration) -> Result<Self> {
+        if given.is_empty() {
+            return Err(Error::invalid("no address of a node is given", "give at least one as host:port"));
+        }
+        for address in &given {
+            endpoint(address, connect_timeout).map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
+        }
+        let known = Mutex::new(Known { given, ..Known::default() });
+        Ok(Self { shared: Arc::new(Shared { connect_timeout, known }) })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each change is a single one, so a panic elsewhere does no harm.
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All addresses, the one that answered last in front.
+    fn addresses(&self) -> Vec<String> {
+        let known = self.known();
+        let all = known.last.iter().chain(&known.given).chain(known.nodes.values());
+        let mut seen = BTreeSet::new();
+        all.filter(|address| seen.insert(address.as_str())).cloned().collect()
+    }
+
+    pub(super) fn address_of(&self, node: NodeId) -> Option<String> {
+        self.known().nodes.get(&node).cloned()
+    }
+
+    /// The Admin service at an address. The connection is made by the first call.
+    pub(super) fn admin(&self, address: &str) -> Result<AdminClient<Channel>> {
+        let endpoint = endpoint(address, self.shared.connect_timeout)
+            .map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
+        let mut known = self.known();
+        let channel = known.channels.entry(address.to_string()).or_insert_with(|| endpoint.connect_lazy());
+        Ok(AdminClient::new(channel.clone()).max_decoding_message_size(DECODED_BYTES_MAX))
+    }
+
+    /// Asks one node after the other until one answers; if none does, says why of each.
+    pub(super) async fn ask_any<A, F>(&self, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    where
+        F: Future<Output = RpcResult<A>>,
+    {
+        let mut failures = vec![];
+        for address in self.addresses() {
+            // A node that hangs must not hold up the others.
+            let limit = self.shared.connect_timeout.saturating_mul(2);
+            match timeout(limit, ask(self.admin(&address)?)).await {
+                Ok(Ok(answer)) => {
+                    self.known().last = Some(address);
+                    return Ok(answer.into_inner());
+                }
+                Ok(Err(status)) => failures.push(format!("{address}: {}", status_text(&status))),
+                Err(_) => failures.push(format!("{address}: no answer within {} ms", limit.as_millis())),
+            }
+        }
+        Err(Error::Unavailable { reason: format!("no node answers ({})", failures.join("; ")) })
+    }
+
+    /// Keeps the nodes' addresses.
+    pub(super) fn learn(&self, nodes: &[v1::NodeInfo]) {
+        let mut known = self.known();
+        for node in nodes.iter().filter(|node| !node.client_addr.is_empty()) {
+            known.nodes.insert(NodeId(node.node_id), node.client_addr.clone());
+        }
+    }
+}
+
+impl RouteSource for Endpoints {
+    async fn routes(&self) -> Result<v1::ListRangesResponse> {
+        let ask =
+            |mut admin: AdminClient<Channel>| async move { admin.list_ranges(v1::ListRangesRequest::default()).await };
+        let routes = self.ask_any(ask).await?;
+        self.learn(&routes.nodes);
+        Ok(routes)
+    }
+}
+
+/// An Admin answer, or the error in its status; one without details of ours came from the way.
+pub(super) fn answer<A>(address: &str, result: RpcResult<A>) -> Result<A> {
+    result.map(Response::into_inner).map_err(|status| {
+        error::from_status(&status)
+            .unwrap_or_else(|| Error::Unavailable { reason: format!("{address}: {}", status_text(&status)) })
+    })
+}

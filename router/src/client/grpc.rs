@@ -1,0 +1,151 @@
+//! The gRPC transport: one stream per node, carrying the requests of all callers.
+//!
+//! Invariant: a request is either taken by its node's connection, once, or withdrawn by its
+//! caller; only one of the two can happen, so [`CallOutcome::NotSent`] is always true.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flotilla_proto::{NodeId, v1};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::connection;
+use super::transport::Transport;
+use crate::core::{CallOutcome, header_of};
+
+/// How connections to nodes are made.
+#[derive(Clone, Copy, Debug)]
+pub struct GrpcConfig {
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+    /// Most requests under way to one node; more wait here.
+    pub in_flight_max: usize,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(1), in_flight_max: 4_096 }
+    }
+}
+
+/// One stream per node. Learns addresses by [`Transport::learn`]. Must be used within a tokio
+/// runtime; connections end when the last clone is gone.
+#[derive(Clone, Debug)]
+pub struct GrpcTransport {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: GrpcConfig,
+    nodes: Mutex<BTreeMap<NodeId, Node>>,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: watch::Sender<String>,
+    /// Absent until the first request.
+    queue: Option<mpsc::Sender<Queued>>,
+}
+
+/// A request on its way to the connection.
+#[derive(Debug)]
+pub(super) struct Queued {
+    request: v1::Request,
+    taken: Arc<AtomicBool>,
+    answer: oneshot::Sender<CallOutcome>,
+}
+
+/// Where an answer goes.
+pub(super) type Answer = oneshot::Sender<CallOutcome>;
+
+impl Queued {
+    /// The request, to be sent now; `None` if its caller has gone or withdrawn it.
+    pub(super) fn take(self) -> Option<(v1::Request, Answer)> {
+        let gone = self.answer.is_closed() || self.taken.swap(true, Ordering::AcqRel);
+        (!gone).then_some((self.request, self.answer))
+    }
+
+    /// Tells the caller that the request was not sent.
+    pub(super) fn refuse(self, reason: &str) {
+        // A caller that has gone needs no telling.
+        let _ = self.answer.send(CallOutcome::NotSent(reason.to_string()));
+    }
+
+    pub(super) fn request(&self) -> &v1::Request {
+        &self.request
+    }
+}
+
+impl GrpcTransport {
+    /// A transport that knows no node yet.
+    pub fn new(config: GrpcConfig) -> Self {
+        Self { shared: Arc::new(Shared { config, nodes: Mutex::default() }) }
+    }
+
+    /// The client address of a node, if it is known.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.nodes().get(&node).map(|node| node.address.borrow().clone())
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Node>> {
+        // Each change of the map is a single one, so a panic elsewhere does no harm.
+        self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue to a node; its connection starts with the first request.
+    fn queue(&self, id: NodeId) -> Option<mpsc::Sender<Queued>> {
+        let mut nodes = self.nodes();
+        let node = nodes.get_mut(&id)?;
+        if let Some(queue) = node.queue.as_ref().filter(|queue| !queue.is_closed()) {
+            return Some(queue.clone());
+        }
+        let (queue, requests) = mpsc::channel(self.shared.config.in_flight_max);
+        tokio::spawn(connection::run(id, node.address.subscribe(), requests, self.shared.config));
+        node.queue = Some(queue.clone());
+        Some(queue)
+    }
+}
+
+impl Transport for GrpcTransport {
+    async fn call(&self, node: NodeId, request: v1::Request) -> CallOutcome {
+        let timeout_ms = request.body.as_ref().and_then(header_of).map_or(0, |header| header.timeout_ms);
+        let expires = Instant::now() + Duration::from_millis(timeout_ms);
+        let Some(queue) = self.queue(node) else {
+            return CallOutcome::NotSent(format!("the address of node {} is not known", node.0));
+        };
+        let taken = Arc::new(AtomicBool::new(false));
+        let (answer, mut outcome) = oneshot::channel();
+        let queued = Queued { request, taken: Arc::clone(&taken), answer };
+        match timeout_at(expires, queue.send(queued)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return CallOutcome::NotSent(format!("the connection to node {} has ended", node.0)),
+            Err(_) => return CallOutcome::NotSent(format!("the queue to node {} is full", node.0)),
+        }
+        let answered = match timeout_at(expires, &mut outcome).await {
+            Ok(answered) => answered,
+            Err(_) if !taken.swap(true, Ordering::AcqRel) => {
+                return CallOutcome::NotSent(format!("no connection to node {} was ready in time", node.0));
+            }
+            Err(_) => outcome.await,
+        };
+        answered.unwrap_or_else(|_| CallOutcome::Broken(format!("the connection to node {} has ended", node.0)))
+    }
+
+    fn learn(&self, nodes: &[v1::NodeInfo]) {
+        let mut known = self.nodes();
+        for info in nodes.iter().filter(|info| !info.client_addr.is_empty()) {
+            let node = known
+                .entry(NodeId(info.node_id))
+                .or_insert_with(|| Node { address: watch::Sender::new(String::new()), queue: None });
+            node.address.send_if_modified(|address| {
+                let changed = *address != info.client_addr;
+                address.clone_from(&info.client_addr);
+                changed
+            });
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The async shell around [`crate::core`]: transport, time, the client library.
+//!
+//! ```text
+//! Client (keys, options) -> Router (drives one core::Call per request) -> Transport -> node
+//!                             ^ RouteSource (who has which range)
+//! ```
+//! In a node the same [`Router`] stands behind the gRPC server, with a transport that calls the
+//! node's own store directly and others by [`GrpcTransport`].
+
+mod admin;
+mod api;
+mod connection;
+mod endpoints;
+mod grpc;
+mod router;
+mod rpc;
+mod scan;
+mod transport;
+mod types;
+
+pub use api::{Client, ClientConfig};
+pub use grpc::{GrpcConfig, GrpcTransport};
+pub use router::{Router, RouterConfig};
+pub use scan::ScanPages;
+pub use transport::{RouteSource, Transport};
+pub use types::{Consistency, Expect, Record, ScanOptions, ScanPage, WriteOp, WriteResult};

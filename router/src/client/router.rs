@@ -1,0 +1,203 @@
+//! Drives [`Call`]s: sends what they want sent, waits, learns routes. Cheap to clone.
+//!
+//! All decisions are the core's. What is kept here: the route cache, a seeded source of random
+//! numbers, and one refresh of the routes at a time, however many calls want one.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
+use flotilla_proto::limits::TIMEOUT_MS_DEFAULT;
+use flotilla_proto::{NodeId, RangeId, Result, v1};
+use tokio::time::{Instant, sleep_until};
+
+use super::transport::{RouteSource, Transport};
+use crate::core::{Call, CallOutcome, Route, RouteCache, Step, Time, header_of, mix};
+
+/// How a router is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RouterConfig {
+    /// The node that the router runs in.
+    pub local: Option<NodeId>,
+    /// Start of its random numbers (jitter, choice of replicas).
+    pub seed: u64,
+}
+
+/// Sends each request to where it belongs, and repeats it where that is safe.
+pub struct Router<T, R> {
+    shared: Arc<Shared<T, R>>,
+}
+
+impl<T, R> Clone for Router<T, R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+struct Shared<T, R> {
+    transport: T,
+    source: R,
+    cache: Mutex<RouteCache>,
+    origin: Instant,
+    seed: AtomicU64,
+    /// How many refreshes have ended; the lock is held during one.
+    refreshes: tokio::sync::Mutex<Result<()>>,
+    refreshed: AtomicU64,
+}
+
+type Sending<'a> = Pin<Box<dyn Future<Output = CallOutcome> + Send + 'a>>;
+type Refreshing<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+enum Event {
+    Outcome(u64, CallOutcome),
+    Routes(Result<()>),
+    Time,
+}
+
+impl<T: Transport, R: RouteSource> Router<T, R> {
+    /// A router with an empty cache: its first call learns the routes.
+    pub fn new(transport: T, routes: R, config: RouterConfig) -> Self {
+        let shared = Shared {
+            transport,
+            source: routes,
+            cache: Mutex::new(RouteCache::new(DEFAULT_KEYSPACE, config.local)),
+            origin: Instant::now(),
+            seed: AtomicU64::new(config.seed),
+            refreshes: tokio::sync::Mutex::new(Ok(())),
+            refreshed: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Carries a request out, within the header's `timeout_ms` (0: 5 s). The header's range id and
+    /// epoch are ignored. Errors: any of [`flotilla_proto::Error`]; one that is not
+    /// [`Ambiguous`](flotilla_proto::Error::Ambiguous) means that surely nothing was applied.
+    pub async fn call(&self, body: v1::request::Body) -> Result<v1::response::Body> {
+        let timeout_ms = header_of(&body).map_or(0, |header| header.timeout_ms);
+        let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
+        let now = self.now();
+        let mut call = Call::new(body, now, now.saturating_add(Duration::from_millis(timeout_ms)));
+        let mut sending: Vec<(u64, Sending<'_>)> = Vec::with_capacity(1);
+        let mut refreshing: Option<Refreshing<'_>> = None;
+        loop {
+            let step = call.next(self.now(), &self.cache(), self.rand());
+            match step {
+                Step::Done(result) => return result,
+                Step::Send { node, request } => {
+                    sending.push((request.id, Box::pin(self.shared.transport.call(node, request))));
+                }
+                Step::RefreshRoutes => {
+                    let seen = self.shared.refreshed.load(Ordering::Acquire);
+                    refreshing = Some(Box::pin(self.refresh_after(seen)));
+                }
+                Step::WaitUntil(time) => match self.wait(&mut sending, &mut refreshing, time).await {
+                    Event::Time => {}
+                    Event::Outcome(id, outcome) => {
+                        call.on_outcome(self.now(), &mut self.cache(), self.rand(), id, outcome);
+                    }
+                    Event::Routes(result) => call.on_routes(self.now(), self.rand(), result),
+                },
+            }
+        }
+    }
+
+    /// Learns the routes anew.
+    pub async fn refresh(&self) -> Result<()> {
+        let seen = self.shared.refreshed.load(Ordering::Acquire);
+        self.refresh_after(seen).await
+    }
+
+    /// Takes news of ranges, leaders and nodes in.
+    pub fn merge(&self, routes: &v1::ListRangesResponse) {
+        self.cache().merge_all(routes);
+        self.shared.transport.learn(&routes.nodes);
+    }
+
+    /// The node that leads a range, as far as is known here.
+    pub fn leader_of(&self, range: RangeId) -> Option<NodeId> {
+        self.cache().by_id(range).and_then(|route| route.leader)
+    }
+
+    /// Takes news of one range's leader in; older than what is known, it is ignored.
+    pub fn learn_leader(&self, range: RangeId, leader: NodeId, term: u64) {
+        self.cache().set_leader(range, leader, term);
+    }
+
+    /// The range that holds a key, as far as is known here.
+    pub fn range_of(&self, key: &[u8]) -> Option<v1::RangeDescriptor> {
+        self.cache().lookup(key).map(|route: &Route| route.descriptor.clone())
+    }
+
+    /// The transport.
+    pub fn transport(&self) -> &T {
+        &self.shared.transport
+    }
+
+    /// The source of routes.
+    pub fn source(&self) -> &R {
+        &self.shared.source
+    }
+
+    /// A refresh that ended after `seen` refreshes is everyone's who waited for one.
+    async fn refresh_after(&self, seen: u64) -> Result<()> {
+        let shared = &self.shared;
+        let mut last = shared.refreshes.lock().await;
+        if shared.refreshed.load(Ordering::Acquire) == seen {
+            *last = shared.source.routes().await.map(|routes| self.merge(&routes));
+            shared.refreshed.fetch_add(1, Ordering::AcqRel);
+        }
+        last.clone()
+    }
+
+    async fn wait(
+        &self,
+        sending: &mut Vec<(u64, Sending<'_>)>,
+        refreshing: &mut Option<Refreshing<'_>>,
+        until: Time,
+    ) -> Event {
+        let mut timer = pin!(sleep_until(self.shared.origin + until));
+        poll_fn(|context| {
+            if let Some(event) = poll_work(sending, refreshing, context) {
+                return Poll::Ready(event);
+            }
+            timer.as_mut().poll(context).map(|()| Event::Time)
+        })
+        .await
+    }
+
+    fn cache(&self) -> MutexGuard<'_, RouteCache> {
+        // Every change of the cache leaves it consistent, so a panic elsewhere does no harm.
+        self.shared.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Time {
+        self.shared.origin.elapsed()
+    }
+
+    fn rand(&self) -> u64 {
+        mix(self.shared.seed.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+fn poll_work(
+    sending: &mut Vec<(u64, Sending<'_>)>,
+    refreshing: &mut Option<Refreshing<'_>>,
+    context: &mut Context<'_>,
+) -> Option<Event> {
+    for at in 0..sending.len() {
+        let (id, future) = &mut sending[at];
+        if let Poll::Ready(outcome) = future.as_mut().poll(context) {
+            let id = *id;
+            drop(sending.swap_remove(at));
+            return Some(Event::Outcome(id, outcome));
+        }
+    }
+    let routes = refreshing.as_mut()?;
+    let Poll::Ready(result) = routes.as_mut().poll(context) else { return None };
+    *refreshing = None;
+    Some(Event::Routes(result))
+}

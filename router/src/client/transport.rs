@@ -1,0 +1,26 @@
+//! What a [`crate::Router`] needs from its surroundings: a way to a node, and a source of routes.
+
+use std::future::Future;
+
+use flotilla_proto::{NodeId, Result, v1};
+
+use crate::core::CallOutcome;
+
+/// A way to the nodes.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends one request, and says what came of it. The header's `timeout_ms` is always set: a
+    /// request that could not be sent within it is [`CallOutcome::NotSent`]. Dropping the future
+    /// before the request was sent cancels it.
+    fn call(&self, node: NodeId, request: v1::Request) -> impl Future<Output = CallOutcome> + Send;
+
+    /// Told of the nodes, with their addresses, whenever routes were learned.
+    fn learn(&self, nodes: &[v1::NodeInfo]) {
+        let _ = nodes;
+    }
+}
+
+/// Where routes come from: in a node its own tables, in a client any node's.
+pub trait RouteSource: Send + Sync + 'static {
+    /// The ranges, their leaders, and the nodes, as far as is known there.
+    fn routes(&self) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
+}

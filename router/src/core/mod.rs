@@ -1,0 +1,35 @@
+//! The router's pure core: what is known of the routes, and one state machine per request.
+//!
+//! Place in the flow: gRPC server or client -> **router** -> range leader. Nothing here reads a
+//! clock, draws a random number or touches a network: time and random numbers come in as
+//! arguments, so that the simulator drives the very same code from one seed.
+//!
+//! - [`RouteCache`]: key -> range -> leader, never going back in epoch.
+//! - [`Call`]: one request on its way: cut by range, sent, repeated where that is safe, joined.
+//! - [`decide`]: what to do after each failure.
+//! - [`token`]: the paging token of scans.
+
+mod cache;
+mod call;
+mod check;
+mod decide;
+mod scan;
+pub mod token;
+mod work;
+
+pub use cache::{Route, RouteCache};
+pub use call::{ANSWER_GRACE, Call, CallOutcome, Step};
+pub(crate) use check::header_of;
+pub use check::{ANSWER_BYTES_MAX, SCAN_RECORDS_MAX, check};
+pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
+
+/// Time since an origin of the caller's choosing; never goes back.
+pub type Time = std::time::Duration;
+
+/// SplitMix64's output function: several unlike numbers from one random one.
+pub(crate) fn mix(seed: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ (mixed >> 31)
+}
