@@ -2,6 +2,32 @@
 //!
 //! Place in the flow: it runs the production cores in one thread and implements no protocol itself.
 //! Invariant: the checkers know nothing of the engine, so that tests with real processes share them.
+//!
+//! [`run::run_seed`] is the whole of it: knobs and fault plan are drawn from the seed, three to five
+//! production stores and the router's core run on a simulated network, disk and clock, invariants are
+//! checked at every event and, after everything has healed, once more in full. A failure names its
+//! seed and the command that repeats it.
 
+mod carry_out;
 pub mod checker;
+mod client;
+mod clock;
+mod cluster;
 pub mod disk;
+mod ending;
+mod faulting;
+mod faults;
+mod invariants;
+mod knobs;
+mod marks;
+mod mirror;
+mod network;
+mod node;
+mod ops;
+mod recorder;
+mod rng;
+pub mod run;
+mod schedule;
+mod serve;
+mod stages;
+mod trace;

@@ -1,0 +1,274 @@
+//! From a turn's effects to events: the simulation's stand-in for a node's threads and transport.
+
+use flotilla_engine::apply::{ApplyTask, ApplyWork};
+use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch};
+use flotilla_proto::error::Action;
+use flotilla_proto::{Error, RangeId};
+use raft::eraftpb::MessageType;
+
+use crate::clock::{ms, us};
+use crate::cluster::Cluster;
+use crate::faults::CrashPoint;
+use crate::marks::Mark;
+use crate::network::Fate;
+use crate::node::index_of;
+use crate::schedule::{Event, Inner, Life};
+
+impl Cluster {
+    /// Carries a turn's effects out, the views first, and leaves `effects` empty.
+    pub(crate) fn carry_out(&mut self, index: usize, effects: &mut Effects) {
+        self.publish(index, effects);
+        for event in effects.events.drain(..) {
+            self.observe(index, event);
+        }
+        if let Some(what) = effects.fatal.take() {
+            self.marks.hit(Mark::StoreStopped);
+            self.check(Err(format!("n{} stops itself: {what}", index + 1)));
+        }
+        if let Some(batch) = effects.log.take() {
+            self.queue_log(index, batch);
+        }
+        for envelope in effects.messages.drain(..) {
+            let verdict = self.invariants.message(&envelope);
+            self.check(verdict);
+            self.send(envelope);
+        }
+        self.queue_applies(index, effects);
+        self.answer_clients(index, effects);
+        let life = self.nodes[index].life();
+        for fetch in effects.fetches.drain(..) {
+            self.marks.hit(Mark::LogFetched);
+            let at = self.now + self.rng.delay(us(300));
+            self.schedule.at(at, Event::Inner(life, Inner::Fetch(fetch)));
+        }
+        for range in effects.snapshots_wanted.drain(..) {
+            let at = self.now + self.rng.delay(ms(2));
+            self.schedule.at(at, Event::Inner(life, Inner::MakeSnapshot(range)));
+        }
+        for (_, answer) in effects.transfers.drain(..) {
+            self.marks.hit(if answer.is_ok() { Mark::TransferDone } else { Mark::TransferFailed });
+        }
+        effects.statuses.clear();
+        self.crash_if_armed(index, CrashPoint::BeforeLogWrite);
+    }
+
+    fn publish(&mut self, index: usize, effects: &mut Effects) {
+        if effects.views.is_empty() {
+            return;
+        }
+        let clocks = self.clocks();
+        for view in effects.views.drain(..) {
+            self.trace.note(self.now, "view", &[index as u64 + 1, view.range().0, view.term, view.lease_until.0]);
+            let verdict = self.invariants.view(index, &view, &clocks);
+            if let Some(process) = &mut self.nodes[index].process {
+                process.views.insert(view.range(), view);
+            }
+            self.check(verdict);
+        }
+    }
+
+    fn observe(&mut self, index: usize, event: CoreEvent) {
+        self.trace.say(self.now, || format!("n{} {event:?}", index + 1));
+        match event {
+            CoreEvent::BecameLeader { range, term } => {
+                self.tally.elections += 1;
+                self.marks.hit(Mark::LeaderElected);
+                let verdict = self.invariants.became_leader(index, range, term);
+                self.check(verdict);
+            }
+            CoreEvent::SteppedDown { range, term } => {
+                self.marks.hit(Mark::LeaderSteppedDown);
+                let same_term = self.nodes[index].process.as_ref().and_then(|process| process.views.get(&range));
+                if same_term.is_some_and(|view| view.term == term) {
+                    self.marks.hit(Mark::CheckQuorumStepDown);
+                }
+            }
+            CoreEvent::LeaderChanged { .. } => {}
+            CoreEvent::SnapshotApplied { range, index: at } => {
+                self.tally.snapshots += 1;
+                self.marks.hit(Mark::SnapshotApplied);
+                self.trace.note(self.now, "snapshot applied", &[index as u64 + 1, range.0, at]);
+            }
+            CoreEvent::LogTruncated { range, index: at } => {
+                self.marks.hit(Mark::LogTruncated);
+                self.trace.note(self.now, "truncated", &[index as u64 + 1, range.0, at]);
+            }
+            CoreEvent::MessageRefused { reason, .. } => {
+                let silent = reason.contains("restarted");
+                self.marks.hit(if silent { Mark::VoteSilence } else { Mark::MessageRefused });
+            }
+        }
+    }
+
+    fn queue_log(&mut self, index: usize, batch: LogBatch) {
+        match self.invariants.log_batch(index, &batch) {
+            Ok(0) => {}
+            Ok(_) => self.marks.hit(Mark::EntryOverwritten),
+            Err(what) => self.check(Err(what)),
+        }
+        let life = self.nodes[index].life();
+        let Some(process) = &mut self.nodes[index].process else { return };
+        process.log_queue.push_back(batch);
+        if !process.log_busy {
+            process.log_busy = true;
+            self.schedule_log_write(life);
+        }
+    }
+
+    pub(crate) fn schedule_log_write(&mut self, life: Life) {
+        let delay = if self.knobs.write_delay == 0 { 0 } else { self.rng.delay(self.knobs.write_delay) };
+        self.schedule.at(self.now + delay, Event::Inner(life, Inner::LogWrite));
+    }
+
+    fn queue_applies(&mut self, index: usize, effects: &mut Effects) {
+        if effects.applies.is_empty() {
+            return;
+        }
+        for task in &effects.applies {
+            self.check_task(index, task);
+        }
+        let life = self.nodes[index].life();
+        let Some(process) = &mut self.nodes[index].process else { return };
+        process.apply_queue.append(&mut effects.applies);
+        if !process.apply_due {
+            process.apply_due = true;
+            self.schedule_apply(life);
+        }
+    }
+
+    fn check_task(&mut self, index: usize, task: &ApplyTask) {
+        let verdict = match &task.work {
+            ApplyWork::Entries(entries) => self.invariants.committed(index, task.range, entries),
+            ApplyWork::Replaced { .. } => Ok(()),
+        };
+        self.check(verdict);
+    }
+
+    pub(crate) fn schedule_apply(&mut self, life: Life) {
+        let delay = if self.knobs.apply_delay == 0 { 0 } else { self.rng.delay(self.knobs.apply_delay) };
+        self.schedule.at(self.now + delay, Event::Inner(life, Inner::Apply));
+    }
+
+    fn answer_clients(&mut self, index: usize, effects: &mut Effects) {
+        let clocks = if effects.writes.is_empty() { Vec::new() } else { self.clocks() };
+        for (token, answer) in effects.writes.drain(..) {
+            self.mark_write(answer.as_ref().err());
+            let range = self.nodes[index].process.as_ref().and_then(|process| process.pending.get(&token));
+            if let (Ok(_), Some(range)) = (&answer, range.map(|pending| crate::serve::range_of(&pending.request))) {
+                let verdict = self.invariants.write_answered(index, range, &clocks);
+                self.check(verdict);
+            }
+            self.write_done(index, token, answer);
+        }
+        for (token, answer) in effects.barriers.drain(..) {
+            self.marks.hit(match &answer {
+                Ok(_) => Mark::BarrierRead,
+                Err(Error::Timeout { .. }) => Mark::BarrierTimeout,
+                Err(_) => Mark::BarrierRefused,
+            });
+            self.barrier_done(index, token, answer);
+        }
+    }
+
+    fn mark_write(&mut self, error: Option<&Error>) {
+        match error {
+            None => {}
+            Some(Error::ServerBusy { .. }) => self.marks.hit(Mark::WriteBusy),
+            Some(Error::NotLeader { leader, .. }) => {
+                self.marks.hit(Mark::WriteNotLeader);
+                self.trace.say(self.now, || format!("not the leader, that is {leader:?}"));
+            }
+            Some(Error::DiskFull { .. }) => self.marks.hit(Mark::WriteDiskFull),
+            Some(Error::Timeout { .. }) => self.marks.hit(Mark::WriteTimeout),
+            Some(error) if error.action() == Action::Ambiguous => self.marks.hit(Mark::WriteAmbiguous),
+            Some(_) => {}
+        }
+    }
+
+    /// Puts a message on its way.
+    fn send(&mut self, envelope: Envelope) {
+        self.tally.messages += 1;
+        self.mark_message(&envelope);
+        let (from, to) = (index_of(envelope.from), index_of(envelope.to));
+        let life = self.nodes[from].life();
+        let bytes = envelope.snapshot.as_ref().map_or(0, |snapshot| snapshot.size_bytes() as u64);
+        // Snapshots go over a connection of their own, and take their time.
+        let extra = if envelope.snapshot.is_some() { us(bytes) + self.rng.delay(ms(10)) } else { 0 };
+        match self.network.send(self.now, from, to, extra) {
+            Fate::Arrives(at, again) => {
+                if let Some(again) = again {
+                    self.schedule.at(again, Event::Deliver(Box::new(envelope.clone()), life));
+                }
+                self.schedule.at(at, Event::Deliver(Box::new(envelope), life));
+            }
+            fate => self.lose(envelope, life, fate),
+        }
+    }
+
+    fn lose(&mut self, envelope: Envelope, life: Life, fate: Fate) {
+        if fate == Fate::Cut && self.rng.chance(100) {
+            let input = Box::new(Input::Unreachable { node: envelope.to });
+            self.schedule.at(self.now + self.rng.delay(ms(1)), Event::Inner(life, Inner::Give(input)));
+        }
+        if envelope.snapshot.is_some() {
+            self.marks.hit(Mark::SnapshotLost);
+            self.snapshot_sent(&envelope, life, false);
+        }
+    }
+
+    fn snapshot_sent(&mut self, envelope: &Envelope, life: Life, ok: bool) {
+        let (range, to_replica) = (RangeId(envelope.message.range_id), envelope.message.to_replica);
+        let input = Box::new(Input::SnapshotSent { range, to_replica, ok });
+        let at = self.now + self.rng.delay(ms(5));
+        self.schedule.at(at, Event::Inner(life, Inner::Give(input)));
+    }
+
+    /// A message arrives.
+    pub(crate) fn deliver(&mut self, envelope: Envelope, sender: Life) {
+        let to = index_of(envelope.to);
+        let message = &envelope.message;
+        let numbers = [sender.node as u64 + 1, to as u64 + 1, message.range_id, u64::from(message.message_type)];
+        self.trace.note(self.now, "message", &numbers);
+        self.trace.note_words(&[message.term, message.index, message.commit, message.entries.len() as u64]);
+        if !self.nodes[to].is_up() {
+            return self.lose(envelope, sender, Fate::Cut);
+        }
+        self.mark_arrival(to, &envelope);
+        if envelope.snapshot.is_some() {
+            self.snapshot_sent(&envelope, sender, true);
+        }
+        self.give(to, Input::Message(envelope));
+    }
+
+    fn mark_message(&mut self, envelope: &Envelope) {
+        let message = &envelope.message;
+        let is = |kind: MessageType| message.message_type == kind as u32;
+        if is(MessageType::MsgTimeoutNow) {
+            self.marks.hit(Mark::TimeoutNowSent);
+        } else if is(MessageType::MsgSnapshot) {
+            self.marks.hit(Mark::SnapshotSent);
+        } else if is(MessageType::MsgAppendResponse) && message.reject {
+            self.marks.hit(Mark::AppendRefused);
+        } else if is(MessageType::MsgRequestVoteResponse) && message.reject {
+            self.marks.hit(Mark::VoteRefused);
+        } else if is(MessageType::MsgRequestPreVoteResponse) && message.reject {
+            self.marks.hit(Mark::PreVoteRefused);
+        } else if is(MessageType::MsgRequestVote) && self.invariants.is_split_vote(envelope) {
+            self.marks.hit(Mark::SplitVote);
+        }
+    }
+
+    fn mark_arrival(&mut self, to: usize, envelope: &Envelope) {
+        let Some(process) = &self.nodes[to].process else { return };
+        let range = RangeId(envelope.message.range_id);
+        let is = |kind: MessageType| envelope.message.message_type == kind as u32;
+        let late = process.views.get(&range).is_some_and(|view| view.term > envelope.message.term);
+        if is(MessageType::MsgTimeoutNow) && late {
+            self.marks.hit(Mark::LateTimeoutNow);
+        }
+        let waiting = process.apply_queue.iter().any(|task| task.range == range);
+        if envelope.snapshot.is_some() && waiting {
+            self.marks.hit(Mark::SnapshotWhileApplying);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Clients: each has a route cache and at most one call of the router's pure core under way.
+//!
+//! A client draws its requests from the seed, works a script off, or is a probe that writes to one
+//! range until it succeeds. Everything between question and answer is the router's own code.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_router::core::{Call, CallOutcome, RouteCache, Step};
+use v1::request::Body;
+use v1::response::Body as Answer;
+
+use crate::clock::{ms, us};
+use crate::cluster::Cluster;
+use crate::marks::Mark;
+use crate::node::{id_of, index_of};
+use crate::ops::{Asker, Keys};
+use crate::recorder::Recorded;
+use crate::rng::Rng;
+use crate::schedule::{Event, ReplyTo};
+
+/// What a client does when it has nothing under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Asks at random.
+    Random,
+    /// Asks what its script says, then nothing.
+    Script,
+    /// Writes to one range until that has worked once.
+    Probe(RangeId, Bytes),
+}
+
+/// See the module.
+pub(crate) struct Client {
+    pub mode: Mode,
+    pub script: VecDeque<Body>,
+    pub asker: Asker,
+    /// What came of the script's requests.
+    pub answers: Vec<Result<Answer, Error>>,
+    cache: RouteCache,
+    active: Option<Active>,
+    calls: u64,
+    wake: u64,
+    rng: Rng,
+}
+
+struct Active {
+    call: Call,
+    recorded: Recorded,
+}
+
+impl Client {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.active.is_none() && self.script.is_empty() && self.mode != Mode::Random
+    }
+}
+
+impl Cluster {
+    pub(crate) fn add_clients(&mut self) {
+        let keys = Keys::draw(&self.knobs);
+        self.recorder.keys.extend(keys.hot.iter().chain(&keys.cold).cloned());
+        self.recorder.keys.extend(keys.pairs.iter().flat_map(|(first, second)| [first.clone(), second.clone()]));
+        self.recorder.pairs.clone_from(&keys.pairs);
+        self.keys = keys;
+        for _ in 0..self.knobs.clients {
+            let client = self.add_client(Mode::Random);
+            let at = self.rng.below(ms(500));
+            self.schedule.at(at, Event::ClientWake { client, wake: 0 });
+        }
+    }
+
+    /// A new client; it begins when it is woken.
+    pub(crate) fn add_client(&mut self, mode: Mode) -> usize {
+        let number = self.clients.len() as u64;
+        let mut rng = Rng::new(self.knobs.seed, 2_000 + number);
+        // Some clients live in a node, others outside.
+        let local = rng.chance(500).then(|| id_of(rng.index(self.knobs.nodes)));
+        self.clients.push(Client {
+            mode,
+            script: VecDeque::new(),
+            asker: Asker::new(number, &self.knobs),
+            answers: Vec::new(),
+            cache: RouteCache::new(DEFAULT_KEYSPACE, local),
+            active: None,
+            calls: 0,
+            wake: 0,
+            rng,
+        });
+        self.clients.len() - 1
+    }
+
+    pub(crate) fn client_wake(&mut self, client: usize, wake: u64) {
+        if self.clients[client].wake == wake {
+            self.drive(client);
+        }
+    }
+
+    /// Wakes a client that may have nothing else to wake it.
+    pub(crate) fn nudge(&mut self, client: usize) {
+        self.wake_client_at(client, self.now);
+    }
+
+    fn wake_client_at(&mut self, client: usize, at: u64) {
+        let of = &mut self.clients[client];
+        of.wake += 1;
+        let wake = of.wake;
+        self.schedule.at(at.max(self.now), Event::ClientWake { client, wake });
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_nanos(self.now)
+    }
+
+    /// Takes the call under way as far as it goes now, or begins the next one.
+    fn drive(&mut self, client: usize) {
+        if self.clients[client].active.is_none() && !self.begin_call(client) {
+            return;
+        }
+        let now = self.time();
+        loop {
+            let of = &mut self.clients[client];
+            let Some(active) = &mut of.active else { return };
+            match active.call.next(now, &of.cache, of.rng.next()) {
+                Step::Send { node, request } => self.send_request(client, node, request),
+                Step::RefreshRoutes => self.ask_routes(client),
+                Step::WaitUntil(at) => {
+                    let at = crate::clock::nanos(at);
+                    return self.wake_client_at(client, at);
+                }
+                Step::Done(answer) => return self.call_done(client, answer),
+            }
+        }
+    }
+
+    fn begin_call(&mut self, client: usize) -> bool {
+        let (now, number) = (self.time(), client as u64);
+        let bound_ms = (10 * self.knobs.election_timeout_max()).div_ceil(1_000_000);
+        let healed = self.ending.is_healed();
+        let of = &mut self.clients[client];
+        let (body, timeout_ms) = match &of.mode {
+            Mode::Random if healed => {
+                of.mode = Mode::Script;
+                return false;
+            }
+            Mode::Random => {
+                let timeout_ms = of.asker.timeout_ms();
+                (of.asker.draw(&self.keys), timeout_ms)
+            }
+            Mode::Script => match of.script.pop_front() {
+                Some(body) => (body, bound_ms.min(20_000)),
+                None => return false,
+            },
+            Mode::Probe(_, key) => {
+                let put = v1::Put { key: key.clone(), value: of.asker.value(), if_absent: false };
+                let op = v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) };
+                (Body::Write(v1::BatchRequest { header: None, ops: vec![op], atomic: false }), 2_000)
+            }
+        };
+        let recorded = self.recorder.begin(number, self.now, &body);
+        let call = Call::new(body, now, now + Duration::from_millis(timeout_ms));
+        of.calls += 1;
+        of.active = Some(Active { call, recorded });
+        true
+    }
+
+    fn send_request(&mut self, client: usize, node: NodeId, request: v1::Request) {
+        let reply_to = ReplyTo { client, call: self.clients[client].calls, id: request.id };
+        let at = self.now + self.network.client_delay();
+        self.schedule.at(at, Event::Request { node: index_of(node), reply_to, request: Box::new(request) });
+    }
+
+    /// Asks any node for its ranges.
+    fn ask_routes(&mut self, client: usize) {
+        self.marks.hit(Mark::RouteRefresh);
+        let of = &mut self.clients[client];
+        let call = of.calls;
+        let node = match of.cache.local() {
+            Some(local) if of.rng.chance(700) => index_of(local),
+            _ => of.rng.index(self.nodes.len()),
+        };
+        let reachable = self.nodes[node].clients_cut == 0 && self.nodes[node].paused_until <= self.now;
+        let process = self.nodes[node].process.as_ref().filter(|_| reachable);
+        let routes = match process {
+            Some(process) => Ok(Box::new(process.routes())),
+            None => Err(Error::Unavailable { reason: "no answer".into() }),
+        };
+        let at = self.now + self.network.client_delay() + self.network.client_delay();
+        self.schedule.at(at, Event::Routes { client, call, routes });
+    }
+
+    pub(crate) fn client_routes(
+        &mut self,
+        client: usize,
+        call: u64,
+        routes: Result<Box<v1::ListRangesResponse>, Error>,
+    ) {
+        let now = self.time();
+        let of = &mut self.clients[client];
+        if let Ok(routes) = &routes {
+            of.cache.merge_all(routes);
+        }
+        let rand = of.rng.next();
+        if let Some(active) = of.active.as_mut().filter(|_| of.calls == call) {
+            active.call.on_routes(now, rand, routes.map(|_| ()));
+            self.drive(client);
+        }
+    }
+
+    pub(crate) fn client_outcome(&mut self, reply_to: ReplyTo, outcome: CallOutcome) {
+        let now = self.time();
+        let ReplyTo { client, call, id } = reply_to;
+        let kind = matches!(outcome, CallOutcome::Response(_));
+        self.trace.note(self.now, "outcome", &[client as u64, call, id, u64::from(kind)]);
+        let of = &mut self.clients[client];
+        let rand = of.rng.next();
+        if let Some(active) = of.active.as_mut().filter(|_| of.calls == call) {
+            active.call.on_outcome(now, &mut of.cache, rand, id, outcome);
+            self.drive(client);
+        }
+    }
+
+    fn call_done(&mut self, client: usize, answer: Result<Answer, Error>) {
+        let of = &mut self.clients[client];
+        let Some(active) = of.active.take() else { return };
+        self.trace.note(self.now, "done", &[client as u64, of.calls, u64::from(answer.is_ok())]);
+        self.trace.say(self.now, || format!("client {client}: {answer:?}"));
+        let verdict = match self.recorder.finish(self.now, &active.recorded, &answer) {
+            Ok(seen) => {
+                of.asker.seen.extend(seen);
+                Ok(())
+            }
+            Err(what) => Err(format!("I12: {what}")),
+        };
+        if answer.as_ref().is_err_and(|error| matches!(error, Error::Ambiguous { .. })) {
+            self.marks.hit(Mark::ClientUnknown);
+        }
+        let pause = match &of.mode {
+            Mode::Random => of.rng.delay(self.knobs.think),
+            Mode::Script => {
+                of.answers.push(answer);
+                us(10)
+            }
+            Mode::Probe(range, _) => {
+                if answer.is_ok() {
+                    let range = *range;
+                    of.mode = Mode::Script;
+                    self.ending.recovered(range, self.now);
+                }
+                ms(20)
+            }
+        };
+        self.check(verdict);
+        self.wake_client_at(client, self.now + pause);
+    }
+}

@@ -1,0 +1,319 @@
+//! The cluster: nodes, network, clients and checkers, driven by one schedule from one seed.
+//!
+//! ```text
+//!  clients ──▶ serve ──▶ inbox ─┐                      ┌─▶ log writer ─▶ Persisted ─┐
+//!  network ──▶ Deliver ─▶ inbox ─┼─▶ turn ─▶ effects ──┼─▶ apply stage ─▶ Applied ──┼─▶ inbox
+//!  clock ────▶ Tick ────▶ inbox ─┘      (carry_out)    ├─▶ network ─▶ other nodes   │
+//!                                                      └─▶ answers ─▶ clients ◀─────┘
+//! ```
+//! Nothing here knows the protocol: what the cores say is done, later, wrongly or not at all, as the
+//! contract of their effects allows. The first check that fails ends the run.
+
+use std::collections::BTreeMap;
+
+use flotilla_engine::store::{Effects, Input, Store};
+use flotilla_engine::{bootstrap, recover};
+use flotilla_proto::{NodeId, RangeId, v1};
+
+use crate::client::Client;
+use crate::clock::{Clock, Nanos, ms, us};
+use crate::disk::SimDisk;
+use crate::ending::Ending;
+use crate::faulting::Undo;
+use crate::faults::{self, Step};
+use crate::invariants::{Check, Invariants};
+use crate::knobs::Knobs;
+use crate::marks::{Mark, Marks};
+use crate::network::Network;
+use crate::node::{Node, Process, id_of};
+use crate::ops::Keys;
+use crate::recorder::Recorder;
+use crate::rng::Rng;
+use crate::schedule::{Event, Inner, Life, Schedule};
+use crate::trace::Trace;
+
+/// What a run did, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub events: u64,
+    pub elections: u64,
+    pub crashes: u64,
+    pub snapshots: u64,
+    pub messages: u64,
+    pub syncs: u64,
+    pub faults: u64,
+    /// Keys whose history the checker gave up on.
+    pub undecided: u64,
+    /// From the healing to the last range's first write.
+    pub recovery: Nanos,
+}
+
+/// See the module.
+pub(crate) struct Cluster {
+    pub knobs: Knobs,
+    pub now: Nanos,
+    pub schedule: Schedule,
+    pub rng: Rng,
+    pub nodes: Vec<Node>,
+    pub network: Network,
+    pub clients: Vec<Client>,
+    pub keys: Keys,
+    pub layout: v1::Layout,
+    pub plan: Vec<Step>,
+    pub undo: BTreeMap<usize, Undo>,
+    pub invariants: Invariants,
+    pub recorder: Recorder,
+    pub ending: Ending,
+    pub marks: Marks,
+    pub trace: Trace,
+    pub tally: Tally,
+    pub failure: Option<String>,
+    effects: Effects,
+}
+
+impl Cluster {
+    /// A cluster that has never run, its nodes about to start.
+    pub(crate) fn new(knobs: Knobs, print_trace: bool) -> Self {
+        let members: Vec<(NodeId, String)> =
+            (0..knobs.nodes).map(|index| (id_of(index), format!("sim:{index}"))).collect();
+        let layout = bootstrap::layout("sim", &members, knobs.ranges, knobs.replicas)
+            .expect("the knobs describe a layout that is possible");
+        let network = Network::new(knobs.nodes, knobs.network.clone(), Rng::new(knobs.seed, 3));
+        let mut cluster = Self {
+            now: 0,
+            schedule: Schedule::default(),
+            rng: Rng::new(knobs.seed, 4),
+            nodes: Vec::new(),
+            network,
+            clients: Vec::new(),
+            keys: Keys::default(),
+            plan: faults::plan(&knobs),
+            undo: BTreeMap::new(),
+            invariants: Invariants::new(knobs.nodes, &layout),
+            recorder: Recorder::default(),
+            ending: Ending::default(),
+            marks: Marks::default(),
+            trace: Trace::new(print_trace),
+            tally: Tally::default(),
+            failure: None,
+            effects: Effects::default(),
+            layout,
+            knobs,
+        };
+        for index in 0..cluster.knobs.nodes {
+            cluster.add_node(index);
+        }
+        cluster.add_clients();
+        for (at, step) in cluster.plan.iter().enumerate() {
+            cluster.schedule.at(step.at, Event::FaultBegins(at));
+        }
+        cluster.schedule.at(cluster.knobs.duration, Event::Heal);
+        cluster
+    }
+
+    fn add_node(&mut self, index: usize) {
+        let disk = SimDisk::new();
+        bootstrap::write(&disk, id_of(index), &self.layout).expect("a new disk takes its first records");
+        let (slow, fast) = Clock::rates(self.knobs.config.clock_drift);
+        let rate = if self.knobs.fault_every == 0 { 1_000_000 } else { self.rng.between(slow, fast) };
+        let base = self.rng.between(1, 1 << 50);
+        self.nodes.push(Node {
+            index,
+            disk,
+            clock: Clock::new(0, base, rate),
+            life: 0,
+            process: None,
+            paused_until: 0,
+            stalled_until: 0,
+            slow_sync: None,
+            clients_cut: 0,
+            armed: None,
+            restarting: true,
+            down_after_failure: ms(1_000),
+        });
+        let at = self.rng.below(ms(20));
+        self.schedule.at(at, Event::Restart(index));
+    }
+
+    /// Runs until the end, the first failure, or `until`.
+    pub(crate) fn run_until(&mut self, until: Nanos) {
+        while self.failure.is_none() && !self.ending.is_done() {
+            if self.schedule.next_at().is_none_or(|at| at > until) {
+                self.now = self.now.max(until);
+                return;
+            }
+            let Some((at, event)) = self.schedule.pop() else { return };
+            self.now = at;
+            self.tally.events += 1;
+            self.dispatch(event);
+        }
+    }
+
+    /// Notes a check's verdict; the first failure stays.
+    pub(crate) fn check(&mut self, verdict: Check) {
+        if let (Err(what), None) = (verdict, &self.failure) {
+            self.trace.say(self.now, || format!("FAILED {what}"));
+            self.failure = Some(what);
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        match event {
+            Event::Inner(life, inner) => self.dispatch_inner(life, inner),
+            Event::Deliver(envelope, sender) => self.deliver(*envelope, sender),
+            Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
+            Event::Answer { reply_to, outcome } => self.client_outcome(reply_to, *outcome),
+            Event::Routes { client, call, routes } => self.client_routes(client, call, routes),
+            Event::ClientWake { client, wake } => self.client_wake(client, wake),
+            Event::FaultBegins(step) => self.fault_begins(step),
+            Event::FaultEnds(step) => self.fault_ends(step),
+            Event::Restart(node) => self.start(node),
+            Event::Heal => self.heal(),
+            Event::CheckProgress => self.check_progress(),
+        }
+    }
+
+    fn dispatch_inner(&mut self, life: Life, inner: Inner) {
+        let node = &self.nodes[life.node];
+        if node.life != life.number || !node.is_up() {
+            return;
+        }
+        let looped = matches!(inner, Inner::Tick | Inner::Turn);
+        let until = if looped { node.paused_until.max(node.stalled_until) } else { node.paused_until };
+        if self.now < until {
+            self.schedule.at(until + us(1), Event::Inner(life, inner));
+            return;
+        }
+        match inner {
+            Inner::Tick => self.tick(life),
+            Inner::Turn => self.turn(life.node),
+            Inner::LogWrite => self.log_write(life),
+            Inner::LogSynced => self.log_synced(life),
+            Inner::Apply => self.apply(life),
+            Inner::Fetch(fetch) => self.fetch(life.node, fetch),
+            Inner::MakeSnapshot(range) => self.make_snapshot(life.node, range),
+            Inner::Give(input) => self.give(life.node, *input),
+            Inner::ReadAgain(token) => self.read_again(life.node, token),
+        }
+    }
+
+    /// Starts a node's process from what its disk holds.
+    pub(crate) fn start(&mut self, index: usize) {
+        if self.nodes[index].is_up() {
+            return;
+        }
+        let node = &mut self.nodes[index];
+        node.restarting = false;
+        node.life += 1;
+        let life = node.life();
+        let now = node.clock.read(self.now);
+        let boot = match recover::load(&node.disk) {
+            Ok(Some(boot)) => boot,
+            other => {
+                let what = format!("n{}: its store cannot be read after a crash: {:?}", index + 1, other.err());
+                return self.check(Err(what));
+            }
+        };
+        // A seed of its own for each node, as in production.
+        let mut config = self.knobs.config.clone();
+        config.seed = config.seed.wrapping_add(index as u64);
+        let store = match Store::new(config, id_of(index), &boot, now) {
+            Ok(store) => store,
+            Err(what) => return self.check(Err(format!("n{} does not start: {what}", index + 1))),
+        };
+        let verdict = self.invariants.recovered(index, &boot);
+        self.check(verdict);
+        self.nodes[index].process = Some(Process::new(store, &boot));
+        self.trace.note(self.now, "start", &[index as u64 + 1, life.number]);
+        let first_tick = self.rng.below(crate::clock::nanos(self.knobs.config.tick));
+        self.schedule.at(self.now + first_tick, Event::Inner(life, Inner::Tick));
+        self.wake(index);
+    }
+
+    /// Ends a node's process at once. What its disk had not synced is lost, or part of it.
+    pub(crate) fn crash(&mut self, index: usize, power_cut: bool) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let Some(process) = node.process.take() else { return };
+        node.armed = None;
+        node.paused_until = 0;
+        node.stalled_until = 0;
+        if !process.log_written.is_empty() {
+            self.marks.hit(Mark::CrashMidSync);
+        }
+        let lost = node.disk.crash(self.rng.next());
+        if lost > 0 {
+            self.marks.hit(Mark::CrashUnsynced);
+        }
+        if power_cut {
+            node.clock.restart(now, self.rng.between(1, ms(5_000)));
+        }
+        self.tally.crashes += 1;
+        self.trace.note(now, "crash", &[index as u64 + 1, lost as u64]);
+        self.invariants.stopped(index);
+        for pending in process.pending.into_values() {
+            self.break_off(pending.reply_to);
+        }
+    }
+
+    /// Gives the process an input, to be taken in its next turn.
+    pub(crate) fn give(&mut self, index: usize, input: Input) {
+        if let Some(process) = &mut self.nodes[index].process {
+            process.inbox.push(input);
+            self.wake(index);
+        }
+    }
+
+    fn wake(&mut self, index: usize) {
+        let life = self.nodes[index].life();
+        if let Some(process) = &mut self.nodes[index].process
+            && !process.turn_due
+        {
+            process.turn_due = true;
+            let at = self.now + self.rng.between(us(2), us(60));
+            self.schedule.at(at, Event::Inner(life, Inner::Turn));
+        }
+    }
+
+    fn tick(&mut self, life: Life) {
+        let tick = self.nodes[life.node].clock.true_length(self.knobs.config.tick);
+        // Timers fire late, never early.
+        let late = self.rng.between(us(1), us(500));
+        self.schedule.at(self.now + tick + late, Event::Inner(life, Inner::Tick));
+        self.give(life.node, Input::Tick);
+    }
+
+    /// One turn of the store's loop: the whole inbox, then the effects.
+    fn turn(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let now = node.clock.read(self.now);
+        let Some(process) = &mut node.process else { return };
+        process.turn_due = false;
+        let inbox = std::mem::take(&mut process.inbox);
+        self.trace.note(self.now, "turn", &[index as u64 + 1, inbox.len() as u64]);
+        let mut effects = std::mem::take(&mut self.effects);
+        for input in inbox {
+            process.store.on(now, input, &mut effects);
+        }
+        process.store.end_turn(now, &mut effects);
+        self.carry_out(index, &mut effects);
+        self.effects = effects;
+    }
+
+    /// The node that leads a range by its own, newest account.
+    pub(crate) fn leader_of(&self, range: RangeId) -> Option<usize> {
+        let view = |node: &Node| Some((node.process.as_ref()?.views.get(&range)?.clone(), node.index));
+        let led = self.nodes.iter().filter_map(view).filter(|(view, _)| view.leader == Some(view.own_node));
+        led.max_by_key(|(view, _)| view.term).map(|(_, index)| index)
+    }
+
+    /// What each node's clock shows now.
+    pub(crate) fn clocks(&self) -> Vec<flotilla_engine::time::BootTime> {
+        self.nodes.iter().map(|node| node.clock.read(self.now)).collect()
+    }
+
+    /// Ids of the ranges.
+    pub(crate) fn ranges(&self) -> Vec<RangeId> {
+        self.layout.ranges.iter().map(|range| RangeId(range.range_id)).collect()
+    }
+}

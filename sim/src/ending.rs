@@ -1,0 +1,243 @@
+//! The end of a run: everything heals, and then the cluster has to prove that it is well.
+//!
+//! 1. All faults end, all nodes run. Within ten election time-outs every range takes a write (I13).
+//! 2. Clients finish what they began; all replicas become level, and hold equal data (I4, I3).
+//! 3. Every key is read. The history is linearizable, nothing acknowledged is lost, nothing was seen
+//!    that nobody wrote (I12).
+
+use std::collections::BTreeSet;
+
+use flotilla_engine::snapshot;
+use flotilla_engine::store::{Input, RangeSummary};
+use flotilla_proto::{RangeId, v1};
+use v1::request::Body;
+
+use crate::checker::{Budget, Verdict, check, nothing_invented, nothing_lost};
+use crate::client::Mode;
+use crate::clock::{Nanos, ms, us};
+use crate::cluster::Cluster;
+use crate::schedule::Event;
+
+const STEP: Nanos = ms(100);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    #[default]
+    Faults,
+    Healing,
+    Recovering,
+    Levelling,
+    Reading,
+    Done,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    phase: Phase,
+    began: Nanos,
+    last_recovery: Nanos,
+    waiting: BTreeSet<RangeId>,
+    readers: Vec<usize>,
+}
+
+impl Ending {
+    /// No new fault begins.
+    pub(crate) fn is_healing(&self) -> bool {
+        self.phase >= Phase::Healing
+    }
+
+    pub(crate) fn is_healed(&self) -> bool {
+        self.phase >= Phase::Recovering
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.phase == Phase::Done
+    }
+
+    /// A range has taken a write after the healing.
+    pub(crate) fn recovered(&mut self, range: RangeId, now: Nanos) {
+        self.waiting.remove(&range);
+        self.last_recovery = now - self.began;
+    }
+}
+
+impl Cluster {
+    /// Everything heals.
+    pub(crate) fn heal(&mut self) {
+        self.ending.phase = Phase::Healing;
+        // What stands still cannot be hurried.
+        let still = self.nodes.iter().map(|node| node.paused_until.max(node.stalled_until)).max().unwrap_or(0);
+        if still > self.now {
+            return self.schedule.at(still + us(1), Event::Heal);
+        }
+        self.trace.note(self.now, "heal", &[]);
+        self.network.become_calm();
+        for undo in std::mem::take(&mut self.undo).into_values() {
+            self.undo_fault(undo);
+        }
+        for index in 0..self.nodes.len() {
+            let node = &mut self.nodes[index];
+            node.armed = None;
+            node.slow_sync = None;
+            node.clients_cut = 0;
+            node.disk.free_space();
+            if node.disk.is_poisoned() {
+                self.crash(index, true);
+            }
+            self.start(index);
+            self.give(index, Input::DiskSpace { has_room: true });
+        }
+        self.ending.phase = Phase::Recovering;
+        self.ending.began = self.now;
+        self.ending.waiting = self.ranges().into_iter().collect();
+        for range in self.layout.ranges.clone() {
+            let key = [&range.start[..], b"+probe"].concat();
+            let client = self.add_client(Mode::Probe(RangeId(range.range_id), key.into()));
+            self.nudge(client);
+        }
+        self.schedule.at(self.now + STEP, Event::CheckProgress);
+    }
+
+    /// Looks whether the phase is over, or should be.
+    pub(crate) fn check_progress(&mut self) {
+        let late = self.now > self.ending.began + 10 * self.knobs.election_timeout_max();
+        match self.ending.phase {
+            Phase::Recovering if self.ending.waiting.is_empty() => {
+                self.tally.recovery = self.ending.last_recovery;
+                self.next_phase(Phase::Levelling);
+            }
+            Phase::Levelling if self.clients_idle() && self.uneven().is_none() => {
+                self.compare_replicas();
+                self.read_all();
+            }
+            Phase::Reading if self.ending.readers.iter().all(|client| self.clients[*client].is_idle()) => {
+                self.judge();
+                self.ending.phase = Phase::Done;
+                return;
+            }
+            Phase::Recovering if late => {
+                let what = format!("I13: no write ten election time-outs after healing: {:?}", self.ending.waiting);
+                self.check(Err(what));
+            }
+            Phase::Levelling if late => {
+                let uneven = self.uneven().unwrap_or_else(|| "clients still wait".into());
+                self.check(Err(format!("I13: not level ten election time-outs after healing: {uneven}")));
+            }
+            Phase::Reading if late => self.check(Err("I13: reads do not end".into())),
+            _ => {}
+        }
+        self.schedule.at(self.now + STEP, Event::CheckProgress);
+    }
+
+    fn next_phase(&mut self, phase: Phase) {
+        self.ending.phase = phase;
+        self.ending.began = self.now;
+    }
+
+    fn clients_idle(&self) -> bool {
+        self.clients.iter().all(crate::client::Client::is_idle)
+    }
+
+    fn summaries(&self, range: RangeId) -> Vec<(usize, RangeSummary)> {
+        let of = |node: &crate::node::Node| {
+            let mut ranges = node.process.as_ref()?.store.ranges();
+            Some((node.index, ranges.find(|summary| summary.range == range)?))
+        };
+        self.nodes.iter().filter_map(of).collect()
+    }
+
+    /// A range whose replicas are not level, in words.
+    fn uneven(&self) -> Option<String> {
+        self.ranges().into_iter().find_map(|range| {
+            let replicas = self.summaries(range);
+            let (_, first) = replicas.first()?;
+            let level = |summary: &RangeSummary| {
+                (summary.applied, summary.last_index, summary.term, summary.leader)
+                    == (first.last_index, first.last_index, first.term, first.leader)
+            };
+            let all = replicas.iter().all(|(_, summary)| level(summary)) && first.leader.is_some();
+            (!all).then(|| {
+                let each = replicas.iter().map(|(node, of)| {
+                    format!(
+                        "n{} term {} leader {:?} last {} commit {} applied {}",
+                        node + 1,
+                        of.term,
+                        of.leader,
+                        of.last_index,
+                        of.commit,
+                        of.applied
+                    )
+                });
+                format!("{range}: {}", each.collect::<Vec<_>>().join("; "))
+            })
+        })
+    }
+
+    /// Equal applied index, equal checksum, equal data.
+    fn compare_replicas(&mut self) {
+        for range in self.ranges() {
+            let mut first: Option<(usize, flotilla_engine::store::SnapshotData)> = None;
+            for (index, _) in self.summaries(range) {
+                let state = match snapshot::make(&self.nodes[index].disk, range) {
+                    Ok(state) => state,
+                    Err(error) => return self.check(Err(format!("I4: n{} {range}: {error}", index + 1))),
+                };
+                match &first {
+                    None => first = Some((index, state)),
+                    Some((other, expected)) if *expected != state => {
+                        let what = format!(
+                            "I4: n{} and n{} hold different data of {range}: {:?} and {:?}",
+                            other + 1,
+                            index + 1,
+                            expected.header.applied,
+                            state.header.applied
+                        );
+                        return self.check(Err(what));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Has every key read, by several clients.
+    fn read_all(&mut self) {
+        self.next_phase(Phase::Reading);
+        self.ending.readers = (0..4).map(|_| self.add_client(Mode::Script)).collect();
+        let readers = self.ending.readers.clone();
+        let keys = self.recorder.keys.clone();
+        for (at, key) in keys.into_iter().enumerate() {
+            let get = v1::GetRequest { header: None, key };
+            self.clients[readers[at % readers.len()]].script.push_back(Body::Get(get));
+        }
+        for reader in readers {
+            self.nudge(reader);
+        }
+    }
+
+    /// I12, over the whole history.
+    pub(crate) fn judge(&mut self) {
+        let history = &self.recorder.history;
+        match check(history, Budget::default()) {
+            Verdict::Ok(_) => {}
+            Verdict::Violation(violation) => {
+                let what = format!("I12: {}", violation.explanation);
+                return self.check(Err(what));
+            }
+            // Said, not hidden: nothing is proven about this key.
+            Verdict::Undecided { key, reason } => {
+                self.tally.undecided += 1;
+                self.trace.say(self.now, || format!("key {key:?}: {reason}"));
+            }
+        }
+        let audit = nothing_lost(history);
+        let findings = audit.findings.into_iter().chain(nothing_invented(history));
+        if let Some(finding) = findings.into_iter().next() {
+            self.check(Err(format!("I12: {finding}")));
+        } else if let Some(key) = audit.keys_without_final_read.first() {
+            let what = format!("I13: key {key:?} could not be read at the end");
+            self.check(Err(what));
+        }
+    }
+}

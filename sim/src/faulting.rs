@@ -1,0 +1,225 @@
+//! The fault plan, carried out: each step begins, and most end after a while.
+
+use flotilla_engine::store::{Input, Token, TransferLeader};
+use flotilla_proto::RangeId;
+
+use crate::clock::{Nanos, ms};
+use crate::cluster::Cluster;
+use crate::disk::DiskFault;
+use crate::faults::{CrashPoint, Cut, Fault, Target};
+use crate::marks::Mark;
+use crate::node::id_of;
+use crate::schedule::Event;
+
+/// What ends a fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Undo {
+    Links(Vec<(usize, usize)>),
+    Clients(usize),
+    Loss,
+    Slow(Vec<(usize, usize)>),
+    SlowDisk(usize),
+    DiskMargin(usize),
+    Stop(usize, Nanos),
+}
+
+type Links = Vec<(usize, usize)>;
+
+impl Cluster {
+    pub(crate) fn fault_begins(&mut self, step: usize) {
+        if self.ending.is_healing() {
+            return;
+        }
+        let fault = self.plan[step].fault.clone();
+        self.tally.faults += 1;
+        self.trace.note(self.now, "fault", &[step as u64]);
+        self.trace.say(self.now, || format!("{fault:?}"));
+        if let Some((undo, length)) = self.inflict(&fault) {
+            self.undo.insert(step, undo);
+            self.schedule.at(self.now + length, Event::FaultEnds(step));
+        }
+    }
+
+    /// Does what the fault says; returns what ends it, and when.
+    pub(crate) fn inflict(&mut self, fault: &Fault) -> Option<(Undo, Nanos)> {
+        match fault {
+            Fault::Partition { cut, length } => {
+                let links = self.links_of(cut)?;
+                self.network.cut(&links);
+                Some((Undo::Links(links), *length))
+            }
+            Fault::ClientsCutFrom { target, length } => {
+                let node = self.resolve(*target)?;
+                self.nodes[node].clients_cut += 1;
+                Some((Undo::Clients(node), *length))
+            }
+            Fault::Loss { per_mille, length } => {
+                self.network.storm_loss_per_mille = *per_mille;
+                Some((Undo::Loss, *length))
+            }
+            Fault::SlowLink { from, to, by, length } => {
+                self.network.slow_down(*from, *to, *by);
+                Some((Undo::Slow(vec![(*from, *to)]), *length))
+            }
+            Fault::SlowDisk { target, sync, length } => {
+                let node = self.resolve(*target)?;
+                self.nodes[node].slow_sync = Some(*sync);
+                Some((Undo::SlowDisk(node), *length))
+            }
+            Fault::DiskMargin { target, length } => {
+                let node = self.resolve(*target)?;
+                self.give(node, Input::DiskSpace { has_room: false });
+                Some((Undo::DiskMargin(node), *length))
+            }
+            Fault::LateTransfer { range, to, by } => {
+                let leader = self.leader_of(*range)?;
+                let links: Links = self.others(leader).map(|other| (other, leader)).collect();
+                for (from, to) in &links {
+                    self.network.slow_down(*from, *to, *by);
+                }
+                self.transfer(*range, *to);
+                Some((Undo::Slow(links), ms(1_500)))
+            }
+            Fault::Drain { target, down } => {
+                let node = self.resolve(*target)?;
+                self.marks.hit(Mark::Drained);
+                self.give(node, Input::Drain);
+                Some((Undo::Stop(node, *down), ms(1_500)))
+            }
+            other => {
+                self.strike(other);
+                None
+            }
+        }
+    }
+
+    /// Faults that end by themselves.
+    fn strike(&mut self, fault: &Fault) {
+        match fault {
+            Fault::Crash { target, point, down, power_cut } => {
+                let Some(node) = self.resolve(*target) else { return };
+                if *point == CrashPoint::Now {
+                    self.crash_for(node, *down, *power_cut);
+                } else {
+                    self.nodes[node].armed = Some((*point, *down, *power_cut));
+                }
+            }
+            Fault::CrashAll { down } => {
+                for node in 0..self.nodes.len() {
+                    self.crash_for(node, *down, true);
+                }
+            }
+            Fault::Pause { target, length } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.nodes[node].paused_until = self.now + length;
+            }
+            Fault::Stall { target, length } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.nodes[node].stalled_until = self.now + length;
+            }
+            Fault::SyncFails { target, down } | Fault::WriteFails { target, down } => {
+                let Some(node) = self.resolve(*target) else { return };
+                let sync = matches!(fault, Fault::SyncFails { .. });
+                self.nodes[node].disk.inject(if sync { DiskFault::Sync } else { DiskFault::Write });
+                self.nodes[node].down_after_failure = *down;
+            }
+            Fault::ClockRate { node, rate } => self.nodes[*node].clock.set_rate(self.now, *rate),
+            Fault::Transfer { range, to } => self.transfer(*range, *to),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn fault_ends(&mut self, step: usize) {
+        let Some(undo) = self.undo.remove(&step) else { return };
+        self.trace.note(self.now, "fault ends", &[step as u64]);
+        self.undo_fault(undo);
+    }
+
+    pub(crate) fn undo_fault(&mut self, undo: Undo) {
+        match undo {
+            Undo::Links(links) => self.network.heal(&links),
+            Undo::Clients(node) => self.nodes[node].clients_cut = self.nodes[node].clients_cut.saturating_sub(1),
+            Undo::Loss => self.network.storm_loss_per_mille = 0,
+            Undo::Slow(links) => {
+                for (from, to) in links {
+                    self.network.slow_down(from, to, 0);
+                }
+            }
+            Undo::SlowDisk(node) => self.nodes[node].slow_sync = None,
+            Undo::DiskMargin(node) => self.give(node, Input::DiskSpace { has_room: true }),
+            Undo::Stop(node, down) => self.crash_for(node, down, false),
+        }
+    }
+
+    /// Crashes a node and starts it again later.
+    pub(crate) fn crash_for(&mut self, node: usize, down: Nanos, power_cut: bool) {
+        if self.nodes[node].is_up() {
+            self.crash(node, power_cut);
+        }
+        if !self.nodes[node].restarting {
+            self.nodes[node].restarting = true;
+            self.schedule.at(self.now + down, Event::Restart(node));
+        }
+    }
+
+    /// Crashes the node if that is planned for this point; true: it did.
+    pub(crate) fn crash_if_armed(&mut self, node: usize, point: CrashPoint) -> bool {
+        match self.nodes[node].armed {
+            Some((at, down, power_cut)) if at == point => {
+                self.crash_for(node, down, power_cut);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn transfer(&mut self, range: RangeId, to: usize) {
+        let Some(leader) = self.leader_of(range) else { return };
+        let deadline = self.nodes[leader].clock.read(self.now) + self.knobs.config.tick * 30;
+        let order = TransferLeader { token: Token(0), range, to: id_of(to), deadline };
+        self.give(leader, Input::TransferLeader(order));
+    }
+
+    fn resolve(&mut self, target: Target) -> Option<usize> {
+        match target {
+            Target::Node(node) => Some(node),
+            Target::LeaderOf(range) => self.leader_of(range),
+            Target::FollowerOf(range) => {
+                let leader = self.leader_of(range);
+                let descriptor = self.layout.ranges.iter().find(|of| of.range_id == range.0)?;
+                let replicas = descriptor.replicas.iter().map(|replica| replica.node_id as usize - 1);
+                let followers: Vec<usize> = replicas.filter(|node| Some(*node) != leader).collect();
+                Some(self.rng.pick(&followers))
+            }
+        }
+    }
+
+    fn others(&self, node: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.nodes.len()).filter(move |other| *other != node)
+    }
+
+    fn links_of(&mut self, cut: &Cut) -> Option<Links> {
+        let count = self.nodes.len();
+        let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));
+        Some(match cut {
+            Cut::Split(side) => pairs.filter(|(from, to)| side[*from] != side[*to]).collect(),
+            Cut::Mute(target) => {
+                let node = self.resolve(*target)?;
+                self.others(node).map(|other| (node, other)).collect()
+            }
+            Cut::Deaf(target) => {
+                let node = self.resolve(*target)?;
+                self.others(node).map(|other| (other, node)).collect()
+            }
+            Cut::Isolate(target) => {
+                let node = self.resolve(*target)?;
+                self.others(node).flat_map(|other| [(node, other), (other, node)]).collect()
+            }
+            Cut::Bridge(middle) => {
+                let left = |node: usize| (node + count - middle) % count <= count / 2;
+                let apart = |(from, to): &(usize, usize)| from != middle && to != middle && left(*from) != left(*to);
+                pairs.filter(apart).collect()
+            }
+        })
+    }
+}

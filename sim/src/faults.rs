@@ -1,0 +1,233 @@
+//! The fault plan: what goes wrong when, drawn from the seed as data before the run begins.
+//!
+//! A target may be "the leader of that range": which node that is shows only when the fault begins.
+
+use flotilla_proto::RangeId;
+
+use crate::clock::{Clock, Nanos, ms};
+use crate::knobs::Knobs;
+use crate::rng::Rng;
+
+/// Whom a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Node(usize),
+    LeaderOf(RangeId),
+    /// Some node that has a replica and does not lead.
+    FollowerOf(RangeId),
+}
+
+/// Where in a process's work a crash falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CrashPoint {
+    Now,
+    /// After the messages of a turn left, before its log batch is written.
+    BeforeLogWrite,
+    /// Between a log write and its sync.
+    BeforeSync,
+    /// After the sync, before the store hears of it.
+    AfterSync,
+    /// After entries were applied, before anybody hears of it.
+    AfterApply,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The nodes marked true on one side, the others on the other.
+    Split(Vec<bool>),
+    /// What the target sends is lost; what it is sent arrives.
+    Mute(Target),
+    /// What the target is sent is lost; what it sends arrives.
+    Deaf(Target),
+    /// The target and all others.
+    Isolate(Target),
+    /// Two halves that share one node.
+    Bridge(usize),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Partition {
+        cut: Cut,
+        length: Nanos,
+    },
+    ClientsCutFrom {
+        target: Target,
+        length: Nanos,
+    },
+    Loss {
+        per_mille: u64,
+        length: Nanos,
+    },
+    SlowLink {
+        from: usize,
+        to: usize,
+        by: Nanos,
+        length: Nanos,
+    },
+    Crash {
+        target: Target,
+        point: CrashPoint,
+        down: Nanos,
+        power_cut: bool,
+    },
+    CrashAll {
+        down: Nanos,
+    },
+    /// The whole process stands still.
+    Pause {
+        target: Target,
+        length: Nanos,
+    },
+    /// The store's loop stands still; reads go on.
+    Stall {
+        target: Target,
+        length: Nanos,
+    },
+    SlowDisk {
+        target: Target,
+        sync: Nanos,
+        length: Nanos,
+    },
+    SyncFails {
+        target: Target,
+        down: Nanos,
+    },
+    WriteFails {
+        target: Target,
+        down: Nanos,
+    },
+    DiskMargin {
+        target: Target,
+        length: Nanos,
+    },
+    ClockRate {
+        node: usize,
+        rate: u64,
+    },
+    Transfer {
+        range: RangeId,
+        to: usize,
+    },
+    /// A transfer whose way to the old leader is slow, so that it learns late of the new one.
+    LateTransfer {
+        range: RangeId,
+        to: usize,
+        by: Nanos,
+    },
+    Drain {
+        target: Target,
+        down: Nanos,
+    },
+}
+
+/// One entry of the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub at: Nanos,
+    pub fault: Fault,
+}
+
+/// Draws a run's plan.
+pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
+    let mut rng = Rng::new(knobs.seed, 2);
+    let mut steps = Vec::new();
+    if knobs.fault_every == 0 {
+        return steps;
+    }
+    let mut at = ms(2_500);
+    let healthy = knobs.duration.saturating_sub(ms(1_000));
+    while at < healthy {
+        let fault =
+            if knobs.transfer_storm && rng.chance(600) { transfer(knobs, &mut rng) } else { draw(knobs, &mut rng) };
+        let again = matches!(fault, Fault::Crash { .. }) && rng.chance(250);
+        steps.push(Step { at, fault });
+        // Faults of a kind come in pairs now and then: a second crash while the first heals.
+        at += if again { rng.below(ms(1_200)) } else { rng.between(knobs.fault_every / 3, knobs.fault_every * 2) };
+    }
+    steps
+}
+
+fn node(knobs: &Knobs, rng: &mut Rng) -> usize {
+    rng.index(knobs.nodes)
+}
+
+fn range(knobs: &Knobs, rng: &mut Rng) -> RangeId {
+    RangeId(2 + rng.below(u64::from(knobs.ranges)))
+}
+
+fn target(knobs: &Knobs, rng: &mut Rng) -> Target {
+    match rng.below(3) {
+        0 => Target::Node(node(knobs, rng)),
+        1 => Target::LeaderOf(range(knobs, rng)),
+        _ => Target::FollowerOf(range(knobs, rng)),
+    }
+}
+
+fn length(rng: &mut Rng) -> Nanos {
+    rng.pick(&[ms(150), ms(500), ms(1_200), ms(2_500), ms(5_000)]) + rng.below(ms(300))
+}
+
+fn transfer(knobs: &Knobs, rng: &mut Rng) -> Fault {
+    let (range, to) = (range(knobs, rng), node(knobs, rng));
+    if rng.chance(700) {
+        return Fault::LateTransfer { range, to, by: rng.between(ms(50), ms(900)) };
+    }
+    Fault::Transfer { range, to }
+}
+
+fn cut(knobs: &Knobs, rng: &mut Rng) -> Cut {
+    match rng.below(6) {
+        0 => Cut::Split((0..knobs.nodes).map(|_| rng.chance(500)).collect()),
+        1 => Cut::Mute(target(knobs, rng)),
+        2 => Cut::Deaf(target(knobs, rng)),
+        3 => Cut::Bridge(node(knobs, rng)),
+        4 => Cut::Isolate(Target::LeaderOf(range(knobs, rng))),
+        _ => Cut::Isolate(target(knobs, rng)),
+    }
+}
+
+fn crash(knobs: &Knobs, rng: &mut Rng) -> Fault {
+    let points = [
+        CrashPoint::Now,
+        CrashPoint::Now,
+        CrashPoint::BeforeLogWrite,
+        CrashPoint::BeforeSync,
+        CrashPoint::BeforeSync,
+        CrashPoint::AfterSync,
+        CrashPoint::AfterApply,
+    ];
+    let point = rng.pick(&points);
+    let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(6_000)]) + rng.below(ms(200));
+    Fault::Crash { target: target(knobs, rng), point, down, power_cut: rng.chance(600) }
+}
+
+fn draw(knobs: &Knobs, rng: &mut Rng) -> Fault {
+    let down = rng.between(ms(50), ms(3_000));
+    match rng.below(100) {
+        0..22 => Fault::Partition { cut: cut(knobs, rng), length: length(rng) },
+        22..47 => crash(knobs, rng),
+        47..50 => Fault::CrashAll { down },
+        50..57 => Fault::Pause { target: target(knobs, rng), length: length(rng) },
+        57..63 => Fault::Stall { target: target(knobs, rng), length: length(rng) },
+        63..68 => {
+            let sync = rng.pick(&[ms(30), ms(200), ms(900)]);
+            Fault::SlowDisk { target: target(knobs, rng), sync, length: length(rng) }
+        }
+        68..70 => Fault::SyncFails { target: target(knobs, rng), down },
+        70..71 => Fault::WriteFails { target: target(knobs, rng), down },
+        71..73 => Fault::DiskMargin { target: target(knobs, rng), length: length(rng) },
+        73..78 => {
+            let (slow, fast) = Clock::rates(knobs.config.clock_drift);
+            Fault::ClockRate { node: node(knobs, rng), rate: rng.pick(&[slow, fast, 1_000_000]) }
+        }
+        78..83 => Fault::Loss { per_mille: rng.pick(&[50, 200, 500]), length: length(rng) },
+        83..88 => {
+            let by = rng.pick(&[ms(20), ms(150), ms(700)]);
+            Fault::SlowLink { from: node(knobs, rng), to: node(knobs, rng), by, length: length(rng) }
+        }
+        88..90 => Fault::ClientsCutFrom { target: target(knobs, rng), length: length(rng) },
+        90..92 => Fault::Drain { target: target(knobs, rng), down },
+        _ => transfer(knobs, rng),
+    }
+}

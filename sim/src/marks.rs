@@ -1,0 +1,95 @@
+//! Coverage marks: the rare branches that runs observed, and those that none did.
+//!
+//! The list is closed, so that a mark which is never hit shows in every summary.
+
+use std::collections::BTreeMap;
+
+macro_rules! marks {
+    ($($name:ident: $text:literal),+ $(,)?) => {
+        /// Something rare that a run is to reach.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Mark { $($name),+ }
+
+        impl Mark {
+            const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            fn text(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+        }
+    };
+}
+
+marks! {
+    LeaderElected: "a leader is elected",
+    LeaderSteppedDown: "a leader steps down",
+    CheckQuorumStepDown: "a leader without a quorum steps down in its own term",
+    PreVoteRefused: "a pre-vote is refused",
+    VoteRefused: "a vote is refused",
+    SplitVote: "two candidates share a term",
+    VoteSilence: "a restarted store refuses to vote",
+    MessageRefused: "a message is refused for another reason",
+    TransferDone: "a leader transfer succeeds",
+    TransferFailed: "a leader transfer fails",
+    TimeoutNowSent: "MsgTimeoutNow is sent",
+    LateTimeoutNow: "MsgTimeoutNow arrives in an older term",
+    LogTruncated: "a log is truncated",
+    SnapshotSent: "a snapshot is sent",
+    SnapshotLost: "a snapshot is lost on its way",
+    SnapshotApplied: "a snapshot replaces a replica's state",
+    SnapshotMade: "a snapshot is made",
+    SnapshotWhileApplying: "a snapshot arrives while entries wait for the apply stage",
+    LogFetched: "entries are read back from disk for a follower",
+    LogFetchEmpty: "entries to be read back are gone",
+    EntryOverwritten: "an unpersisted or persisted entry is replaced by another leader's",
+    AppendRefused: "a follower refuses an append",
+    StampRefused: "apply skips an entry with a foreign stamp",
+    EpochRefused: "apply skips an entry of another epoch",
+    WriteBusy: "a write is refused as busy",
+    WriteNotLeader: "a write is refused by a follower",
+    WriteAmbiguous: "a write is answered as ambiguous",
+    WriteTimeout: "a write times out before it was proposed",
+    WriteOverwritten: "a proposed write is told that it was not applied",
+    WriteDiskFull: "a write is refused for lack of disk space",
+    LeaseRead: "a read is answered by the lease",
+    LeaseLost: "a lease ends between a read's two checks",
+    BarrierRead: "a read is answered behind a barrier",
+    BarrierRefused: "a read barrier is refused",
+    BarrierTimeout: "a read barrier times out",
+    CrashUnsynced: "a crash loses unsynced writes",
+    CrashMidSync: "a crash falls between a log write and its sync",
+    CrashMidApply: "a crash loses applied state that is replayed",
+    SyncFailed: "a sync fails and the node stops",
+    WriteFailed: "a disk write fails and the node stops",
+    GroupSync: "one sync covers several log batches",
+    Drained: "a node hands its ranges over and stops",
+    StoreStopped: "a store stops itself",
+    RouteRefresh: "a client learns its routes anew",
+    ClientUnknown: "a client is left without an outcome",
+    PairSeen: "a scan sees an atomic batch's keys",
+}
+
+/// How often each mark was hit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks(BTreeMap<Mark, u64>);
+
+impl Marks {
+    pub(crate) fn hit(&mut self, mark: Mark) {
+        *self.0.entry(mark).or_default() += 1;
+    }
+
+    pub(crate) fn count(&self, mark: Mark) -> u64 {
+        self.0.get(&mark).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mark, count) in &other.0 {
+            *self.0.entry(*mark).or_default() += count;
+        }
+    }
+
+    /// (text, hits) of all marks.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Mark::ALL.iter().map(|mark| (mark.text(), self.count(*mark)))
+    }
+}

@@ -1,0 +1,138 @@
+//! A simulated node: its disk and clock, which outlive its processes, and the process itself: the
+//! production store core with the stages around it, and what is queued between them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use flotilla_engine::apply::{ApplyStage, ApplyTask};
+use flotilla_engine::recover::Boot;
+use flotilla_engine::store::{Input, LogBatch, ReadView, Store, Token};
+use flotilla_engine::time::BootTime;
+use flotilla_proto::{NodeId, RangeId, v1};
+
+use crate::clock::{Clock, Nanos};
+use crate::disk::SimDisk;
+use crate::faults::CrashPoint;
+use crate::schedule::{Life, ReplyTo};
+
+/// What outlives a crash.
+pub(crate) struct Node {
+    pub index: usize,
+    pub disk: SimDisk,
+    pub clock: Clock,
+    pub life: u64,
+    pub process: Option<Process>,
+    /// The whole process stands still until then.
+    pub paused_until: Nanos,
+    /// The store's loop stands still until then.
+    pub stalled_until: Nanos,
+    /// How long a sync takes, while the disk is slow.
+    pub slow_sync: Option<Nanos>,
+    pub clients_cut: u32,
+    /// A crash that waits for its point, and how long the node is down then.
+    pub armed: Option<(CrashPoint, Nanos, bool)>,
+    /// A restart that is on its way.
+    pub restarting: bool,
+    /// For how long the node stays down after its disk failed.
+    pub down_after_failure: Nanos,
+}
+
+/// One process.
+pub(crate) struct Process {
+    pub store: Store,
+    pub apply: ApplyStage,
+    pub layout: v1::Layout,
+    pub cluster_id: u64,
+    pub inbox: Vec<Input>,
+    pub turn_due: bool,
+    pub views: BTreeMap<RangeId, Arc<ReadView>>,
+    /// Batches that wait for the log writer, and those that it has written and not synced.
+    pub log_queue: VecDeque<LogBatch>,
+    pub log_written: Vec<LogBatch>,
+    pub log_busy: bool,
+    pub apply_queue: Vec<ApplyTask>,
+    pub apply_due: bool,
+    /// Applied index of each range as it was last written.
+    pub applied_written: BTreeMap<RangeId, u64>,
+    pub pending: BTreeMap<Token, Pending>,
+    pub last_token: u64,
+    pub draining: bool,
+}
+
+/// A request that the node has not answered.
+pub(crate) struct Pending {
+    pub reply_to: ReplyTo,
+    pub request: v1::Request,
+    pub deadline: BootTime,
+    /// A read that was carried out and waits for its second check.
+    pub answer: Option<v1::response::Body>,
+}
+
+impl Node {
+    pub(crate) fn id(&self) -> NodeId {
+        id_of(self.index)
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        Life { node: self.index, number: self.life }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+}
+
+/// Nodes are counted from 0, their ids from 1.
+pub(crate) fn id_of(index: usize) -> NodeId {
+    NodeId(index as u64 + 1)
+}
+
+/// See [`id_of`].
+pub(crate) fn index_of(node: NodeId) -> usize {
+    node.0 as usize - 1
+}
+
+impl Process {
+    pub(crate) fn new(store: Store, boot: &Boot) -> Self {
+        let views = store.initial_views().into_iter().map(|view| (view.range(), view)).collect();
+        Self {
+            apply: ApplyStage::new(boot),
+            layout: boot.layout.clone(),
+            cluster_id: boot.identity.cluster_id,
+            store,
+            inbox: Vec::new(),
+            turn_due: false,
+            views,
+            log_queue: VecDeque::new(),
+            log_written: Vec::new(),
+            log_busy: false,
+            apply_queue: Vec::new(),
+            apply_due: false,
+            applied_written: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            last_token: 0,
+            draining: false,
+        }
+    }
+
+    /// Takes a request in under a token.
+    pub(crate) fn pend(&mut self, pending: Pending) -> Token {
+        self.last_token += 1;
+        let token = Token(self.last_token);
+        self.pending.insert(token, pending);
+        token
+    }
+
+    /// The ranges as this node knows them.
+    pub(crate) fn routes(&self) -> v1::ListRangesResponse {
+        let ranges = self.layout.ranges.iter().map(|born| match self.views.get(&RangeId(born.range_id)) {
+            Some(view) => v1::RangeStatus {
+                descriptor: Some((*view.descriptor).clone()),
+                leader_node_id: view.leader.map_or(0, |node| node.0),
+                term: view.term,
+            },
+            None => v1::RangeStatus { descriptor: Some(born.clone()), leader_node_id: 0, term: 0 },
+        });
+        v1::ListRangesResponse { ranges: ranges.collect(), nodes: vec![] }
+    }
+}

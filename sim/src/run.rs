@@ -1,0 +1,220 @@
+//! Runs seeds, one after another or on several threads, and tells what they did.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::clock::Nanos;
+use crate::cluster::{Cluster, Tally};
+use crate::knobs::Knobs;
+use crate::marks::Marks;
+
+/// What one seed's run did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash of every event: equal for equal seeds and builds.
+    pub trace_hash: u64,
+    /// What went wrong, if anything did.
+    pub failure: Option<String>,
+    simulated: Nanos,
+    tally: Tally,
+    marks: Marks,
+    acknowledged: u64,
+    unknown: u64,
+    refused: u64,
+    entries: usize,
+    /// The first fault steps, printed with a failure.
+    plan: String,
+}
+
+/// Runs one seed. A panic of the core is a failure like any other.
+pub fn run_seed(seed: u64, print_trace: bool) -> Report {
+    let mut cluster = Cluster::new(Knobs::draw(seed), print_trace);
+    if print_trace {
+        println!("{:#?}", cluster.knobs);
+        for step in &cluster.plan {
+            println!("plan: {:>10.3} s {:?}", step.at as f64 / 1e9, step.fault);
+        }
+    }
+    let panicked = catch_unwind(AssertUnwindSafe(|| cluster.run_until(Nanos::MAX))).err();
+    let failure = match panicked {
+        Some(payload) => Some(format!("panic: {}", words_of(&*payload))),
+        None => cluster.failure.take(),
+    };
+    let plan = if failure.is_some() { format!("{:?}", cluster.knobs) } else { String::new() };
+    if cluster.recorder.pairs_seen > 0 {
+        cluster.marks.hit(crate::marks::Mark::PairSeen);
+    }
+    Report {
+        seed,
+        trace_hash: cluster.trace.hash(),
+        failure: failure.map(|what| format!("at {:.3} s: {what}", cluster.now as f64 / 1e9)),
+        simulated: cluster.now,
+        tally: cluster.tally,
+        marks: cluster.marks,
+        acknowledged: cluster.recorder.acknowledged,
+        unknown: cluster.recorder.unknown,
+        refused: cluster.recorder.refused,
+        entries: cluster.invariants.entries_seen(),
+        plan,
+    }
+}
+
+fn words_of(payload: &(dyn std::any::Any + Send)) -> &str {
+    if let Some(words) = payload.downcast_ref::<&str>() {
+        words
+    } else {
+        payload.downcast_ref::<String>().map_or("without words", String::as_str)
+    }
+}
+
+/// All runs together.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// How many seeds were run.
+    pub seeds: u64,
+    /// Those that failed, by seed.
+    pub failures: BTreeMap<u64, Report>,
+    simulated: Nanos,
+    took: Duration,
+    tally: Tally,
+    marks: Marks,
+    acknowledged: u64,
+    unknown: u64,
+    refused: u64,
+    entries: usize,
+}
+
+impl Summary {
+    fn add(&mut self, report: Report) {
+        self.seeds += 1;
+        self.simulated += report.simulated;
+        self.marks.add(&report.marks);
+        self.acknowledged += report.acknowledged;
+        self.unknown += report.unknown;
+        self.refused += report.refused;
+        self.entries += report.entries;
+        let (all, one) = (&mut self.tally, &report.tally);
+        all.events += one.events;
+        all.elections += one.elections;
+        all.crashes += one.crashes;
+        all.snapshots += one.snapshots;
+        all.messages += one.messages;
+        all.syncs += one.syncs;
+        all.faults += one.faults;
+        all.undecided += one.undecided;
+        all.recovery = all.recovery.max(one.recovery);
+        if report.failure.is_some() {
+            self.failures.insert(report.seed, report);
+        }
+    }
+
+    /// Events that were simulated.
+    pub fn events(&self) -> u64 {
+        self.tally.events
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tally = &self.tally;
+        writeln!(
+            f,
+            "sim: {} seeds, {} events ({:.2} M/min), {:.0} s simulated in {:.1} s; {} faults, {} crashes, {} elections, \
+             {} snapshots, {} messages, {} syncs, {} log entries compared",
+            self.seeds,
+            tally.events,
+            tally.events as f64 / 1e6 / (self.took.as_secs_f64() / 60.0).max(1e-9),
+            self.simulated as f64 / 1e9,
+            self.took.as_secs_f64(),
+            tally.faults,
+            tally.crashes,
+            tally.elections,
+            tally.snapshots,
+            tally.messages,
+            tally.syncs,
+            self.entries,
+        )?;
+        writeln!(
+            f,
+            "sim: requests: {} answered, {} refused, {} of unknown outcome; slowest range took its first write {:.1} s \
+             after healing; {} keys left undecided by the checker",
+            self.acknowledged,
+            self.refused,
+            self.unknown,
+            tally.recovery as f64 / 1e9,
+            tally.undecided,
+        )?;
+        let never: Vec<&str> = self.marks.all().filter(|(_, hits)| *hits == 0).map(|(text, _)| text).collect();
+        let all = self.marks.all().count();
+        writeln!(f, "sim: coverage: {} of {all} marks hit", all - never.len())?;
+        for (text, hits) in self.marks.all().filter(|(_, hits)| *hits > 0) {
+            writeln!(f, "sim:   {hits:>9}  {text}")?;
+        }
+        for text in never {
+            writeln!(f, "sim:     never  {text}")?;
+        }
+        for (seed, report) in &self.failures {
+            let what = report.failure.as_deref().unwrap_or_default();
+            writeln!(f, "sim: FAILED seed {seed} {what}")?;
+            writeln!(f, "sim:   knobs: {}", report.plan)?;
+            writeln!(f, "sim:   repeat it: {}", repeat_command(*seed))?;
+        }
+        Ok(())
+    }
+}
+
+/// The command that runs a seed again, with its trace.
+pub fn repeat_command(seed: u64) -> String {
+    let features: Vec<&str> = [
+        (cfg!(feature = "mutant-ack-before-persist"), "mutant-ack-before-persist"),
+        (cfg!(feature = "mutant-vote-not-saved"), "mutant-vote-not-saved"),
+        (cfg!(feature = "mutant-no-term-stamp-check"), "mutant-no-term-stamp-check"),
+        (cfg!(feature = "mutant-lease-after-timeout-now"), "mutant-lease-after-timeout-now"),
+    ]
+    .into_iter()
+    .filter_map(|(on, name)| on.then_some(name))
+    .collect();
+    let features = if features.is_empty() { String::new() } else { format!("--features {} ", features.join(",")) };
+    format!("cargo run --release -p flotilla-sim {features}-- --seed {seed} --trace")
+}
+
+/// Runs the seeds `[first, first + count)` on `jobs` threads; stops early after `failures_max` failures.
+pub fn run_seeds(first: u64, count: u64, jobs: usize, failures_max: usize) -> Summary {
+    let began = now();
+    let next = AtomicU64::new(0);
+    let summary = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let enough = lock(&summary).failures.len() >= failures_max;
+                    if at >= count || enough {
+                        return;
+                    }
+                    let report = run_seed(first + at, false);
+                    lock(&summary).add(report);
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    summary.took = began.elapsed();
+    summary
+}
+
+fn lock(summary: &Mutex<Summary>) -> std::sync::MutexGuard<'_, Summary> {
+    summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The one clock of this crate: how long the simulation takes; nothing simulated sees it.
+#[allow(clippy::disallowed_methods, reason = "measures the simulator itself")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,158 @@
+//! The stages behind the store's loop, on simulated time: log writer, apply, reads of old entries,
+//! snapshots. What they do to the disk is the production code's doing; when, is decided here.
+
+use std::collections::BTreeMap;
+
+use flotilla_engine::apply::{ApplyRefusal, ApplyWork};
+use flotilla_engine::storage::{Storage, StorageError};
+use flotilla_engine::store::{FetchLog, Input};
+use flotilla_engine::{log_writer, recover, snapshot};
+use flotilla_proto::RangeId;
+
+use crate::cluster::Cluster;
+use crate::faults::CrashPoint;
+use crate::marks::Mark;
+use crate::schedule::{Event, Inner, Life};
+
+impl Cluster {
+    /// The log writer takes all that is queued, writes it, and begins a sync.
+    pub(crate) fn log_write(&mut self, life: Life) {
+        let sync = self.nodes[life.node].slow_sync.unwrap_or(self.knobs.sync);
+        let node = &mut self.nodes[life.node];
+        let Some(process) = &mut node.process else { return };
+        process.log_written.extend(process.log_queue.drain(..));
+        if process.log_written.len() > 1 {
+            self.marks.hit(Mark::GroupSync);
+        }
+        let mut written = Ok(());
+        for batch in &process.log_written {
+            let mut storage_batch = node.disk.batch();
+            written = log_writer::fill(&mut storage_batch, batch).and_then(|()| node.disk.write(storage_batch));
+            if written.is_err() {
+                break;
+            }
+        }
+        if let Err(error) = written {
+            return self.disk_failed(life.node, &error, Mark::WriteFailed);
+        }
+        if self.crash_if_armed(life.node, CrashPoint::BeforeSync) {
+            return;
+        }
+        // A sync may be durable long before it is reported.
+        if self.rng.chance(300)
+            && let Err(error) = self.nodes[life.node].disk.sync()
+        {
+            return self.disk_failed(life.node, &error, Mark::SyncFailed);
+        }
+        let at = self.now + self.rng.delay(sync);
+        self.schedule.at(at, Event::Inner(life, Inner::LogSynced));
+    }
+
+    /// The sync is done; the store hears of it.
+    pub(crate) fn log_synced(&mut self, life: Life) {
+        let node = &mut self.nodes[life.node];
+        if let Err(error) = node.disk.sync() {
+            return self.disk_failed(life.node, &error, Mark::SyncFailed);
+        }
+        if self.crash_if_armed(life.node, CrashPoint::AfterSync) {
+            return;
+        }
+        let Some(process) = &mut self.nodes[life.node].process else { return };
+        self.tally.syncs += 1;
+        let batches = std::mem::take(&mut process.log_written);
+        let more = !process.log_queue.is_empty();
+        process.log_busy = more;
+        let applied = self.applied_on_disk(life.node);
+        self.invariants.persisted(life.node, &batches, applied);
+        if let Some(last) = batches.last() {
+            self.trace.note(self.now, "persisted", &[life.node as u64 + 1, last.sequence]);
+            self.give(life.node, Input::Persisted { sequence: last.sequence });
+        }
+        if more {
+            self.schedule_log_write(life);
+        }
+    }
+
+    /// Applied index of each range whose apply batches the sync that just ended has covered.
+    fn applied_on_disk(&self, index: usize) -> BTreeMap<RangeId, u64> {
+        let Some(process) = &self.nodes[index].process else { return BTreeMap::new() };
+        process.applied_written.clone()
+    }
+
+    /// The apply stage takes all that is queued.
+    pub(crate) fn apply(&mut self, life: Life) {
+        let node = &mut self.nodes[life.node];
+        let Some(process) = &mut node.process else { return };
+        process.apply_due = false;
+        let tasks = std::mem::take(&mut process.apply_queue);
+        for task in &tasks {
+            if let ApplyWork::Replaced { applied, .. } = &task.work {
+                process.applied_written.insert(task.range, applied.index);
+            }
+        }
+        let done = match process.apply.apply(&node.disk, tasks) {
+            Ok(done) => done,
+            Err(flotilla_engine::apply::ApplyError::Storage(error)) => {
+                return self.disk_failed(life.node, &error, Mark::WriteFailed);
+            }
+            Err(error) => return self.check(Err(format!("n{}: {error}", life.node + 1))),
+        };
+        for applied in &done {
+            process.applied_written.insert(applied.range, applied.index);
+        }
+        for applied in &done {
+            self.trace.note(
+                self.now,
+                "applied",
+                &[life.node as u64 + 1, applied.range.0, applied.index, u64::from(applied.checksum)],
+            );
+            for entry in &applied.results {
+                match entry.requests {
+                    Err(ApplyRefusal::Stamp) => self.marks.hit(Mark::StampRefused),
+                    Err(ApplyRefusal::Epoch) => self.marks.hit(Mark::EpochRefused),
+                    Ok(_) => {}
+                }
+            }
+            let verdict = self.invariants.applied(life.node, applied);
+            self.check(verdict);
+        }
+        if !done.is_empty() && self.crash_if_armed(life.node, CrashPoint::AfterApply) {
+            self.marks.hit(Mark::CrashMidApply);
+            return;
+        }
+        for applied in done {
+            self.give(life.node, Input::Applied(applied));
+        }
+    }
+
+    pub(crate) fn fetch(&mut self, index: usize, fetch: FetchLog) {
+        let disk = &self.nodes[index].disk;
+        match recover::read_log(disk, fetch.range, fetch.low, fetch.high, fetch.bytes_max) {
+            Ok(entries) => {
+                if entries.is_empty() {
+                    self.marks.hit(Mark::LogFetchEmpty);
+                }
+                self.give(index, Input::LogFetched { range: fetch.range, id: fetch.id, entries });
+            }
+            Err(error) => self.check(Err(format!("n{}: reading the log back: {error}", index + 1))),
+        }
+    }
+
+    pub(crate) fn make_snapshot(&mut self, index: usize, range: RangeId) {
+        match snapshot::make(&self.nodes[index].disk, range) {
+            Ok(snapshot) => {
+                self.marks.hit(Mark::SnapshotMade);
+                self.give(index, Input::SnapshotMade { range, snapshot: Some(snapshot) });
+            }
+            Err(error) => self.check(Err(format!("n{}: making a snapshot: {error}", index + 1))),
+        }
+    }
+
+    /// The disk failed: the process ends for good, and is started again after a while.
+    fn disk_failed(&mut self, index: usize, error: &StorageError, mark: Mark) {
+        self.marks.hit(mark);
+        self.trace.say(self.now, || format!("n{} stops: {error}", index + 1));
+        let down = self.nodes[index].down_after_failure;
+        self.crash_for(index, down, true);
+    }
+}
