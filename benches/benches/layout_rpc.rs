@@ -33,7 +33,8 @@ const EXTRAS: &[Extra] = &[Extra { flag: "inflight", default: 256, help: "operat
 const BATCHES: [usize; 3] = [1, 16, 64];
 const KEY: &[u8] = &[0x4B; 16];
 const VALUE: &[u8] = &[0x5A; 256];
-/// HTTP/2's own 64 KiB is less than what is in flight here.
+/// More than what is in flight here. Below it not only flow control waits: h2 gives up a connection whose
+/// unread DATA frames of less than 256 B add up to half of the connection's window.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const WARM_UP: Duration = Duration::from_millis(50);
