@@ -80,16 +80,19 @@ impl OpenError {
     }
 }
 
-/// RocksDB names the file somewhere in its message.
+/// RocksDB names the file somewhere in its message, or says `log number: 8`.
 fn file_named_in(folder: &Path, message: &str) -> PathBuf {
-    message
-        .split(|c: char| c.is_whitespace() || ":'\",;()".contains(c))
-        .filter_map(|word| Path::new(word).file_name()?.to_str())
-        .map(|name| name.trim_end_matches('.'))
-        .find(|name| {
-            name.ends_with(".sst") || name.ends_with(".log") || name.starts_with("MANIFEST-") || *name == "CURRENT"
-        })
-        .map_or_else(|| folder.to_path_buf(), |name| folder.join(name))
+    let words = || message.split(|c: char| c.is_whitespace() || ":'\",;()".contains(c)).filter(|word| !word.is_empty());
+    let is_file = |name: &&str| {
+        name.ends_with(".sst") || name.ends_with(".log") || name.starts_with("MANIFEST-") || *name == "CURRENT"
+    };
+    let named =
+        words().filter_map(|word| Path::new(word).file_name()?.to_str()?.trim_end_matches('.').into()).find(is_file);
+    if let Some(name) = named {
+        return folder.join(name);
+    }
+    let wal = words().skip_while(|word| *word != "number").nth(1).and_then(|number| number.parse::<u64>().ok());
+    wal.map_or_else(|| folder.to_path_buf(), |number| folder.join(format!("{number:06}.log")))
 }
 
 fn is_no_space(message: &str) -> bool {

@@ -177,6 +177,13 @@ impl RocksStorage {
         self.inner.write_watermark(true)
     }
 
+    /// Hands what was written to the operating system, not to the disk: killing the process alone does
+    /// not lose it any more.
+    pub fn hand_to_system(&self) -> Result<()> {
+        self.inner.check()?;
+        self.inner.database.flush_wal(false).map_err(|error| self.inner.poison("write", &error))
+    }
+
     /// Flushes a family's memtable to a table file and waits for it.
     pub fn flush(&self, family: Family) -> Result<()> {
         self.inner.check()?;

@@ -140,7 +140,7 @@ impl<'a> LogFile<'a> {
         if let Some(record) = in_block.into_iter().find_map(whole) {
             return Some(record);
         }
-        (block_end..self.bytes.len()).step_by(BLOCK_BYTES).find_map(|block| self.first_in_block(block, &whole))
+        (block_end..self.bytes.len()).step_by(BLOCK_BYTES).find_map(|block| self.first_in_block(block, whole))
     }
 
     /// Steps over the tail of a record that began earlier.

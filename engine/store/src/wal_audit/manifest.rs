@@ -55,7 +55,7 @@ pub(super) fn read(folder: &Path) -> Result<Manifest, OpenError> {
             }
             Ok(None) => break,
             // An edit that was being written when the machine stopped; what was synced comes before.
-            Err(bad) if bad.cut_short && at > 0 => break,
+            Err(bad) if bad.cut_short && at > 0 && file.next_intact(bad.offset, |_| true).is_none() => break,
             Err(bad) => {
                 return Err(OpenError::corrupt(&path, format!("{} at byte {}", bad.what, bad.offset)));
             }

@@ -31,18 +31,43 @@ pub fn create(path: &Path) -> RocksStorage {
     RocksStorage::open(Arc::new(directory), &small()).expect("a fresh store opens")
 }
 
-/// Copies a data directory as it lies there, without its lock.
+/// Copies a data directory as it lies there, without its lock. RocksDB deletes files in the background:
+/// a copy during which one went, or an edit of the MANIFEST came, is no moment's picture.
 pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory can be made");
-    for entry in fs::read_dir(from).expect("the directory can be listed") {
-        let entry = entry.expect("the directory can be listed");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("the entry has a type").is_dir() {
-            copy(&entry.path(), &target);
-        } else if entry.file_name() != "LOCK" {
-            fs::copy(entry.path(), target).expect("a file can be copied");
+    loop {
+        let before = listing(from);
+        let whole = before.iter().all(|(name, _)| {
+            let target = to.join(name);
+            fs::create_dir_all(target.parent().expect("it lies in the copy")).expect("a directory can be made");
+            fs::copy(from.join(name), target).is_ok()
+        });
+        let frozen = |files: &BTreeMap<PathBuf, u64>| -> Vec<(PathBuf, u64)> {
+            let appended = |name: &Path| name.extension().is_some_and(|extension| extension == "log");
+            files.iter().map(|(name, size)| (name.clone(), if appended(name) { 0 } else { *size })).collect()
+        };
+        if whole && frozen(&before) == frozen(&listing(from)) {
+            return;
+        }
+        fs::remove_dir_all(to).expect("a bad copy can be removed");
+    }
+}
+
+/// The files that a crash leaves, with their sizes; the info log is of no interest.
+fn listing(data: &Path) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for folder in ["", "db"] {
+        for entry in fs::read_dir(data.join(folder)).expect("the directory can be listed") {
+            let entry = entry.expect("the directory can be listed");
+            let name = Path::new(folder).join(entry.file_name());
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_file() && entry.file_name() != "LOCK" => {
+                    files.insert(name, metadata.len());
+                }
+                _ => {}
+            }
         }
     }
+    files
 }
 
 /// The WAL files of a data directory with their sizes, oldest first.
@@ -73,11 +98,12 @@ impl Tracked {
         copy(data, to);
         let synced = self.synced.lock().expect("no test panics while it holds this");
         let mut dice = Dice(seed);
-        for path in wals(data).keys() {
+        // The newest only: a flush syncs the others.
+        if let Some((path, _)) = wals(data).pop_last() {
             let name = path.file_name().expect("a WAL file has a name");
             let copied = fs::File::options().write(true).open(to.join("db").join(name)).expect("the copy is there");
             let length = copied.metadata().expect("the copy is there").len();
-            let safe = synced.get(path).copied().unwrap_or(0).min(length);
+            let safe = synced.get(&path).copied().unwrap_or(0).min(length);
             let kept = safe + dice.below((length - safe) as usize + 1) as u64;
             copied.set_len(kept).expect("the copy can be cut");
         }
@@ -102,7 +128,9 @@ impl Storage for Tracked {
     }
 
     fn write(&self, batch: RocksBatch) -> Result<()> {
-        self.store.write(batch)
+        self.store.write(batch)?;
+        // A crash is to find unsynced bytes in the files too.
+        self.store.hand_to_system()
     }
 
     fn sync(&self) -> Result<()> {
