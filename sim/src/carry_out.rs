@@ -1,7 +1,8 @@
 //! From a turn's effects to events: the simulation's stand-in for a node's threads and transport.
 
 use flotilla_engine::apply::{ApplyTask, ApplyWork};
-use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch};
+use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
+use flotilla_engine::wire;
 use flotilla_proto::error::Action;
 use flotilla_proto::{Error, RangeId};
 use raft::eraftpb::MessageType;
@@ -101,6 +102,7 @@ impl Cluster {
     }
 
     fn queue_log(&mut self, index: usize, batch: LogBatch) {
+        self.trace.say(self.now, || format!("n{} log batch {}: {}", index + 1, batch.sequence, words(&batch)));
         match self.invariants.log_batch(index, &batch) {
             Ok(0) => {}
             Ok(_) => self.marks.hit(Mark::EntryOverwritten),
@@ -153,10 +155,19 @@ impl Cluster {
         let clocks = if effects.writes.is_empty() { Vec::new() } else { self.clocks() };
         for (token, answer) in effects.writes.drain(..) {
             self.mark_write(answer.as_ref().err());
-            let range = self.nodes[index].process.as_ref().and_then(|process| process.pending.get(&token));
-            if let (Ok(_), Some(range)) = (&answer, range.map(|pending| crate::serve::range_of(&pending.request))) {
-                let verdict = self.invariants.write_answered(index, range, &clocks);
-                self.check(verdict);
+            let process = self.nodes[index].process.as_ref();
+            let waiting = process.and_then(|process| Some((process.turns, process.pending.get(&token)?)));
+            if let Some((turns, pending)) = waiting {
+                let proposed = turns > pending.turn + 1;
+                let range = crate::serve::range_of(&pending.request);
+                match &answer {
+                    Ok(answer) => {
+                        let verdict = self.invariants.write_answered(index, range, answer.term, &clocks);
+                        self.check(verdict);
+                    }
+                    Err(Error::NotLeader { .. }) if proposed => self.marks.hit(Mark::WriteOverwritten),
+                    Err(_) => {}
+                }
             }
             self.write_done(index, token, answer);
         }
@@ -188,6 +199,7 @@ impl Cluster {
     /// Puts a message on its way.
     fn send(&mut self, envelope: Envelope) {
         self.tally.messages += 1;
+        self.trace.say(self.now, || message_words(&envelope));
         self.mark_message(&envelope);
         let (from, to) = (index_of(envelope.from), index_of(envelope.to));
         let life = self.nodes[from].life();
@@ -271,4 +283,37 @@ impl Cluster {
             self.marks.hit(Mark::SnapshotWhileApplying);
         }
     }
+}
+
+/// A log batch for people.
+fn words(batch: &LogBatch) -> String {
+    let item = |item: &LogItem| {
+        let entries: Vec<(u64, u64)> = item.entries.iter().map(|entry| (entry.index, entry.term)).collect();
+        let snapshot = item.snapshot.as_ref().map(|data| data.header.applied);
+        format!(
+            "{} {:?} entries {entries:?} remove {:?} snapshot {snapshot:?}",
+            item.range, item.raft_state, item.remove
+        )
+    };
+    batch.items.iter().map(item).collect::<Vec<_>>().join(", ")
+}
+
+/// A message for people.
+fn message_words(envelope: &Envelope) -> String {
+    let of = &envelope.message;
+    let kind = wire::from_wire(of.clone()).map(|message| message.get_msg_type());
+    format!(
+        "{} to {} {}: {kind:?} term {} log term {} index {} entries {:?} commit {} reject {} stamp {} ack {}",
+        envelope.from,
+        envelope.to,
+        RangeId(of.range_id),
+        of.term,
+        of.log_term,
+        of.index,
+        of.entries.iter().map(|entry| entry.index).collect::<Vec<_>>(),
+        of.commit,
+        of.reject,
+        of.stamp,
+        of.ack_stamp
+    )
 }

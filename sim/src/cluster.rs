@@ -289,6 +289,7 @@ impl Cluster {
         let now = node.clock.read(self.now);
         let Some(process) = &mut node.process else { return };
         process.turn_due = false;
+        process.turns += 1;
         let inbox = std::mem::take(&mut process.inbox);
         self.trace.note(self.now, "turn", &[index as u64 + 1, inbox.len() as u64]);
         let mut effects = std::mem::take(&mut self.effects);

@@ -282,19 +282,20 @@ impl Invariants {
         let range = view.range();
         self.views.insert((range, node), view.clone());
         if view.lease_covers(clocks[node]) {
-            return self.no_other_lease(node, range, clocks, "holds a lease too");
+            return self.no_older_lease(node, range, u64::MAX, clocks, "holds a lease too");
         }
         Ok(())
     }
 
     /// I7, from the other side: nobody acknowledges a write while another replica may serve reads alone.
-    pub(crate) fn write_answered(&self, node: usize, range: RangeId, clocks: &[BootTime]) -> Check {
-        self.no_other_lease(node, range, clocks, "acknowledges a write")
+    /// A write of an older term than the lease's is in that leader's log, and applied there.
+    pub(crate) fn write_answered(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime]) -> Check {
+        self.no_older_lease(node, range, term, clocks, "acknowledges a write")
     }
 
-    fn no_other_lease(&self, node: usize, range: RangeId, clocks: &[BootTime], what: &str) -> Check {
+    fn no_older_lease(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime], what: &str) -> Check {
         for ((_, other), view) in self.views.range((range, 0)..=(range, usize::MAX)) {
-            if *other != node && view.lease_covers(clocks[*other]) {
+            if *other != node && view.term < term && view.lease_covers(clocks[*other]) {
                 return fail(format!(
                     "I7: n{} holds the lease of {range} in term {} while n{} {what}",
                     other + 1,

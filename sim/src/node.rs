@@ -45,6 +45,7 @@ pub(crate) struct Process {
     pub cluster_id: u64,
     pub inbox: Vec<Input>,
     pub turn_due: bool,
+    pub turns: u64,
     pub views: BTreeMap<RangeId, Arc<ReadView>>,
     /// Batches that wait for the log writer, and those that it has written and not synced.
     pub log_queue: VecDeque<LogBatch>,
@@ -56,7 +57,6 @@ pub(crate) struct Process {
     pub applied_written: BTreeMap<RangeId, u64>,
     pub pending: BTreeMap<Token, Pending>,
     pub last_token: u64,
-    pub draining: bool,
 }
 
 /// A request that the node has not answered.
@@ -64,15 +64,13 @@ pub(crate) struct Pending {
     pub reply_to: ReplyTo,
     pub request: v1::Request,
     pub deadline: BootTime,
+    /// How many turns there had been when it came.
+    pub turn: u64,
     /// A read that was carried out and waits for its second check.
     pub answer: Option<v1::response::Body>,
 }
 
 impl Node {
-    pub(crate) fn id(&self) -> NodeId {
-        id_of(self.index)
-    }
-
     pub(crate) fn life(&self) -> Life {
         Life { node: self.index, number: self.life }
     }
@@ -102,6 +100,7 @@ impl Process {
             store,
             inbox: Vec::new(),
             turn_due: false,
+            turns: 0,
             views,
             log_queue: VecDeque::new(),
             log_written: Vec::new(),
@@ -111,7 +110,6 @@ impl Process {
             applied_written: BTreeMap::new(),
             pending: BTreeMap::new(),
             last_token: 0,
-            draining: false,
         }
     }
 

@@ -175,6 +175,7 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-ack-before-persist"), "mutant-ack-before-persist"),
         (cfg!(feature = "mutant-vote-not-saved"), "mutant-vote-not-saved"),
         (cfg!(feature = "mutant-no-term-stamp-check"), "mutant-no-term-stamp-check"),
+        (cfg!(feature = "fault-late-proposals"), "fault-late-proposals"),
         (cfg!(feature = "mutant-lease-after-timeout-now"), "mutant-lease-after-timeout-now"),
     ]
     .into_iter()

@@ -55,7 +55,8 @@ impl Cluster {
         let header = header_of(&request);
         let deadline = now + Duration::from_millis(header.timeout_ms);
         let body = request.body.clone();
-        let token = process.pend(Pending { reply_to, request: *request, deadline, answer: None });
+        let turn = process.turns;
+        let token = process.pend(Pending { reply_to, request: *request, deadline, turn, answer: None });
         self.trace.note(self.now, "request", &[index as u64 + 1, header.range_id, token.0]);
         match body {
             Some(Body::Write(batch)) => {

@@ -123,6 +123,11 @@ pub fn from_wire(wire: v1::PeerMessage) -> Result<Message, WireError> {
     Ok(message)
 }
 
+/// Whether the entries of an append stand at the indexes where Raft takes them to be.
+pub fn is_continuous(append: &Message) -> bool {
+    (append.index + 1..).zip(&append.entries).all(|(index, entry)| entry.index == index)
+}
+
 /// raft-rs' snapshot of what `meta` says, without data.
 pub fn snapshot(meta: &v1::SnapshotMeta) -> Snapshot {
     let mut snapshot = Snapshot::default();

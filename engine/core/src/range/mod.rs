@@ -11,6 +11,8 @@
 //! - proposals are made only by a leader that is not handing over, and stamped with its term.
 
 mod barriers;
+#[cfg(feature = "fault-late-proposals")]
+mod late;
 mod lease;
 mod log;
 mod proposals;
@@ -107,6 +109,8 @@ pub(crate) struct Range {
     data_bytes: u64,
     snapshot_asked: bool,
     snapshot_age_ticks: u32,
+    #[cfg(feature = "fault-late-proposals")]
+    late: Vec<(u64, Vec<v1::WriteRequest>)>,
 }
 
 impl Range {
@@ -159,6 +163,8 @@ impl Range {
             data_bytes: 0,
             snapshot_asked: false,
             snapshot_age_ticks: 0,
+            #[cfg(feature = "fault-late-proposals")]
+            late: Vec::new(),
         };
         range.applied_marks.push_back((1, boot.applied.index));
         range.draw_election_timeout(&shared.config);
@@ -300,6 +306,8 @@ impl Range {
             let context = self.barriers.begin(turn.now);
             self.raft.read_index(context);
         }
+        #[cfg(feature = "fault-late-proposals")]
+        self.propose_late();
         if !self.proposals.has_queued() {
             return;
         }
@@ -328,10 +336,16 @@ impl Range {
         if !self.leads() || self.raft.raft.lead_transferee.is_some() {
             return Err(self.not_leader());
         }
+        #[cfg(feature = "fault-late-proposals")]
+        self.remember_for_late(&requests);
+        self.propose_stamped(self.term(), requests)
+    }
+
+    fn propose_stamped(&mut self, term: u64, requests: Vec<v1::WriteRequest>) -> Result<(), Error> {
         let command = v1::Command {
             range_id: self.id.0,
             replica_id: self.replica,
-            term: self.term(),
+            term,
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
             requests,
         };
@@ -413,6 +427,9 @@ impl Range {
                 Err("no vote yet: this store restarted less than a lease ago".into())
             }
             MessageType::MsgTimeoutNow if turn.shared.draining => Err("this node is stopping".into()),
+            MessageType::MsgAppend if !wire::is_continuous(message) => {
+                Err("its entries do not follow the index that it names".into())
+            }
             MessageType::MsgAppend if self.apply_backlog() > turn.shared.config.apply_bytes_max => {
                 Err("apply is behind; the leader sends it again".into())
             }
@@ -488,8 +505,12 @@ fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> raft::Config 
         check_quorum: true,
         pre_vote: true,
         read_only_option: ReadOnlyOption::Safe,
-        batch_append: true,
-        max_uncommitted_size: config.range_proposal_bytes_max as u64 * 2,
+        // raft-rs 0.7.0 joins new entries to an empty append that is on its way out, whatever index that one
+        // stands at: the follower then takes what it already has for the entries behind it, and
+        // acknowledges entries it never got.
+        batch_append: false,
+        // raft-rs refuses to start with less than one message.
+        max_uncommitted_size: (config.range_proposal_bytes_max as u64 * 2).max(config.message_bytes_max),
         max_committed_size_per_ready: 1 << 20,
         ..Default::default()
     }

@@ -1,0 +1,36 @@
+//! A known bug on demand, never in a product build (feature `fault-late-proposals`): a replica that leads
+//! again proposes its last writes of an earlier term a second time, as they were evaluated then.
+//!
+//! With the stamp checked at apply this is harmless: every replica skips them. Without the check
+//! (`mutant-no-term-stamp-check`) they are applied twice, or after their callers were told that they
+//! were not. So the simulation passes with this bug alone, and must fail with both.
+
+use flotilla_proto::v1;
+
+use super::Range;
+
+/// How many writes are remembered.
+const LATE_MAX: usize = 8;
+
+impl Range {
+    pub(super) fn remember_for_late(&mut self, requests: &[v1::WriteRequest]) {
+        self.late.push((self.term(), requests.to_vec()));
+        if self.late.len() > LATE_MAX {
+            self.late.remove(0);
+        }
+    }
+
+    pub(super) fn propose_late(&mut self) {
+        if !self.leads() {
+            return;
+        }
+        for (term, requests) in std::mem::take(&mut self.late) {
+            if term == self.term() {
+                self.late.push((term, requests));
+            } else {
+                // Refused: as good as forgotten.
+                let _ = self.propose_stamped(term, requests);
+            }
+        }
+    }
+}
