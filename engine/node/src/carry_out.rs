@@ -1,0 +1,199 @@
+//! Carries out what the store wants after a turn.
+//!
+//! Order: views first, since a view that ends a lease must be seen before the message that lets another
+//! replica lead leaves. Then the log, so that its sync begins; then messages, whose way is longest;
+//! then the answers, and last the applies, which this thread does itself.
+
+use std::sync::Arc;
+
+use flotilla_engine::recover;
+use flotilla_engine::snapshot;
+use flotilla_engine::store::{Effects, Event, FetchLog, Input, ReadView, Token, WriteAnswer};
+use flotilla_proto::{Error, RangeId, v1};
+
+use crate::clock;
+use crate::disk::LocalStorage;
+use crate::failure::abort_on_panic;
+use crate::requests;
+use crate::slow::{self, WriteStages};
+use crate::store_loop::{Asker, StoreLoop, WriteAsker};
+
+impl<S: LocalStorage> StoreLoop<S> {
+    /// Carries effects out, and leaves them empty.
+    pub(crate) fn carry_out(&mut self, effects: &mut Effects) {
+        for view in effects.views.drain(..) {
+            self.views.publish(view);
+        }
+        if let Some(reason) = effects.fatal.take() {
+            return self.failure.fail(reason);
+        }
+        if let Some(log) = effects.log.take() {
+            self.last_sequence = log.sequence;
+            // Without a log writer the store has failed, and says so itself.
+            drop(self.log.send(log));
+        }
+        if !effects.messages.is_empty() {
+            self.outgoing.send(effects.messages.drain(..));
+        }
+        effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
+        effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));
+        effects.events.drain(..).for_each(|event| self.tell(event));
+        self.answer(effects);
+        self.wakes.flush();
+        if !effects.applies.is_empty()
+            && let Err(error) = self.applier.run(std::mem::take(&mut effects.applies), &mut self.own)
+        {
+            self.failure.fail(error.to_string());
+        }
+    }
+
+    fn answer(&mut self, effects: &mut Effects) {
+        for (token, result) in effects.writes.drain(..) {
+            if let Some(Asker::Write(asker)) = self.pending.remove(token) {
+                self.answer_write(*asker, result);
+            }
+        }
+        let mut passed = Vec::new();
+        for (token, result) in effects.barriers.drain(..) {
+            self.answer_barrier(token, result, &mut passed);
+        }
+        self.reads.after_barriers(passed);
+        for (token, result) in effects.transfers.drain(..) {
+            if let Some(Asker::Transfer(reply)) = self.pending.remove(token) {
+                // An asker that is gone wants no answer.
+                drop(reply.send(result));
+            }
+        }
+        for (token, result) in effects.statuses.drain(..) {
+            if let Some(Asker::Status(reply)) = self.pending.remove(token) {
+                drop(reply.send(result));
+            }
+        }
+    }
+
+    fn answer_barrier(
+        &mut self,
+        token: Token,
+        result: Result<Arc<ReadView>, Error>,
+        passed: &mut Vec<(Box<crate::inbox::Request>, Arc<ReadView>)>,
+    ) {
+        let Some(Asker::Read(request)) = self.pending.remove(token) else { return };
+        match result {
+            Ok(view) => passed.push((request, view)),
+            Err(error) => {
+                let response = self.reads.finished(&request, true, 0, Err(error));
+                self.wakes.answer(request.reply, response);
+            }
+        }
+    }
+
+    fn answer_write(&mut self, asker: WriteAsker, result: Result<WriteAnswer, Error>) {
+        let stages = self.stages(&asker);
+        self.counters.writes.add(1);
+        self.counters.write_total.record(stages.total);
+        if result.is_ok() {
+            self.counters.write_queue.record(stages.queue);
+            self.counters.write_log.record(stages.log);
+            self.counters.write_commit.record(stages.commit);
+            self.counters.write_apply.record(stages.apply);
+        } else {
+            self.counters.writes_refused.add(1);
+        }
+        let request = asker.request;
+        if stages.total >= self.reads.slow {
+            self.counters.slow_requests.add(1);
+            slow::write(&request, &stages, result.as_ref().err());
+        }
+        let response = match result {
+            Ok(answer) => self.reads.answerer.write(request.id, &request.header, answer.term, answer.results),
+            Err(error) => requests::refusal(request.id, &error),
+        };
+        self.wakes.answer(request.reply, response);
+    }
+
+    /// Where a write's time went. The log batch is the one of the turn that took it: what flow control
+    /// held back longer shows as log or commit.
+    fn stages(&self, asker: &WriteAsker) -> WriteStages {
+        let (began, ended) = self.applier.last_pass();
+        let arrived = asker.request.arrived;
+        let durable = self.persisted.when(asker.log_sequence).unwrap_or(asker.taken);
+        WriteStages {
+            queue: asker.taken.since(arrived),
+            log: durable.since(asker.taken),
+            commit: began.since(durable),
+            apply: ended.since(began),
+            total: clock::now().since(arrived),
+        }
+    }
+
+    fn fetch(&self, fetch: FetchLog) {
+        self.counters.log_fetches.add(1);
+        let (storage, inbox) = (self.reads.storage.clone(), Arc::clone(&self.inbox));
+        let failure = Arc::clone(&self.failure);
+        self.reads.runtime.spawn_blocking(move || {
+            abort_on_panic("reading the log", || {
+                match recover::read_log(&storage, fetch.range, fetch.low, fetch.high, fetch.bytes_max) {
+                    Ok(entries) => inbox.input(Input::LogFetched { range: fetch.range, id: fetch.id, entries }),
+                    Err(error) => {
+                        // A log that cannot be read cannot be served: this replica must not go on.
+                        failure.fail(format!("reading the log of range {}: {error}", fetch.range));
+                        inbox.nudge();
+                    }
+                }
+            });
+        });
+    }
+
+    fn make_snapshot(&self, range: RangeId) {
+        let (storage, inbox) = (self.reads.storage.clone(), Arc::clone(&self.inbox));
+        let turn = self.outgoing.snapshot_turn();
+        let runtime = self.reads.runtime.clone();
+        self.reads.runtime.spawn(async move {
+            let turn = turn.acquire_owned().await;
+            let made = runtime.spawn_blocking(move || {
+                abort_on_panic("making a snapshot", || {
+                    let snapshot = snapshot::make(&storage, range)
+                        .inspect_err(|error| tracing::warn!(%range, %error, "a snapshot could not be made"));
+                    inbox.input(Input::SnapshotMade { range, snapshot: snapshot.ok() });
+                });
+            });
+            // A job that was cancelled belongs to a runtime that is going away.
+            drop(made.await);
+            drop(turn);
+        });
+    }
+
+    fn tell(&self, event: Event) {
+        match event {
+            Event::BecameLeader { range, term } => {
+                self.counters.elections_won.add(1);
+                tracing::info!(%range, term, "leads");
+            }
+            Event::SteppedDown { range, term } => {
+                self.counters.step_downs.add(1);
+                tracing::info!(%range, term, "leads no more");
+            }
+            Event::LeaderChanged { range, term, leader } => {
+                tracing::debug!(%range, term, leader = leader.map(|node| node.0), "leader changed");
+            }
+            Event::SnapshotApplied { range, index } => {
+                self.counters.snapshots_applied.add(1);
+                tracing::info!(%range, index, "a snapshot replaced the replica's state");
+            }
+            Event::LogTruncated { range, index } => tracing::debug!(%range, index, "log truncated"),
+            Event::MessageRefused { from, range, reason } => {
+                self.counters.raft_messages_refused.add(1);
+                tracing::debug!(%from, %range, reason, "message refused");
+            }
+        }
+    }
+}
+
+/// A range as `routes` shows it.
+pub(crate) fn range_status(view: &ReadView) -> v1::RangeStatus {
+    v1::RangeStatus {
+        descriptor: Some((*view.descriptor).clone()),
+        leader_node_id: view.leader.map_or(0, |node| node.0),
+        term: view.term,
+    }
+}

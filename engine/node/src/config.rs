@@ -1,0 +1,77 @@
+//! A node's settings.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flotilla_engine::config::Config;
+use flotilla_proto::NodeId;
+use tokio::runtime::Handle;
+
+/// What a node is started with. See [`NodeConfig::new`] for the defaults.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// Where it keeps everything.
+    pub data_dir: PathBuf,
+    /// Its id.
+    pub node_id: NodeId,
+    /// The cluster's name. A data directory of another cluster is refused.
+    pub cluster_name: String,
+    /// All nodes, this one too, with their addresses between nodes. An empty directory is laid out for
+    /// these; on an initialised one they only say where the other nodes are now, and may be left out.
+    pub members: Vec<(NodeId, String)>,
+    /// Ranges that an empty directory is laid out with.
+    pub ranges: u32,
+    /// Replicas of each of them.
+    pub replicas: usize,
+    /// The engine's settings.
+    pub engine: Config,
+    /// Memory for write buffers and caches.
+    pub memory_bytes: u64,
+    /// Runs the network's tasks, and blocking reads.
+    pub runtime: Handle,
+    /// Where other nodes connect.
+    pub peer_listener: TcpListener,
+    /// The address that other nodes are told to connect to; empty: the listener's.
+    pub peer_addr: String,
+    /// The address for clients that other nodes are told.
+    pub client_addr: String,
+    /// The address for HTTP that other nodes are told.
+    pub http_addr: String,
+    /// Disk space to be kept free; `None`: 1 GiB or 2% of the disk, whichever is more.
+    pub disk_margin_bytes: Option<u64>,
+    /// Size of the file that is given up when the disk is full, so that the node can start.
+    pub ballast_bytes: u64,
+    /// Whether connections between machines may be plain text.
+    pub plaintext_off_loopback: bool,
+    /// Slower requests are reported.
+    pub slow_request: Duration,
+    /// How long a stop waits until leaders are handed over and requests answered.
+    pub drain_timeout: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults: cluster "flotilla", 16 ranges with 3 replicas each, 512 MiB of memory.
+    pub fn new(data_dir: impl Into<PathBuf>, node_id: NodeId, runtime: Handle, peer_listener: TcpListener) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            node_id,
+            cluster_name: "flotilla".into(),
+            members: Vec::new(),
+            ranges: 16,
+            replicas: 3,
+            engine: Config::default(),
+            memory_bytes: 512 << 20,
+            runtime,
+            peer_listener,
+            peer_addr: String::new(),
+            client_addr: String::new(),
+            http_addr: String::new(),
+            disk_margin_bytes: None,
+            ballast_bytes: 64 << 20,
+            plaintext_off_loopback: false,
+            slow_request: Duration::from_millis(500),
+            drain_timeout: Duration::from_secs(4),
+        }
+    }
+}

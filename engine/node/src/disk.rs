@@ -1,0 +1,80 @@
+//! What a node needs of its disk beyond the engine's storage traits.
+//!
+//! Implemented by the RocksDB adapter. Tests wrap it to make syncs fail.
+
+use bytes::Bytes;
+use flotilla_engine::storage::{self, Direction, Family, Read, Storage, StorageError, Visit};
+use flotilla_store::{Cached, Properties, RocksStorage, Statistics};
+
+/// A store on a disk of this machine; clones are handles on the same one.
+pub trait LocalStorage: Storage + Clone {
+    /// A value that memory knows, without waiting for the disk.
+    fn get_if_cached(&self, family: Family, key: &[u8]) -> storage::Result<Cached>;
+    /// Notes durably how far the log is known to be synced; every few seconds.
+    fn note_synced(&self) -> storage::Result<()>;
+    /// Syncs, and notes that the stop was clean. Nothing can be written afterwards.
+    fn close(&self) -> storage::Result<()>;
+    /// Figures of the moment.
+    fn properties(&self) -> Properties;
+    /// Counters since it was opened.
+    fn statistics(&self) -> Statistics;
+}
+
+impl LocalStorage for RocksStorage {
+    fn get_if_cached(&self, family: Family, key: &[u8]) -> storage::Result<Cached> {
+        Self::get_if_cached(self, family, key)
+    }
+
+    fn note_synced(&self) -> storage::Result<()> {
+        Self::note_synced(self)
+    }
+
+    fn close(&self) -> storage::Result<()> {
+        Self::close(self)
+    }
+
+    fn properties(&self) -> Properties {
+        Self::properties(self)
+    }
+
+    fn statistics(&self) -> Statistics {
+        Self::statistics(self)
+    }
+}
+
+/// Reads only what memory holds. A get that would touch the disk fails, and [`CachedRead::needs_disk`]
+/// says so afterwards.
+pub struct CachedRead<'a, S> {
+    storage: &'a S,
+    missed: std::cell::Cell<bool>,
+}
+
+impl<'a, S: LocalStorage> CachedRead<'a, S> {
+    /// A reader of this storage's memory.
+    pub fn new(storage: &'a S) -> Self {
+        Self { storage, missed: std::cell::Cell::new(false) }
+    }
+
+    /// Whether a read failed because it would have touched the disk.
+    pub fn needs_disk(&self) -> bool {
+        self.missed.get()
+    }
+
+    fn miss(&self) -> StorageError {
+        self.missed.set(true);
+        StorageError::Io { operation: "reading from memory", cause: "not in memory".into() }
+    }
+}
+
+impl<S: LocalStorage> Read for CachedRead<'_, S> {
+    fn get(&self, family: Family, key: &[u8]) -> storage::Result<Option<Bytes>> {
+        match self.storage.get_if_cached(family, key)? {
+            Cached::Known(value) => Ok(value),
+            Cached::NeedsDisk => Err(self.miss()),
+        }
+    }
+
+    fn scan(&self, _: Family, _: &[u8], _: &[u8], _: Direction, _: &mut Visit<'_>) -> storage::Result<()> {
+        Err(self.miss())
+    }
+}

@@ -1,0 +1,150 @@
+//! Watches the disk: a thread of its own, because asking a disk can take long.
+//!
+//! Every second: is there room above the margin? Below it the store refuses proposals, while reads and
+//! truncation go on; the ballast file keeps a node startable whose disk is full to the brim. Every few
+//! seconds: notes durably how far the log is synced, so that the next start notices a lost tail.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use flotilla_engine::store::Input;
+use flotilla_store::{DiskSpace, StoreDirectory, disk_space};
+
+use crate::disk::LocalStorage;
+use crate::failure::Failure;
+use crate::inbox::Inbox;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Rounds between two notes of how far the log is synced.
+const ROUNDS_PER_NOTE: u64 = 5;
+/// The margin, unless settings say otherwise.
+const MARGIN_BYTES: u64 = 1 << 30;
+const MARGIN_PERCENT: u64 = 2;
+/// With less than this, a start gives the ballast up.
+const START_BYTES: u64 = 32 << 20;
+
+/// What is known of the disk.
+#[derive(Debug)]
+pub(crate) struct DiskState {
+    margin_bytes: Option<u64>,
+    ballast_bytes: u64,
+    free: AtomicU64,
+    margin: AtomicU64,
+    full: AtomicBool,
+}
+
+impl DiskState {
+    /// Nothing is known yet.
+    pub fn new(margin_bytes: Option<u64>, ballast_bytes: u64) -> Self {
+        Self {
+            margin_bytes,
+            ballast_bytes,
+            free: AtomicU64::new(0),
+            margin: AtomicU64::new(margin_bytes.unwrap_or(MARGIN_BYTES)),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes that are free.
+    pub fn free_bytes(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are to be kept free.
+    pub fn margin_bytes(&self) -> u64 {
+        self.margin.load(Ordering::Relaxed)
+    }
+
+    /// Whether less than the margin is free.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Takes a measurement; returns whether there is room.
+    fn note(&self, space: DiskSpace) -> bool {
+        let margin = self.margin_bytes.unwrap_or((space.total_bytes / 100 * MARGIN_PERCENT).max(MARGIN_BYTES));
+        let has_room = space.free_bytes >= margin;
+        self.free.store(space.free_bytes, Ordering::Relaxed);
+        self.margin.store(margin, Ordering::Relaxed);
+        self.full.store(!has_room, Ordering::Relaxed);
+        has_room
+    }
+}
+
+/// Gives the ballast up if a start would fail without; says how much that freed.
+pub(crate) fn make_room(directory: &StoreDirectory) {
+    let Ok(space) = disk_space(directory.path()) else { return };
+    if space.free_bytes >= START_BYTES {
+        return;
+    }
+    match directory.release_ballast() {
+        Ok(0) => {}
+        Ok(bytes) => tracing::warn!(bytes, "the disk is full: gave the ballast file up to be able to start"),
+        Err(error) => tracing::warn!(%error, "the disk is full, and the ballast file could not be given up"),
+    }
+}
+
+/// The watching thread.
+pub(crate) struct DiskWatch<S> {
+    pub directory: Arc<StoreDirectory>,
+    pub storage: S,
+    pub state: Arc<DiskState>,
+    pub inbox: Arc<Inbox>,
+    pub failure: Arc<Failure>,
+    /// Its other end is dropped to end the thread.
+    pub stop: Receiver<()>,
+}
+
+impl<S: LocalStorage> DiskWatch<S> {
+    /// Watches until told to stop.
+    pub fn run(self) {
+        let mut known = None;
+        let mut rounds: u64 = 0;
+        loop {
+            self.look(self.directory.path(), &mut known);
+            rounds += 1;
+            if rounds.is_multiple_of(ROUNDS_PER_NOTE)
+                && let Err(error) = self.storage.note_synced()
+            {
+                tracing::warn!(%error, "how far the log is synced could not be noted");
+            }
+            match self.stop.recv_timeout(INTERVAL) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn look(&self, path: &Path, known: &mut Option<bool>) {
+        if self.storage.properties().background_errors > 0 {
+            self.failure.fail("the storage failed in the background; its log in the data directory says how".into());
+            self.inbox.nudge();
+        }
+        let space = match disk_space(path) {
+            Ok(space) => space,
+            Err(error) => return tracing::warn!(%error, "the free disk space could not be asked for"),
+        };
+        let has_room = self.state.note(space);
+        if *known != Some(has_room) {
+            if !has_room {
+                tracing::warn!(
+                    free = space.free_bytes,
+                    margin = self.state.margin_bytes(),
+                    "disk space is at its margin"
+                );
+            }
+            *known = Some(has_room);
+            self.inbox.input(Input::DiskSpace { has_room });
+        }
+        // Comes back once there is room for it.
+        let wanted = self.state.margin_bytes().saturating_add(self.state.ballast_bytes);
+        if space.free_bytes > wanted
+            && let Err(error) = self.directory.ensure_ballast(self.state.ballast_bytes)
+        {
+            tracing::debug!(%error, "the ballast file could not be made");
+        }
+    }
+}

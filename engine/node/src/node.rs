@@ -1,0 +1,359 @@
+//! The node: the handle by which the rest of the program uses the engine.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use flotilla_engine::time::BootTime;
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_store::{Properties, RocksStorage, Statistics};
+use tokio::sync::{oneshot, watch};
+
+use crate::carry_out::range_status;
+use crate::clock;
+use crate::counters::Counters;
+use crate::disk::LocalStorage;
+use crate::disk_watch::DiskState;
+use crate::failure::Failure;
+use crate::inbox::{Inbox, Item, Request};
+use crate::reads::Reads;
+use crate::replies::{Reply, ReplySink, Wakes};
+use crate::requests::{self, refusal};
+use crate::transport::Transport;
+use crate::views::Views;
+
+/// About what a read takes in the inbox.
+const READ_BYTES: usize = 256;
+
+/// A running node. Clones are handles on the same one; when the last is dropped without
+/// [`Node::stop`], the node ends at once, as after a crash.
+#[derive(Debug)]
+pub struct Node<S: LocalStorage = RocksStorage> {
+    inner: Arc<Inner<S>>,
+}
+
+impl<S: LocalStorage> Clone for Node<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+/// What the handles share.
+pub(crate) struct Inner<S: LocalStorage> {
+    pub node: NodeId,
+    pub layout: v1::Layout,
+    pub bootstrapped: bool,
+    pub started: BootTime,
+    pub reads: Arc<Reads<S>>,
+    pub views: Arc<Views>,
+    pub inbox: Arc<Inbox>,
+    pub counters: Arc<Counters>,
+    pub failure: Arc<Failure>,
+    pub disk: Arc<DiskState>,
+    pub transport: Transport,
+    pub threads: Mutex<Option<Threads>>,
+    pub stopping: AtomicBool,
+}
+
+/// The engine's threads.
+pub(crate) struct Threads {
+    pub store_loop: JoinHandle<()>,
+    pub log_writer: JoinHandle<()>,
+    pub disk_watch: JoinHandle<()>,
+    pub disk_watch_stop: Sender<()>,
+}
+
+impl Threads {
+    /// Waits for their end, in the order in which each lets the next one go.
+    fn join(self) {
+        drop(self.disk_watch_stop);
+        for thread in [self.store_loop, self.log_writer, self.disk_watch] {
+            // A thread that panicked has taken the process with it.
+            drop(thread.join());
+        }
+    }
+}
+
+impl<S: LocalStorage> std::fmt::Debug for Inner<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("node", &self.node).field("cluster_id", &self.reads.answerer.cluster_id).finish()
+    }
+}
+
+impl<S: LocalStorage> Drop for Inner<S> {
+    fn drop(&mut self) {
+        self.inbox.push(Item::Halt);
+        self.transport.abandon();
+    }
+}
+
+impl<S: LocalStorage> Node<S> {
+    pub(crate) fn from_inner(inner: Inner<S>) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether this start made the store; false: it was there.
+    pub fn was_bootstrapped(&self) -> bool {
+        self.inner.bootstrapped
+    }
+
+    /// Its id.
+    pub fn node_id(&self) -> NodeId {
+        self.inner.node
+    }
+
+    /// Its cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.inner.reads.answerer.cluster_id
+    }
+
+    /// Its cluster's name.
+    pub fn cluster_name(&self) -> &str {
+        &self.inner.layout.cluster_name
+    }
+
+    /// Where it listens for other nodes.
+    pub fn peer_address(&self) -> SocketAddr {
+        self.inner.transport.address()
+    }
+
+    /// Carries out a request for a range of this node. Errors are answers too.
+    pub async fn execute(&self, request: v1::Request) -> v1::Response {
+        let id = request.id;
+        let is_write = matches!(request.body, Some(v1::request::Body::Write(_)));
+        let (sender, receiver) = oneshot::channel();
+        let mut wakes = Wakes::default();
+        if let Some(item) = self.begin(request, Reply::One(sender), clock::now(), &mut wakes) {
+            self.inner.inbox.requests([item], |refused| self.inner.reads.refuse(refused));
+        }
+        receiver.await.unwrap_or_else(|_| {
+            let reason = "the node ended while the request was under way".into();
+            refusal(id, &if is_write { Error::Ambiguous { reason } } else { Error::Unavailable { reason } })
+        })
+    }
+
+    /// Carries out requests for ranges of this node; the answers come through the sink, in any order.
+    /// Returns at once: what it does not answer by itself waits elsewhere.
+    pub fn submit(&self, requests: Vec<v1::Request>, sink: &ReplySink) {
+        let now = clock::now();
+        sink.submitted(requests.len());
+        let mut wakes = Wakes::default();
+        let mut items = Vec::with_capacity(requests.len());
+        for request in requests {
+            items.extend(self.begin(request, Reply::Sink(sink.clone()), now, &mut wakes));
+        }
+        if !items.is_empty() {
+            self.inner.inbox.requests(items, |refused| self.inner.reads.refuse(refused));
+        }
+        wakes.flush();
+    }
+
+    /// Begins with a request; what is for the store's loop is handed back.
+    fn begin(&self, request: v1::Request, reply: Reply, now: BootTime, wakes: &mut Wakes) -> Option<(usize, Item)> {
+        let id = request.id;
+        let Some(body) = request.body else {
+            let error = Error::invalid("the request has no body", "set one of get, multi_get, write, scan");
+            wakes.answer(reply, refusal(id, &error));
+            return None;
+        };
+        let header = match requests::header_of(&body) {
+            Ok(header) => header.clone(),
+            Err(error) => {
+                wakes.answer(reply, refusal(id, &error));
+                return None;
+            }
+        };
+        let deadline = requests::deadline(&header, now);
+        let write_bytes = match &body {
+            v1::request::Body::Write(write) => Some(requests::write_bytes(write)),
+            _ => None,
+        };
+        let bytes = write_bytes.unwrap_or(READ_BYTES);
+        let request = Box::new(Request { id, header, body, arrived: now, deadline, bytes, reply });
+        if write_bytes.is_some() {
+            return Some((bytes, Item::Write(request)));
+        }
+        self.inner.reads.start(request, wakes);
+        None
+    }
+
+    /// All ranges as this node knows them, in key order, and the nodes.
+    pub fn routes(&self) -> v1::ListRangesResponse {
+        let mut ranges: Vec<v1::RangeStatus> = self.inner.views.all().iter().map(|view| range_status(view)).collect();
+        // Ranges without a replica here are known from the layout alone.
+        let elsewhere =
+            self.inner.layout.ranges.iter().filter(|known| self.inner.views.get(RangeId(known.range_id)).is_none());
+        ranges.extend(elsewhere.map(|descriptor| v1::RangeStatus {
+            descriptor: Some(descriptor.clone()),
+            leader_node_id: 0,
+            term: 0,
+        }));
+        ranges.sort_by_cached_key(|range| {
+            range.descriptor.as_ref().map(|descriptor| (descriptor.keyspace_id, descriptor.start.clone()))
+        });
+        v1::ListRangesResponse { ranges, nodes: self.nodes() }
+    }
+
+    /// Counts the changes of leaders and descriptors.
+    pub fn route_changes(&self) -> watch::Receiver<u64> {
+        self.inner.views.changes()
+    }
+
+    /// The nodes of the cluster, this one first.
+    pub fn nodes(&self) -> Vec<v1::NodeInfo> {
+        let mut nodes = vec![self.own_info()];
+        nodes.extend(self.inner.transport.peers().infos());
+        nodes
+    }
+
+    fn own_info(&self) -> v1::NodeInfo {
+        let hello = self.inner.transport.hello();
+        v1::NodeInfo {
+            node_id: hello.node_id,
+            peer_addr: hello.peer_addr.clone(),
+            client_addr: hello.client_addr.clone(),
+            http_addr: hello.http_addr.clone(),
+            version: hello.version.clone(),
+            live: true,
+            boot_id: hello.boot_id,
+            last_heard_ms: 0,
+            disk_full: self.inner.disk.is_full(),
+        }
+    }
+
+    /// The state of the replica here, whether it leads or not.
+    pub async fn range_status(&self, range: RangeId) -> Result<v1::GetRangeResponse, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Status { range, reply });
+        answer.await.unwrap_or_else(|_| Err(self.inner.reads.closed()))
+    }
+
+    /// Whether this node leads the range; `None`: it has no replica of it.
+    pub fn leads(&self, range: RangeId) -> Option<bool> {
+        self.inner.views.get(range).map(|view| view.leader == Some(self.inner.node))
+    }
+
+    /// The range's leader, as far as this node knows.
+    pub fn leader(&self, range: RangeId) -> Option<NodeId> {
+        self.inner.views.get(range).and_then(|view| view.leader)
+    }
+
+    /// Hands a range that this node leads over to the replica on another node.
+    pub async fn transfer_leader(
+        &self,
+        range: RangeId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> Result<v1::TransferLeaderResponse, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Transfer { range, to, deadline: clock::now() + timeout, reply });
+        let (leader, term) = answer.await.unwrap_or_else(|_| Err(self.inner.reads.closed()))?;
+        Ok(v1::TransferLeaderResponse { leader_node_id: leader.0, term })
+    }
+
+    fn ask(&self, item: Item) {
+        self.inner.inbox.requests([(READ_BYTES, item)], |refused| self.inner.reads.refuse(refused));
+    }
+
+    /// Its state and figures, with a line for each thing that needs a person.
+    pub fn status(&self) -> v1::NodeStatusResponse {
+        let views = self.inner.views.all();
+        let without_leader = views.iter().filter(|view| view.leader.is_none()).count();
+        let mut counters = self.inner.counters.to_wire();
+        let storage = self.storage_statistics();
+        counters.disk_bytes_written =
+            storage.wal_bytes + storage.flush_bytes_written + storage.compaction_bytes_written;
+        v1::NodeStatusResponse {
+            node: Some(self.own_info()),
+            cluster_id: self.cluster_id(),
+            uptime_ms: u64::try_from(clock::now().since(self.inner.started).as_millis()).unwrap_or(u64::MAX),
+            ranges: u32::try_from(views.len()).unwrap_or(u32::MAX),
+            ranges_led: u32::try_from(self.inner.views.led()).unwrap_or(u32::MAX),
+            ranges_without_leader: u32::try_from(without_leader).unwrap_or(u32::MAX),
+            disk_free_bytes: self.inner.disk.free_bytes(),
+            disk_margin_bytes: self.inner.disk.margin_bytes(),
+            counters: Some(counters),
+            problems: self.problems(without_leader),
+        }
+    }
+
+    fn problems(&self, without_leader: usize) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(reason) = self.failure() {
+            problems.push(format!("the store has stopped: {reason}"));
+        }
+        if self.inner.disk.is_full() {
+            problems.push(format!(
+                "disk space is at its margin: {} bytes are free, {} are to be kept: free some, or delete keys",
+                self.inner.disk.free_bytes(),
+                self.inner.disk.margin_bytes()
+            ));
+        }
+        if without_leader > 0 {
+            problems.push(format!("{without_leader} ranges have no leader that this node knows of"));
+        }
+        problems.extend(self.inner.transport.peers().problems());
+        problems
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    /// The storage's figures of the moment.
+    pub fn storage_properties(&self) -> Properties {
+        self.inner.reads.storage.properties()
+    }
+
+    /// The storage's counters since the start.
+    pub fn storage_statistics(&self) -> Statistics {
+        self.inner.reads.storage.statistics()
+    }
+
+    /// Whether every replica here knows a leader, and the node is there to stay.
+    pub fn is_ready(&self) -> bool {
+        !self.inner.failure.is_set()
+            && !self.inner.stopping.load(Ordering::Relaxed)
+            && self.inner.views.all().iter().all(|view| view.leader.is_some())
+    }
+
+    /// Waits until the store has stopped for good, and tells why. The process is then to exit with this
+    /// reason.
+    pub async fn failed(&self) -> String {
+        self.inner.failure.wait().await
+    }
+
+    /// Why the store has stopped for good, if it has.
+    pub fn failure(&self) -> Option<String> {
+        self.inner.failure.reason()
+    }
+
+    /// Ends the node in order: hands over what it leads, answers what is under way, syncs, closes. The
+    /// error is that of a store that had failed. Of several calls the first one does it, the others
+    /// return at once.
+    pub async fn stop(&self) -> Result<(), String> {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        let threads = self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(threads) = threads else { return Ok(()) };
+        self.inner.inbox.push(Item::Stop);
+        let storage = self.inner.reads.storage.clone();
+        let closing = self.inner.reads.runtime.spawn_blocking(move || {
+            threads.join();
+            storage.close()
+        });
+        let closed = closing.await;
+        self.inner.transport.stop().await;
+        if let Some(reason) = self.failure() {
+            return Err(reason);
+        }
+        match closed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

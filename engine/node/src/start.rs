@@ -1,0 +1,366 @@
+//! Starts a node: directory, recovery, engine, threads, network, in this order.
+//!
+//! Nothing is listened to before the store's records have been read and checked, and an existing
+//! directory is never laid out anew.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use flotilla_engine::apply::ApplyStage;
+use flotilla_engine::bootstrap;
+use flotilla_engine::recover::{self, Boot};
+use flotilla_engine::storage::StorageError;
+use flotilla_engine::store::{LogBatch, Store};
+use flotilla_proto::{NodeId, v1};
+use flotilla_store::{
+    DirectoryError, DirectoryState, Identity, OpenError, Options, RocksStorage, StoreDirectory, raise_open_files,
+};
+
+use crate::applier::Applier;
+use crate::clock;
+use crate::config::NodeConfig;
+use crate::counters::Counters;
+use crate::disk::LocalStorage;
+use crate::disk_watch::{self, DiskState, DiskWatch};
+use crate::failure::{Failure, abort_on_panic};
+use crate::inbox::Inbox;
+use crate::log_writer::LogWriter;
+use crate::node::{Inner, Node, Threads};
+use crate::pending::Pending;
+use crate::persisted::Persisted;
+use crate::reads::Reads;
+use crate::replies::Wakes;
+use crate::requests::Answerer;
+use crate::store_loop::StoreLoop;
+use crate::transport::{self, Transport};
+use crate::views::Views;
+
+/// File descriptors that are asked for.
+const OPEN_FILES_WANTED: u64 = 16_384;
+/// File descriptors without which a node does not start.
+const OPEN_FILES_MIN: u64 = 1_024;
+/// File descriptors that are left to connections and logs.
+const OPEN_FILES_OTHER: u64 = 512;
+
+/// Why a node did not start: what is wrong, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting.
+    #[error("{0}")]
+    Config(String),
+    /// The data directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The database in it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store's records.
+    #[error("the store in {directory} cannot be used: {error}")]
+    Records {
+        /// The data directory.
+        directory: String,
+        /// What is wrong with them.
+        error: StorageError,
+    },
+    /// The data directory is that of another node or cluster.
+    #[error("{0}")]
+    OtherStore(String),
+    /// Too few file descriptors.
+    #[error("only {have} files may be open at once, and a node needs {OPEN_FILES_MIN}: raise the limit (ulimit -n)")]
+    OpenFiles {
+        /// The limit.
+        have: u64,
+    },
+    /// Plain text would leave the machine.
+    #[error(
+        "the listener for other nodes, {0}, is not on loopback, and its connections would be plain text: \
+         allow it with --plaintext-off-loopback, or listen on 127.0.0.1"
+    )]
+    Plaintext(SocketAddr),
+    /// The operating system.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What came back.
+        error: std::io::Error,
+    },
+}
+
+impl Node<RocksStorage> {
+    /// Starts a node. Blocks while the store is opened: do not call it on a worker of the runtime.
+    pub fn start(config: NodeConfig) -> Result<Self, StartError> {
+        Self::start_on(config, |storage| storage)
+    }
+}
+
+impl<S: LocalStorage> Node<S> {
+    /// Starts a node whose storage is wrapped, which is how tests make disks fail.
+    pub fn start_on(config: NodeConfig, wrap: impl FnOnce(RocksStorage) -> S) -> Result<Self, StartError> {
+        check(&config)?;
+        let max_open_files = open_files()?;
+        let (directory, identity, bootstrapped) = open_directory(&config)?;
+        disk_watch::make_room(&directory);
+        let options = Options { memory_bytes: config.memory_bytes, max_open_files, ..Options::default() };
+        let storage = wrap(RocksStorage::open(Arc::clone(&directory), &options)?);
+        let boot = load(&config, &storage, identity)?;
+        run(config, directory, storage, &boot, bootstrapped)
+    }
+}
+
+fn check(config: &NodeConfig) -> Result<(), StartError> {
+    config.engine.check().map_err(StartError::Config)?;
+    if config.node_id.0 == 0 {
+        return Err(StartError::Config("node id 0 is not allowed: ids start at 1".into()));
+    }
+    let listener = config
+        .peer_listener
+        .local_addr()
+        .map_err(|error| StartError::System { what: "ask the peer listener for its address", error })?;
+    if !listener.ip().is_loopback() && !config.plaintext_off_loopback {
+        return Err(StartError::Plaintext(listener));
+    }
+    Ok(())
+}
+
+/// Raises the limit of open files, and returns how many the database may have.
+fn open_files() -> Result<i32, StartError> {
+    let have = raise_open_files(OPEN_FILES_WANTED)
+        .map_err(|error| StartError::System { what: "raise the limit of open files", error })?;
+    if have < OPEN_FILES_MIN {
+        return Err(StartError::OpenFiles { have });
+    }
+    let default = Options::default().max_open_files;
+    Ok(i32::try_from(have - OPEN_FILES_OTHER).unwrap_or(default).min(default))
+}
+
+fn layout(config: &NodeConfig) -> Result<v1::Layout, StartError> {
+    if !config.members.iter().any(|(node, _)| *node == config.node_id) {
+        return Err(StartError::Config(format!(
+            "node {} is not among the members of the new cluster: name all nodes, this one too",
+            config.node_id.0
+        )));
+    }
+    bootstrap::layout(&config.cluster_name, &config.members, config.ranges, config.replicas).map_err(StartError::Config)
+}
+
+/// The data directory, made if there is none, and whether it was made.
+fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity, bool), StartError> {
+    let path = &config.data_dir;
+    match StoreDirectory::probe(path)? {
+        DirectoryState::Absent | DirectoryState::Empty => {
+            let identity = Identity::new(bootstrap::cluster_id(&layout(config)?), config.node_id);
+            let directory = StoreDirectory::create(path, identity, config.ballast_bytes)?;
+            Ok((Arc::new(directory), identity, true))
+        }
+        DirectoryState::Initialised(identity) => {
+            if identity.node_id != config.node_id {
+                return Err(StartError::OtherStore(format!(
+                    "{} belongs to node {}, not to node {}: check the data directory and the node's id",
+                    path.display(),
+                    identity.node_id.0,
+                    config.node_id.0
+                )));
+            }
+            Ok((Arc::new(StoreDirectory::open(path, Some(identity.cluster_id))?), identity, false))
+        }
+    }
+}
+
+/// The store's records; written first, if the directory was made but they are not there yet.
+fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -> Result<Boot, StartError> {
+    let records = |error| StartError::Records { directory: config.data_dir.display().to_string(), error };
+    let boot = match recover::load(storage).map_err(records)? {
+        Some(boot) => boot,
+        None => {
+            let layout = layout(config)?;
+            if bootstrap::cluster_id(&layout) != identity.cluster_id {
+                return Err(other_cluster(config, "another cluster"));
+            }
+            bootstrap::write(storage, config.node_id, &layout).map_err(records)?;
+            let missing = || StorageError::Corrupt { what: "what was just written cannot be read".into() };
+            recover::load(storage).map_err(records)?.ok_or_else(missing).map_err(records)?
+        }
+    };
+    if boot.layout.cluster_name != config.cluster_name {
+        return Err(other_cluster(config, &format!("cluster \"{}\"", boot.layout.cluster_name)));
+    }
+    if boot.identity.cluster_id != identity.cluster_id || boot.identity.node_id != identity.node_id.0 {
+        let what = "its records name another node or cluster than its IDENTITY file".into();
+        return Err(records(StorageError::Corrupt { what }));
+    }
+    Ok(boot)
+}
+
+fn other_cluster(config: &NodeConfig, whose: &str) -> StartError {
+    StartError::OtherStore(format!(
+        "{} belongs to {whose}, not to cluster \"{}\" with these members: check the data directory, the name and the members",
+        config.data_dir.display(),
+        config.cluster_name
+    ))
+}
+
+/// The other nodes: as laid out, at the addresses that the settings know better.
+fn other_nodes(config: &NodeConfig, boot: &Boot) -> Vec<(NodeId, String)> {
+    let laid_out = boot.layout.nodes.iter().map(|node| (NodeId(node.node_id), node.peer_addr.clone()));
+    laid_out
+        .filter(|(node, _)| *node != config.node_id)
+        .map(|(node, address)| {
+            let newer = config.members.iter().find(|(member, _)| *member == node);
+            (node, newer.map_or(address, |(_, address)| address.clone()))
+        })
+        .collect()
+}
+
+fn own_hello(config: &NodeConfig, boot: &Boot) -> v1::Hello {
+    let listening = config.peer_listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
+    v1::Hello {
+        cluster_id: boot.identity.cluster_id,
+        node_id: boot.identity.node_id,
+        protocol_min: transport::PROTOCOL_MIN,
+        protocol_max: transport::PROTOCOL_MAX,
+        boot_id: clock::random_u64(),
+        client_addr: config.client_addr.clone(),
+        http_addr: config.http_addr.clone(),
+        peer_addr: if config.peer_addr.is_empty() { listening } else { config.peer_addr.clone() },
+        version: env!("CARGO_PKG_VERSION").into(),
+        to_node_id: 0,
+    }
+}
+
+/// What threads, tasks and handles share.
+struct Shared<S> {
+    counters: Arc<Counters>,
+    failure: Arc<Failure>,
+    inbox: Arc<Inbox>,
+    views: Arc<Views>,
+    disk: Arc<DiskState>,
+    reads: Arc<Reads<S>>,
+}
+
+fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &Store) -> Shared<S> {
+    let counters = Arc::new(Counters::default());
+    let failure = Arc::new(Failure::default());
+    let inbox = Arc::new(Inbox::new(config.engine.node_proposal_bytes_max));
+    let views = Arc::new(Views::new(store.initial_views()));
+    let reads = Reads {
+        storage,
+        views: Arc::clone(&views),
+        inbox: Arc::clone(&inbox),
+        counters: Arc::clone(&counters),
+        failure: Arc::clone(&failure),
+        runtime: config.runtime.clone(),
+        mode: config.engine.read_mode,
+        answerer: Answerer { cluster_id: boot.identity.cluster_id, node_id: config.node_id },
+        slow: config.slow_request,
+    };
+    let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
+    Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads) }
+}
+
+fn run<S: LocalStorage>(
+    config: NodeConfig,
+    directory: Arc<StoreDirectory>,
+    storage: S,
+    boot: &Boot,
+    bootstrapped: bool,
+) -> Result<Node<S>, StartError> {
+    let started = clock::now();
+    let mut engine = config.engine.clone();
+    if engine.seed == 0 {
+        engine.seed = clock::random_u64();
+    }
+    let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
+    let shared = share(&config, storage, boot, &store);
+    let hello = own_hello(&config, boot);
+    let nodes = other_nodes(&config, boot);
+    let transport = Transport::start(transport::Setup {
+        hello,
+        nodes,
+        listener: config.peer_listener,
+        runtime: config.runtime,
+        plaintext_off_loopback: config.plaintext_off_loopback,
+        inbox: Arc::clone(&shared.inbox),
+        counters: Arc::clone(&shared.counters),
+        failure: Arc::clone(&shared.failure),
+    })
+    .map_err(|error| StartError::System { what: "listen for other nodes", error })?;
+    let (log, queue) = mpsc::channel();
+    let store_loop = StoreLoop {
+        node: config.node_id,
+        store,
+        tick: config.engine.tick,
+        drain_timeout: config.drain_timeout,
+        inbox: Arc::clone(&shared.inbox),
+        views: Arc::clone(&shared.views),
+        log,
+        applier: Applier::new(ApplyStage::new(boot), shared.reads.storage.clone(), Arc::clone(&shared.counters)),
+        outgoing: transport.outgoing(),
+        reads: Arc::clone(&shared.reads),
+        counters: Arc::clone(&shared.counters),
+        failure: Arc::clone(&shared.failure),
+        pending: Pending::default(),
+        persisted: Persisted::default(),
+        wakes: Wakes::default(),
+        own: Vec::new(),
+        last_sequence: 0,
+        next_tick: started + config.engine.tick,
+        give_up_at: None,
+    };
+    let threads = spawn(&shared, directory, queue, store_loop)?;
+    Ok(Node::from_inner(Inner {
+        node: config.node_id,
+        layout: boot.layout.clone(),
+        bootstrapped,
+        started,
+        reads: shared.reads,
+        views: shared.views,
+        inbox: shared.inbox,
+        counters: shared.counters,
+        failure: shared.failure,
+        disk: shared.disk,
+        transport,
+        threads: Mutex::new(Some(threads)),
+        stopping: AtomicBool::new(false),
+    }))
+}
+
+fn spawn<S: LocalStorage>(
+    shared: &Shared<S>,
+    directory: Arc<StoreDirectory>,
+    queue: mpsc::Receiver<LogBatch>,
+    store_loop: StoreLoop<S>,
+) -> Result<Threads, StartError> {
+    let log_writer = LogWriter {
+        storage: shared.reads.storage.clone(),
+        queue,
+        inbox: Arc::clone(&shared.inbox),
+        counters: Arc::clone(&shared.counters),
+        failure: Arc::clone(&shared.failure),
+    };
+    let (disk_watch_stop, stop) = mpsc::channel();
+    let disk_watch = DiskWatch {
+        directory,
+        storage: shared.reads.storage.clone(),
+        state: Arc::clone(&shared.disk),
+        inbox: Arc::clone(&shared.inbox),
+        failure: Arc::clone(&shared.failure),
+        stop,
+    };
+    Ok(Threads {
+        disk_watch: thread("disk-watch", move || disk_watch.run())?,
+        log_writer: thread("log-writer", move || log_writer.run())?,
+        store_loop: thread("store-loop", move || store_loop.run())?,
+        disk_watch_stop,
+    })
+}
+
+fn thread(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || abort_on_panic(name, body))
+        .map_err(|error| StartError::System { what: "start a thread", error })
+}

@@ -1,0 +1,84 @@
+//! The handshake: the first frame on a connection, in both directions.
+//!
+//! Both sides check what the other says, and refuse in words: another cluster, another node than the
+//! one meant, no protocol in common. A node's id is what it says it is, as long as connections are not
+//! authenticated by certificates.
+
+use flotilla_proto::{NodeId, v1};
+
+/// Oldest protocol between nodes that this version speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+/// Newest protocol between nodes that this version speaks.
+pub const PROTOCOL_MAX: u32 = 1;
+
+/// What this node says of itself to `to`.
+pub(crate) fn hello_to(own: &v1::Hello, to: NodeId) -> v1::Hello {
+    v1::Hello { to_node_id: to.0, ..own.clone() }
+}
+
+/// Checks what the other side says; the error is for people on both sides. `expected` is the node that
+/// was dialled.
+pub(crate) fn check(own: &v1::Hello, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), String> {
+    if theirs.cluster_id != own.cluster_id {
+        return Err(format!(
+            "node {} belongs to cluster {:016x}, node {} to cluster {:016x}: check the addresses and the cluster's name",
+            theirs.node_id, theirs.cluster_id, own.node_id, own.cluster_id
+        ));
+    }
+    if theirs.node_id == own.node_id {
+        return Err(format!("both sides are node {}: two nodes have the same id, or one dials itself", own.node_id));
+    }
+    if let Some(expected) = expected.filter(|expected| expected.0 != theirs.node_id) {
+        return Err(format!(
+            "node {} answers where node {} was expected: check the addresses",
+            theirs.node_id, expected.0
+        ));
+    }
+    if theirs.to_node_id != own.node_id {
+        return Err(format!(
+            "node {} meant to reach node {}, this is node {}: check the addresses",
+            theirs.node_id, theirs.to_node_id, own.node_id
+        ));
+    }
+    if theirs.protocol_max < own.protocol_min || own.protocol_max < theirs.protocol_min {
+        return Err(format!(
+            "node {} (version {}) speaks protocols {} to {}, node {} (version {}) {} to {}: upgrade the older one",
+            theirs.node_id,
+            theirs.version,
+            theirs.protocol_min,
+            theirs.protocol_max,
+            own.node_id,
+            own.version,
+            own.protocol_min,
+            own.protocol_max
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(node_id: u64, to_node_id: u64) -> v1::Hello {
+        v1::Hello { cluster_id: 7, node_id, to_node_id, protocol_min: 1, protocol_max: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn each_difference_is_refused_in_words() {
+        let own = hello(1, 0);
+        assert_eq!(check(&own, &hello(2, 1), None), Ok(()));
+        assert_eq!(check(&own, &hello(2, 1), Some(NodeId(2))), Ok(()));
+        let newer = v1::Hello { protocol_min: 2, protocol_max: 3, ..hello(2, 1) };
+        for (theirs, expected, words) in [
+            (v1::Hello { cluster_id: 8, ..hello(2, 1) }, None, "belongs to cluster 0000000000000008"),
+            (hello(1, 1), None, "both sides are node 1"),
+            (hello(3, 1), Some(NodeId(2)), "node 3 answers where node 2 was expected"),
+            (hello(2, 3), None, "node 2 meant to reach node 3, this is node 1"),
+            (newer, None, "speaks protocols 2 to 3"),
+        ] {
+            let error = check(&own, &theirs, expected).expect_err(words);
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

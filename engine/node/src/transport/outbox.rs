@@ -1,0 +1,226 @@
+//! What waits to be sent to one node: Raft messages, bounded.
+//!
+//! The store's loop puts messages in and never waits; the connection's task takes them out, as many as
+//! make a frame. Without a connection, or when full, messages are dropped: Raft repeats what matters.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use flotilla_proto::v1;
+use tokio_stream::Stream;
+
+use super::frame::Frame;
+use crate::counters::Counters;
+
+/// Bytes that may wait for one node.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// A frame takes messages until it has so many bytes; it may be one message larger.
+const FRAME_BYTES_TARGET: usize = 4 << 20;
+/// Most messages in one frame.
+const FRAME_MESSAGES_MAX: usize = 16_384;
+/// A message without entries, about.
+const MESSAGE_BYTES: usize = 64;
+/// An entry without its data, about.
+const ENTRY_BYTES: usize = 24;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts the connections; only the newest one takes messages.
+    connection: u64,
+    /// The handshake is done: messages are taken.
+    open: bool,
+    /// The connection's last frame: nothing follows it.
+    last_words: Option<Bytes>,
+    ended: bool,
+    messages: std::collections::VecDeque<v1::PeerMessage>,
+    bytes: usize,
+    disk_full: bool,
+    waker: Option<Waker>,
+}
+
+fn bytes_of(message: &v1::PeerMessage) -> usize {
+    let entries: usize = message.entries.iter().map(|entry| entry.data.len() + ENTRY_BYTES).sum();
+    MESSAGE_BYTES + message.context.len() + entries
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds messages; returns how many were dropped.
+    pub fn push(&self, messages: Vec<v1::PeerMessage>, disk_full: bool) -> usize {
+        let mut dropped = 0;
+        let mut state = self.lock();
+        if !state.open {
+            return messages.len();
+        }
+        state.disk_full = disk_full;
+        for message in messages {
+            let bytes = bytes_of(&message);
+            if state.bytes + bytes > WAITING_BYTES_MAX {
+                dropped += 1;
+                continue;
+            }
+            state.bytes += bytes;
+            state.messages.push_back(message);
+        }
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        dropped
+    }
+
+    /// Whether a connection takes messages.
+    pub fn is_open(&self) -> bool {
+        self.lock().open
+    }
+
+    /// A new connection's side: it begins with `hello`, and then waits for [`Outbox::open`].
+    pub fn connect(self: &Arc<Self>, hello: Bytes, counters: Arc<Counters>) -> Frames {
+        let mut state = self.lock();
+        let connection = state.connection + 1;
+        *state = State { connection, ..State::default() };
+        drop(state);
+        Frames { outbox: Arc::clone(self), connection, hello: Some(hello), counters }
+    }
+
+    /// The handshake is done.
+    pub fn open(&self) {
+        self.lock().open = true;
+    }
+
+    /// The connection's end: what waits is dropped, with one more frame if there is something to say.
+    /// Returns how many messages were dropped.
+    pub fn end(&self, last_words: Option<Bytes>) -> usize {
+        let mut state = self.lock();
+        let dropped = state.messages.len();
+        let (connection, waker) = (state.connection, state.waker.take());
+        *state = State { connection, last_words, ended: true, ..State::default() };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        dropped
+    }
+}
+
+/// The frames of one connection.
+pub(crate) struct Frames {
+    outbox: Arc<Outbox>,
+    connection: u64,
+    hello: Option<Bytes>,
+    counters: Arc<Counters>,
+}
+
+impl Frames {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(hello) = self.hello.take() {
+            return Poll::Ready(Some(hello));
+        }
+        let mut state = self.outbox.lock();
+        if state.connection != self.connection {
+            return Poll::Ready(None);
+        }
+        if state.ended {
+            return Poll::Ready(state.last_words.take());
+        }
+        if state.messages.is_empty() {
+            state.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let (mut bytes, mut count) = (0, 0);
+        for message in state.messages.iter().take(FRAME_MESSAGES_MAX) {
+            bytes += bytes_of(message);
+            count += 1;
+            if bytes >= FRAME_BYTES_TARGET {
+                break;
+            }
+        }
+        state.bytes -= bytes;
+        let messages: Vec<_> = state.messages.drain(..count).collect();
+        let disk_full = state.disk_full;
+        drop(state);
+        self.counters.raft_messages_sent.add(count as u64);
+        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full }).encode()))
+    }
+}
+
+impl Stream for Frames {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let next = self.next(context);
+        if let Poll::Ready(Some(frame)) = &next {
+            self.counters.peer_frames_sent.add(1);
+            self.counters.peer_bytes_sent.add(frame.len() as u64);
+        }
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_stream::StreamExt;
+
+    fn messages(count: u64, entry_bytes: usize) -> Vec<v1::PeerMessage> {
+        let entry = v1::LogEntry { data: vec![0; entry_bytes].into(), ..Default::default() };
+        (0..count)
+            .map(|range_id| v1::PeerMessage { range_id, entries: vec![entry.clone()], ..Default::default() })
+            .collect()
+    }
+
+    async fn take(frames: &mut Frames) -> Option<usize> {
+        match Frame::decode(frames.next().await?).expect("a frame") {
+            Frame::Batch(batch) => Some(batch.messages.len()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn connect(outbox: &Arc<Outbox>) -> Frames {
+        outbox.connect(Bytes::from_static(b"hello"), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn all_that_waits_is_one_frame_up_to_its_size() {
+        let outbox = Arc::new(Outbox::default());
+        assert_eq!(outbox.push(messages(2, 1), false), 2, "no connection takes them");
+        let mut frames = connect(&outbox);
+        assert_eq!(frames.next().await.as_deref(), Some(&b"hello"[..]));
+        assert_eq!(outbox.push(messages(2, 1), false), 2, "the handshake is not done");
+        outbox.open();
+        assert_eq!(outbox.push(messages(2, 1), false) + outbox.push(messages(3, 1), false), 0);
+        assert_eq!(take(&mut frames).await, Some(5));
+        assert_eq!(outbox.push(messages(6, 1 << 20), false), 0);
+        assert_eq!(take(&mut frames).await, Some(4));
+        assert_eq!(take(&mut frames).await, Some(2));
+        assert_eq!(outbox.push(messages(40, 1 << 20), false), 9, "what is too much is dropped");
+    }
+
+    #[tokio::test]
+    async fn an_older_connection_ends_and_takes_nothing() {
+        let outbox = Arc::new(Outbox::default());
+        let mut old = connect(&outbox);
+        let mut new = connect(&outbox);
+        outbox.open();
+        outbox.push(messages(1, 1), false);
+        assert!(old.next().await.is_some(), "its hello");
+        assert!(old.next().await.is_none());
+        new.next().await;
+        assert_eq!(take(&mut new).await, Some(1));
+        assert_eq!(outbox.end(Some(Bytes::from_static(b"bye"))), 0);
+        assert_eq!(new.next().await.as_deref(), Some(&b"bye"[..]));
+        assert!(new.next().await.is_none());
+    }
+}

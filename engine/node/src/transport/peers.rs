@@ -1,0 +1,192 @@
+//! The other nodes: where they are, whether they can be reached, what they said of themselves.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use flotilla_engine::store::Envelope;
+use flotilla_engine::time::BootTime;
+use flotilla_proto::{NodeId, v1};
+use tokio::sync::mpsc;
+
+use super::outbox::Outbox;
+use crate::clock;
+
+/// Snapshots that may wait for one node.
+const SNAPSHOTS_WAITING_MAX: usize = 4;
+/// Refusals that are remembered.
+const REFUSALS_KEPT: usize = 16;
+/// How long a refusal of a caller stays in the status after it was last seen.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(60);
+
+/// Another node.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub node: NodeId,
+    pub outbox: Arc<Outbox>,
+    pub snapshots: mpsc::Sender<Envelope>,
+    last_heard: AtomicU64,
+    state: Mutex<PeerState>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct PeerState {
+    address: String,
+    hello: v1::Hello,
+    disk_full: bool,
+    /// Why there is no connection to it, in words.
+    trouble: Option<String>,
+    /// Since when there is none.
+    down_since: BootTime,
+}
+
+impl Peer {
+    fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where to dial it.
+    pub fn address(&self) -> String {
+        self.lock().address.clone()
+    }
+
+    /// Takes what it said of itself. It may have come back at another address.
+    pub fn introduced(&self, hello: &v1::Hello) {
+        let mut state = self.lock();
+        if !hello.peer_addr.is_empty() && hello.peer_addr != state.address {
+            tracing::info!(node = %self.node, from = state.address, to = hello.peer_addr, "the node has another address");
+            state.address.clone_from(&hello.peer_addr);
+        }
+        state.hello = hello.clone();
+        drop(state);
+        self.heard();
+    }
+
+    /// A frame came from it.
+    pub fn heard(&self) {
+        self.last_heard.store(clock::now().0, Ordering::Relaxed);
+    }
+
+    /// What its last frame said of its disk.
+    pub fn note_disk(&self, full: bool) {
+        self.lock().disk_full = full;
+    }
+
+    /// The connection to it stands.
+    pub fn connected(&self) {
+        self.lock().trouble = None;
+    }
+
+    /// There is no connection to it; true: that is news.
+    pub fn disconnected(&self, why: String) -> bool {
+        let mut state = self.lock();
+        if state.trouble.is_none() {
+            state.down_since = clock::now();
+        }
+        let news = state.trouble.as_ref() != Some(&why);
+        state.trouble = Some(why);
+        news
+    }
+
+    fn info(&self, now: BootTime) -> v1::NodeInfo {
+        let state = self.lock();
+        let heard = self.last_heard.load(Ordering::Relaxed);
+        v1::NodeInfo {
+            node_id: self.node.0,
+            peer_addr: state.address.clone(),
+            client_addr: state.hello.client_addr.clone(),
+            http_addr: state.hello.http_addr.clone(),
+            version: state.hello.version.clone(),
+            live: self.outbox.is_open(),
+            boot_id: state.hello.boot_id,
+            last_heard_ms: u64::try_from(now.since(BootTime(heard)).as_millis()).unwrap_or(u64::MAX),
+            disk_full: state.disk_full,
+        }
+    }
+
+    fn problem(&self, now: BootTime) -> Option<String> {
+        let state = self.lock();
+        let trouble = state.trouble.as_ref()?;
+        let seconds = now.since(state.down_since).as_secs();
+        Some(format!("no connection to node {} at {} for {seconds} s: {trouble}", self.node.0, state.address))
+    }
+}
+
+/// The taking end of a node's snapshot queue.
+pub(crate) type SnapshotQueue = (Arc<Peer>, mpsc::Receiver<Envelope>);
+
+/// All other nodes of the cluster, and who was turned away at the door.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    all: BTreeMap<NodeId, Arc<Peer>>,
+    refusals: Mutex<VecDeque<(BootTime, String)>>,
+}
+
+impl Peers {
+    /// The nodes of a cluster but this one, with the ends of their snapshot queues.
+    pub fn new(nodes: impl IntoIterator<Item = (NodeId, String)>) -> (Self, Vec<SnapshotQueue>) {
+        let mut all = BTreeMap::new();
+        let mut queues = Vec::new();
+        for (node, address) in nodes {
+            let (snapshots, queue) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
+            let state = PeerState {
+                address,
+                trouble: Some("not reached yet".into()),
+                down_since: clock::now(),
+                ..PeerState::default()
+            };
+            let peer = Arc::new(Peer {
+                node,
+                outbox: Arc::default(),
+                snapshots,
+                last_heard: AtomicU64::new(clock::now().0),
+                state: Mutex::new(state),
+            });
+            queues.push((Arc::clone(&peer), queue));
+            all.insert(node, peer);
+        }
+        (Self { all, refusals: Mutex::default() }, queues)
+    }
+
+    /// One of them.
+    pub fn get(&self, node: NodeId) -> Option<&Arc<Peer>> {
+        self.all.get(&node)
+    }
+
+    /// Whether there is a connection to any.
+    pub fn any_live(&self) -> bool {
+        self.all.values().any(|peer| peer.outbox.is_open())
+    }
+
+    /// Notes that a caller was turned away.
+    pub fn refused(&self, words: String) {
+        let now = clock::now();
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusals.iter_mut().find(|(_, known)| *known == words) {
+            Some((when, _)) => *when = now,
+            None => {
+                tracing::warn!(words, "a node was turned away");
+                if refusals.len() == REFUSALS_KEPT {
+                    refusals.pop_front();
+                }
+                refusals.push_back((now, words));
+            }
+        }
+    }
+
+    /// All of them, by id.
+    pub fn infos(&self) -> Vec<v1::NodeInfo> {
+        let now = clock::now();
+        self.all.values().map(|peer| peer.info(now)).collect()
+    }
+
+    /// What a person should know: a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let now = clock::now();
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = refusals.iter().filter(|(when, _)| now.since(*when) < REFUSAL_SHOWN);
+        let turned_away = recent.map(|(_, words)| format!("a node was turned away: {words}"));
+        self.all.values().filter_map(|peer| peer.problem(now)).chain(turned_away).collect()
+    }
+}
