@@ -127,35 +127,52 @@ impl<'a> LogFile<'a> {
         }
     }
 
-    /// The first record after `at` that is whole, and that `is_sound` takes for one: looked for at each
-    /// byte of the same block, then at the beginning of each further block, where the header of some
-    /// fragment always is.
+    /// The first record after `at` that is whole, and that `is_sound` takes for one. Looked for at each
+    /// byte of the block that went bad; of the blocks after it, from fragment to fragment, as long as
+    /// those are good.
     pub(super) fn next_intact(&self, at: usize, is_sound: impl Fn(&[u8]) -> bool) -> Option<Record<'a>> {
-        let block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
         let whole = |at: usize| {
             let record = self.record(at).ok().flatten()?;
             is_sound(&record.data).then_some(record)
         };
-        let in_block = (at + 1..block_end.min(self.bytes.len())).filter(|at| Self::skip_filler(*at) == *at);
-        if let Some(record) = in_block.into_iter().find_map(whole) {
-            return Some(record);
-        }
-        (block_end..self.bytes.len()).step_by(BLOCK_BYTES).find_map(|block| self.first_in_block(block, whole))
-    }
-
-    /// Steps over the tail of a record that began earlier.
-    fn first_in_block(&self, block: usize, whole: impl Fn(usize) -> Option<Record<'a>>) -> Option<Record<'a>> {
-        let mut at = block;
+        let mut block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
+        let mut bad_at = Some(at);
         loop {
-            if let Some(record) = whole(at) {
+            let after = bad_at.map_or(block_end, |at| at + 1)..block_end.min(self.bytes.len());
+            if let Some(record) = after.into_iter().filter(|at| Self::skip_filler(*at) == *at).find_map(whole) {
                 return Some(record);
             }
-            let fragment = self.fragment(at).ok().flatten()?;
-            at = Self::skip_filler(fragment.end);
-            if at >= block + BLOCK_BYTES {
+            let block = block_end;
+            if block >= self.bytes.len() {
                 return None;
             }
+            block_end += BLOCK_BYTES;
+            match self.first_in_block(block, whole) {
+                Ok(record) => return Some(record),
+                Err(bad) => bad_at = bad,
+            }
         }
+    }
+
+    /// The first record that begins in a block, behind the tail of one that began earlier. Otherwise the
+    /// bad place, if that was what kept it from being found.
+    fn first_in_block(
+        &self,
+        block: usize,
+        whole: impl Fn(usize) -> Option<Record<'a>>,
+    ) -> Result<Record<'a>, Option<usize>> {
+        let mut at = block;
+        while at < block + BLOCK_BYTES {
+            if let Some(record) = whole(at) {
+                return Ok(record);
+            }
+            match self.fragment(at) {
+                Ok(Some(fragment)) => at = Self::skip_filler(fragment.end),
+                Ok(None) => break,
+                Err(_) => return Err(Some(at)),
+            }
+        }
+        Err(None)
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Manifest {
 }
 
 #[derive(Default)]
-struct Edits {
+pub(super) struct Edits {
     families: BTreeMap<u64, u64>,
     min_wal_to_keep: u64,
     last_sequence: u64,
@@ -83,7 +83,7 @@ fn current(folder: &Path) -> Result<PathBuf, OpenError> {
 
 impl Edits {
     /// `None`: the edit makes no sense.
-    fn apply(&mut self, mut edit: &[u8]) -> Option<()> {
+    pub(super) fn apply(&mut self, mut edit: &[u8]) -> Option<()> {
         let (mut family, mut log_number, mut dropped) = (0, None, false);
         let mut added = false;
         while !edit.is_empty() {

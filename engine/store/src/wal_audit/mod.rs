@@ -32,6 +32,8 @@
 mod batch;
 mod log_file;
 mod manifest;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

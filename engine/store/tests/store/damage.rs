@@ -259,7 +259,7 @@ fn without_a_watermark_only_the_last_synced_batches_can_go_unnoticed() {
     assert!(unnoticed > 0, "if nothing goes unnoticed any more, the documented limit is gone: say so");
 }
 
-/// A page of zeros before intact, unsynced batches: RocksDB alone would replay over the hole.
+/// Pages of zeros anywhere in the unsynced end, with intact batches behind them.
 #[test]
 fn a_hole_in_the_unsynced_end_is_cut_off() {
     let scene = scene(100, Watermark::AtOpen);
@@ -279,6 +279,91 @@ fn a_hole_in_the_unsynced_end_is_cut_off() {
         }
     }
     assert!(lengths.len() > 5, "{lengths:?}");
+}
+
+/// Writes a batch that takes just so many bytes of the WAL, in one fragment.
+fn write_exactly(store: &Tracked, number: u64, bytes: usize) {
+    // Fragment, batch, change, family, key with its length, length of the value.
+    let overhead = 7 + 12 + 1 + 1 + (1 + 8) + 2;
+    let mut batch = store.batch();
+    batch.put(Family::Log, &number.to_be_bytes(), &vec![number as u8; bytes - overhead]);
+    store.write(batch).expect("a sound store takes writes");
+}
+
+/// A whole block of zeros between blocks that begin with a record: RocksDB alone skips it without a word,
+/// and would replay over the hole.
+#[test]
+fn a_zeroed_block_is_a_hole_too() {
+    const BLOCK: usize = 32 << 10;
+    let live = TempDir::new().expect("a temporary directory can be made");
+    let store = Tracked::new(create(live.path()));
+    let size = || wals(live.path()).pop_last().map_or(0, |(_, size)| size as usize);
+    write_exactly(&store, 1, 1000);
+    store.sync().expect("a sound store syncs");
+    // This one carries a mark, too.
+    write_exactly(&store, 2, 1000);
+    for (number, end) in [(3, 11_000), (4, 22_000), (5, BLOCK)] {
+        write_exactly(&store, number, end - size());
+    }
+    assert_eq!(size(), BLOCK);
+    (6..22).for_each(|number| write_exactly(&store, number, BLOCK / 4));
+    assert_eq!(size(), 5 * BLOCK);
+    for block in 1..4 {
+        let image = TempDir::new().expect("a temporary directory can be made");
+        copy(live.path(), image.path());
+        let (wal, _) = wals(image.path()).pop_last().expect("there is a WAL file");
+        let mut bytes = fs::read(&wal).expect("the file is there");
+        bytes[block * BLOCK..(block + 1) * BLOCK].fill(0);
+        fs::write(&wal, bytes).expect("the file can be written");
+        let store = open(image.path()).expect("nothing synced is gone");
+        let torn = store.recovery().torn.clone().expect("the end was torn");
+        assert_eq!((torn.offset, torn.dropped_bytes), ((block * BLOCK) as u64, ((5 - block) * BLOCK) as u64));
+        let kept = 5 + 4 * (block as u64 - 1);
+        for number in 1..22u64 {
+            let found = store.get(Family::Log, &number.to_be_bytes()).expect("a sound store reads");
+            assert_eq!(found.is_some(), number <= kept, "block {block} number {number}");
+        }
+    }
+}
+
+/// Batches that RocksDB joins into one record still follow each other without gaps.
+#[test]
+fn write_groups_of_many_threads_audit_clean() {
+    let live = TempDir::new().expect("a temporary directory can be made");
+    let store = Tracked::new(create(live.path()));
+    std::thread::scope(|scope| {
+        for thread in 0..6u64 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in 0..300u64 {
+                    let mut batch = store.store.batch();
+                    batch.put(Family::Log, &(thread * 1000 + number).to_be_bytes(), &value(number));
+                    batch.delete_range(Family::State, &[thread as u8], &[thread as u8 + 1]);
+                    batch.delete(Family::Meta, &[thread as u8]);
+                    store.store.write(batch).expect("a sound store takes writes");
+                    if thread == 0 {
+                        store.store.sync().expect("a sound store syncs");
+                    }
+                }
+            });
+        }
+    });
+    store.store.sync().expect("a sound store syncs");
+    let image = TempDir::new().expect("a temporary directory can be made");
+    copy(live.path(), image.path());
+    let reopened = open(image.path()).expect("nothing is wrong with it");
+    assert_eq!(reopened.recovery().torn, None);
+    assert_eq!(numbers_found(&reopened), 6 * 300);
+}
+
+fn numbers_found(store: &RocksStorage) -> usize {
+    let mut found = 0;
+    let mut count = |_: &[u8], _: &[u8]| {
+        found += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    store.scan(Family::Log, &[0; 8], &[0xFF; 8], Direction::Forward, &mut count).expect("a sound store scans");
+    found
 }
 
 #[test]
