@@ -21,6 +21,7 @@ use crate::time::BootTime;
 #[derive(Debug, Default)]
 pub(crate) struct Proposals {
     queue: VecDeque<Write>,
+    /// By index, then term.
     pending: VecDeque<Pending>,
     bytes: usize,
 }
@@ -99,7 +100,10 @@ impl Proposals {
     /// The gathered writes stand in the log at `index` now.
     pub(crate) fn proposed(&mut self, index: u64, term: u64, bytes: usize, waiting: Vec<(Token, BootTime)>) {
         let waiting = waiting.into_iter().map(Some).collect();
-        self.pending.push_back(Pending { index, term, bytes, waiting });
+        // Almost always the last. But a replica that leads again may find its log shorter than when it led
+        // before, and what it proposed then still waits for its indexes to be applied.
+        let at = self.pending.partition_point(|other| (other.index, other.term) < (index, term));
+        self.pending.insert(at, Pending { index, term, bytes, waiting });
     }
 
     /// The gathered writes could not be proposed.
@@ -215,6 +219,20 @@ mod tests {
         assert!(matches!(actions[..], [Err(Action::RefreshRoute), Err(Action::RefreshRoute), Ok(_)]), "{answers:?}");
         assert!(proposals.is_empty());
         assert_eq!(proposals.bytes(), 0);
+    }
+
+    #[test]
+    fn a_leader_of_two_terms_answers_for_both_of_them_in_order() {
+        // In term 6 it proposed 7, 8, 9; another leader's entry took 7, and in term 8 it proposed 8 anew.
+        let mut proposals = pending(&[7, 8, 9]);
+        proposals.proposed(8, 8, 0, vec![(Token(88), BootTime(100))]);
+        let mut answers = vec![];
+        proposals.applied(8, vec![entry(7, 7), entry(8, 8)], overwritten, &mut answers);
+        let said: Vec<_> = answers.iter().map(|(token, answer)| (token.0, answer.is_ok())).collect();
+        assert_eq!(said, [(7, false), (8, false), (88, true)]);
+        proposals.applied(9, vec![entry(9, 8)], overwritten, &mut answers);
+        assert_eq!(answers.len(), 4);
+        assert!(answers[3].1.is_err() && proposals.is_empty());
     }
 
     #[test]
