@@ -16,7 +16,7 @@ use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, error, v1};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -29,6 +29,8 @@ use crate::core::CallOutcome;
 const BATCH_BYTES: usize = 1 << 20;
 /// Most requests taken from the queue at once.
 const TAKE_MAX: usize = 256;
+/// How often a full connection looks for callers that have gone.
+const RECHECK: Duration = Duration::from_millis(100);
 /// First and longest pause after a failed attempt to connect; refused at once meanwhile.
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -167,6 +169,8 @@ impl Connection {
                     }
                     Err(_) => break "it was closed".to_string(),
                 },
+                // Callers may have gone, and made room.
+                () = sleep(RECHECK), if room == 0 => {}
                 count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.pending.is_empty() => {
                     if count == 0 {
                         return;

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flotilla_proto::error::Action;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{Error, NodeId, Result, error, v1};
 use tokio::time::timeout;
@@ -82,7 +83,7 @@ impl Endpoints {
         Ok(AdminClient::new(channel.clone()).max_decoding_message_size(DECODED_BYTES_MAX))
     }
 
-    /// Asks one node after the other until one answers; if none does, says why of each.
+    /// Asks one node after the other until one can answer; if none can, says why of each.
     pub(super) async fn ask_any<A, F>(&self, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
@@ -96,7 +97,11 @@ impl Endpoints {
                     self.known().last = Some(address);
                     return Ok(answer.into_inner());
                 }
-                Ok(Err(status)) => failures.push(format!("{address}: {}", status_text(&status))),
+                Ok(Err(status)) => match error::from_status(&status) {
+                    // The node knows, and another one would say the same.
+                    Some(error) if error.action() != Action::Retry => return Err(error),
+                    _ => failures.push(format!("{address}: {}", status_text(&status))),
+                },
                 Err(_) => failures.push(format!("{address}: no answer within {} ms", limit.as_millis())),
             }
         }

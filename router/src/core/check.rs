@@ -15,9 +15,6 @@ use super::token;
 /// small they are.
 pub const SCAN_RECORDS_MAX: u32 = 65_536;
 
-/// Most bytes of keys and values in the answer to a multi-get.
-pub const ANSWER_BYTES_MAX: usize = 3 << 20;
-
 /// Checks a request against the limits; [`Error::InvalidArgument`] says what to change.
 pub fn check(body: &v1::request::Body) -> Result<()> {
     check_header(header_of(body))?;

@@ -13,6 +13,7 @@ mod cache;
 mod call;
 mod check;
 mod decide;
+mod fit;
 mod scan;
 pub mod token;
 mod work;
@@ -20,8 +21,9 @@ mod work;
 pub use cache::{Route, RouteCache};
 pub use call::{ANSWER_GRACE, Call, CallOutcome, Step};
 pub(crate) use check::header_of;
-pub use check::{ANSWER_BYTES_MAX, SCAN_RECORDS_MAX, check};
+pub use check::{SCAN_RECORDS_MAX, check};
 pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
+pub use fit::{ANSWER_BYTES_MAX, fit};
 
 /// Time since an origin of the caller's choosing; never goes back.
 pub type Time = std::time::Duration;

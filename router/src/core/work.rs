@@ -13,8 +13,9 @@ use v1::request::Body;
 use v1::response::Body as Answer;
 
 use super::cache::{Route, RouteCache};
-use super::check::{ANSWER_BYTES_MAX, key_of};
+use super::check::key_of;
 use super::decide::{Access, Failure};
+use super::fit::fit;
 use super::scan::Scan;
 
 /// Where a part goes.
@@ -182,24 +183,24 @@ impl Work {
     /// The answer to the caller, once every item has its result.
     pub(super) fn finish(&mut self, header: v1::ResponseHeader) -> flotilla_proto::Result<Answer> {
         let header = Some(header);
-        match self {
+        let answer = match self {
             Self::Points { results, single: true, .. } => {
                 let record = results.first_mut().and_then(Option::take).and_then(|result| result.record);
-                Ok(Answer::Get(v1::GetResponse { header, record }))
+                Answer::Get(v1::GetResponse { header, record })
             }
-            Self::Points { results, .. } => {
-                let results: Vec<v1::MultiGetResult> =
-                    results.iter_mut().map(|result| result.take().unwrap_or_default()).collect();
-                check_answer(&results)?;
-                Ok(Answer::MultiGet(v1::MultiGetResponse { header, results }))
-            }
-            Self::Writes { results, .. } => {
-                let results = results.iter_mut().map(|result| result.take().unwrap_or_default()).collect();
-                Ok(Answer::Write(v1::BatchResponse { header, results }))
-            }
-            Self::Scan(scan) => Ok(Answer::Scan(scan.finish(header))),
+            Self::Points { results, .. } => Answer::MultiGet(v1::MultiGetResponse { header, results: all(results) }),
+            Self::Writes { results, .. } => Answer::Write(v1::BatchResponse { header, results: all(results) }),
+            Self::Scan(scan) => Answer::Scan(scan.finish(header)),
+        };
+        match fit(answer) {
+            Answer::Error(error) => Err(error.into()),
+            answer => Ok(answer),
         }
     }
+}
+
+fn all<T: Default>(results: &mut [Option<T>]) -> Vec<T> {
+    results.iter_mut().map(|result| result.take().unwrap_or_default()).collect()
 }
 
 fn absorb_writes(
@@ -250,14 +251,4 @@ fn spans(ranges: impl Iterator<Item = RangeId>, cache: &RouteCache) -> Error {
     let mut borders: Vec<Bytes> = routes.map(|route| route.descriptor.start.clone()).collect();
     borders.sort_unstable();
     Error::BatchSpansRanges { borders: borders.into_iter().skip(1).collect() }
-}
-
-fn check_answer(results: &[v1::MultiGetResult]) -> flotilla_proto::Result<()> {
-    let records = results.iter().filter_map(|result| result.record.as_ref());
-    let bytes: usize = records.map(|record| record.key.len() + record.value.len()).sum();
-    if bytes > ANSWER_BYTES_MAX {
-        let hint = format!("ask for fewer keys: an answer has at most {ANSWER_BYTES_MAX} bytes");
-        return Err(Error::invalid(format!("a multi-get's answer of {bytes} bytes"), hint));
-    }
-    Ok(())
 }
