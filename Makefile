@@ -3,15 +3,39 @@
 
 CARGO := cargo
 PROFILE := --release
+# The simulation is built without RocksDB, with every check the compiler has.
+CHECKED := --profile checked
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+FLOTILLA := $(TARGET_DIR)/release/flotilla
+# Seeds of one `make sim`; CI's share is CI_SEEDS.
+SEEDS := 1000
+CI_SEEDS := 300
 
-.PHONY: run test bench sim lint fmt docs bin setup
+.PHONY: run test bench sim mutants lint fmt docs bin setup
 
-setup:
-	@scripts/setup.sh
+# The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
+run:
+	@scripts/setup.sh --announce
+	@scripts/build.sh $(CARGO) build $(PROFILE) --bin flotilla
+	@exec $(FLOTILLA) run --sample . $(if $(ONCE),--once) $(ARGS)
 
+# Everything that CI runs: unit and whole-system tests, the simulation's share, and the show.
 test: setup
 	$(CARGO) test $(PROFILE) --workspace
+	$(MAKE) sim SEEDS=$(CI_SEEDS)
+	$(MAKE) run ONCE=1 ARGS="--data $$(mktemp -d)/data --base-port 17300"
+
+# Simulated clusters; repeat a failure with the line that it prints.
+sim: setup
+	$(CARGO) run $(CHECKED) --package flotilla-sim -- --seeds $(SEEDS) $(ARGS)
+
+# Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
+mutants: setup
+	scripts/mutants.sh
+
+# Measurements, with medians and spread; docs/performance.md says what they decided.
+bench: setup
+	$(CARGO) bench --package flotilla-benches $(ARGS)
 
 lint: setup
 	$(CARGO) fmt --all --check
@@ -23,6 +47,10 @@ fmt:
 docs: setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
 
+# The path of the built binary.
 bin: setup
 	@$(CARGO) build $(PROFILE) --quiet --bin flotilla
-	@echo $(TARGET_DIR)/release/flotilla
+	@echo $(FLOTILLA)
+
+setup:
+	@scripts/setup.sh

@@ -1,0 +1,88 @@
+//! The settings as flags.
+
+use clap::Args;
+use serde::Serialize;
+use toml::Table;
+
+use super::ReadModeName;
+
+/// Flags of `start` and `config`: each overrides the setting of its name.
+#[derive(Args, Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Overrides {
+    /// The node's id, from 1
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<u64>,
+    /// The data directory
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Where clients connect
+    #[arg(long, value_name = "IP:PORT")]
+    pub client_listen: Option<String>,
+    /// Where other nodes connect
+    #[arg(long, value_name = "IP:PORT")]
+    pub peer_listen: Option<String>,
+    /// Where /metrics, /healthz and /readyz are served
+    #[arg(long, value_name = "IP:PORT")]
+    pub http_listen: Option<String>,
+    /// What clients are told to connect to
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_client_addr: Option<String>,
+    /// What nodes are told to connect to
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_peer_addr: Option<String>,
+    /// Where metrics are said to be
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_http_addr: Option<String>,
+    /// The cluster's first members, with their addresses between nodes; the same on all of them
+    #[arg(long, value_name = "1=HOST:PORT,2=...")]
+    pub initial_nodes: Option<String>,
+    /// The cluster's name; the same on all nodes
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// Ranges that a new cluster is born with
+    #[arg(long, value_name = "N")]
+    pub initial_ranges: Option<u32>,
+    /// Replicas of each range
+    #[arg(long, value_name = "N")]
+    pub initial_replicas: Option<usize>,
+    /// Make a new store if the data directory is empty; on an initialised one this does nothing
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bootstrap: bool,
+    /// Listen, and talk to nodes, off loopback without encryption
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub plaintext_off_loopback: bool,
+    /// Memory for RocksDB; 0: 40% of the machine's
+    #[arg(long, value_name = "BYTES")]
+    pub memory_bytes: Option<u64>,
+    /// How a leader makes sure that it still leads before a read
+    #[arg(long, value_name = "MODE")]
+    pub read_mode: Option<ReadModeName>,
+    /// Free disk space below which writes are refused; 0: the larger of 1 GiB and 2%
+    #[arg(long, value_name = "BYTES")]
+    pub disk_margin_bytes: Option<u64>,
+    /// Size of a file that can be deleted when the disk is full
+    #[arg(long, value_name = "BYTES")]
+    pub ballast_bytes: Option<u64>,
+    /// Log requests that take longer, with the time of each stage
+    #[arg(long, value_name = "MS")]
+    pub slow_request_ms: Option<u64>,
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Log into this file, rotated by size, instead of stderr
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<String>,
+    /// Threads for the network; 0: one for each two cores
+    #[arg(long, value_name = "N")]
+    pub network_threads: Option<usize>,
+}
+
+impl Overrides {
+    /// The flags that were given.
+    pub(super) fn to_table(&self) -> Table {
+        Table::try_from(self).expect("flags are numbers, texts and switches")
+    }
+}

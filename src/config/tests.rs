@@ -1,0 +1,77 @@
+use std::path::Path;
+
+use super::*;
+
+fn load(file: &str, environment: &[(&str, &str)], flags: &Overrides) -> Result<Config, ConfigError> {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let path = directory.path().join("flotilla.toml");
+    std::fs::write(&path, file).expect("a file for the test");
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::load(Some(&path), environment, flags)
+}
+
+#[test]
+fn later_layers_win() {
+    let file = "cluster-name = \"file\"\ninitial-ranges = 4\nlog-level = \"warn\"";
+    let flags = Overrides { cluster_name: Some("flag".into()), ..Default::default() };
+    let environment =
+        [("FLOTILLA_CLUSTER_NAME", "environment"), ("FLOTILLA_INITIAL_RANGES", "8"), ("FLOTILLA_ADDR", "x")];
+    let config = load(file, &environment, &flags).expect("all are known");
+    assert_eq!((&config.cluster_name[..], config.initial_ranges, &config.log_level[..]), ("flag", 8, "warn"));
+}
+
+#[test]
+fn what_is_shown_can_be_loaded_again() {
+    let config = Config { node_id: Some(3), cluster_name: "x".into(), ..Default::default() };
+    assert_eq!(load(&config.to_toml(), &[], &Overrides::default()), Ok(config));
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_known_one() {
+    let error = load("clister-name = \"x\"", &[], &Overrides::default()).expect_err("unknown");
+    assert!(
+        error.to_string().ends_with("there is no setting \"clister-name\"; did you mean \"cluster-name\"?"),
+        "{error}"
+    );
+}
+
+#[test]
+fn values_of_the_wrong_type_are_refused() {
+    let error = load("initial-ranges = \"many\"", &[], &Overrides::default()).expect_err("a text");
+    assert!(error.to_string().contains("it must be a whole number"), "{error}");
+    let error = load("", &[("FLOTILLA_BOOTSTRAP", "yes")], &Overrides::default()).expect_err("not a flag's value");
+    assert!(error.to_string().contains("it must be true or false"), "{error}");
+    let error = load("initial-ranges = ", &[], &Overrides::default()).expect_err("no TOML");
+    assert!(matches!(error, ConfigError::File { .. }), "{error}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Some(Path::new("/nowhere/flotilla.toml")), std::iter::empty(), &Overrides::default());
+    assert!(error.expect_err("no such file").to_string().starts_with("/nowhere/flotilla.toml: "));
+}
+
+#[test]
+fn contradictions_are_refused_with_what_to_do() {
+    let members = "1=127.0.0.1:7301,2=127.0.0.1:7401";
+    let base = Config { node_id: Some(1), bootstrap: true, initial_nodes: members.into(), ..Default::default() };
+    assert_eq!(base.check(), Ok(()));
+    let cases = [
+        (Config { node_id: Some(0), ..base.clone() }, "ids start at 1"),
+        (Config { node_id: Some(3), ..base.clone() }, "is not among them"),
+        (Config { initial_nodes: String::new(), ..base.clone() }, "a new cluster needs its members"),
+        (Config { initial_nodes: "1=127.0.0.1".into(), ..base.clone() }, "is not ID=HOST:PORT"),
+        (Config { initial_nodes: "1=a:1,1=b:1".into(), ..base.clone() }, "is named twice"),
+        (Config { initial_replicas: 3, ..base.clone() }, "there are only 2 nodes"),
+        (Config { initial_ranges: 0, ..base.clone() }, "1 to 100000"),
+        (Config { client_listen: "0.0.0.0:7300".into(), ..base.clone() }, "--plaintext-off-loopback"),
+        (Config { peer_listen: "localhost".into(), ..base.clone() }, "write IP:PORT"),
+        (Config { log_level: "loud=7".into(), ..base.clone() }, "log-level"),
+    ];
+    for (config, expected) in cases {
+        let error = config.check().expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let open = Config { client_listen: "0.0.0.0:7300".into(), plaintext_off_loopback: true, ..base };
+    assert_eq!(open.check(), Ok(()));
+}

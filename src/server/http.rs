@@ -1,0 +1,40 @@
+//! The HTTP door: /metrics for Prometheus, /healthz (the process works), /readyz (requests are
+//! served).
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use flotilla_node::Node;
+
+use super::metrics;
+
+/// The routes.
+pub(super) fn app(node: Node) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .with_state(node)
+}
+
+async fn metrics_text(State(node): State<Node>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&node))
+}
+
+async fn health(State(node): State<Node>) -> impl IntoResponse {
+    match node.failure() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store stopped: {reason}\n")),
+    }
+}
+
+async fn ready(State(node): State<Node>) -> impl IntoResponse {
+    if node.is_ready() {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
+    let problems = node.status().problems.join("\n");
+    let why = if problems.is_empty() { "not every range here knows its leader".to_owned() } else { problems };
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
+}

@@ -1,0 +1,368 @@
+//! One node with its doors: gRPC for clients, HTTP for metrics and health, and the engine's own port
+//! for other nodes.
+//!
+//! ```text
+//! client port ─▶ grpc (kv, admin, health, reflection) ─▶ router ─▶ this node's engine
+//!                                                          └─────▶ another node's client port
+//! peer port ───▶ engine (Raft, snapshots)
+//! http port ───▶ http (/metrics, /healthz, /readyz)
+//! ```
+//! All three are bound before the data directory is touched, so that a port in use is said first.
+
+mod admin;
+mod details;
+mod http;
+mod kv;
+mod logging;
+mod metrics;
+mod routes;
+mod stream;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_node::{Node, NodeConfig};
+use flotilla_proto::limits::DECODED_BYTES_MAX;
+use flotilla_proto::{NodeId, v1};
+use flotilla_router::{Router, RouterConfig};
+use flotilla_store::{DirectoryState, StoreDirectory};
+use tokio::net::TcpListener as AsyncListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::config::{Config, ConfigError, Listen};
+use routes::{NodeRoutes, NodeTransport};
+
+pub use logging::{LogHandle, init as init_logging};
+
+/// Version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Connections may open so many streams each.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Bytes of a request's header list.
+const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connections may go on after the stop was asked for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The router inside of a node.
+pub(crate) type NodeRouter = Router<NodeTransport, NodeRoutes>;
+
+/// Why a node does not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A port cannot be listened on.
+    #[error("{name} {address}: {cause}; another process may use it: choose another with --{name}")]
+    Listen {
+        /// The setting.
+        name: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The log file cannot be written.
+    #[error("log file {path}: {cause}")]
+    Log {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// There is no store, and none was to be made.
+    #[error(
+        "{path} holds no store; to make one for a new cluster add --bootstrap and --initial-nodes, to go on with an old one check --data"
+    )]
+    NotBootstrapped {
+        /// The data directory.
+        path: String,
+    },
+    /// The store cannot be opened.
+    #[error("{0}")]
+    Start(String),
+    /// The store stopped for good while it ran.
+    #[error("the store stopped: {0}")]
+    Failed(String),
+    /// The stop did not go well.
+    #[error("stopping: {0}")]
+    Stop(String),
+}
+
+impl ServerError {
+    /// The exit code of DESIGN section 7.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A running node.
+pub struct Server {
+    node: Node,
+    router: NodeRouter,
+    client: SocketAddr,
+    http: SocketAddr,
+    stopping: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Listeners {
+    client: TcpListener,
+    peer: TcpListener,
+    http: TcpListener,
+}
+
+impl Server {
+    /// Starts a node; serving when it returns. Call it inside of a tokio runtime.
+    pub async fn start(config: Config) -> Result<Self, ServerError> {
+        config.check()?;
+        let listeners = bind(config.listen()?)?;
+        let addresses =
+            |listener: &TcpListener| listener.local_addr().map_err(|error| ServerError::Start(error.to_string()));
+        let (client, http) = (addresses(&listeners.client)?, addresses(&listeners.http)?);
+        let node_config = node_config(&config, listeners.peer, client, http)?;
+        let started = tokio::task::spawn_blocking(move || Node::start(node_config)).await;
+        let node = started
+            .map_err(|error| ServerError::Start(error.to_string()))?
+            .map_err(|error| ServerError::Start(error.to_string()))?;
+        if config.bootstrap && !node.was_bootstrapped() {
+            tracing::info!("--bootstrap did nothing: {} is initialised", config.data.display());
+        }
+        let seed = u64::from(std::process::id()) ^ node.node_id().0.rotate_left(32);
+        let router_config = RouterConfig { local: Some(node.node_id()), seed };
+        let router = Router::new(NodeTransport::new(node.clone()), NodeRoutes::new(node.clone()), router_config);
+        let (stopping, _) = watch::channel(false);
+        let mut server = Self { node, router, client, http, stopping, tasks: Vec::new() };
+        server.serve_grpc(listeners.client)?;
+        server.serve_http(listeners.http)?;
+        server.follow_routes();
+        Ok(server)
+    }
+
+    /// Where clients connect.
+    pub fn client_addr(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Where metrics are.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The node itself.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Resolves when the store had to stop for good, with the reason. The process is to end then.
+    pub async fn failed(&self) -> String {
+        self.node.failed().await
+    }
+
+    /// Hands leaders over, answers what is under way, syncs, and closes the doors.
+    pub async fn stop(self) -> Result<(), ServerError> {
+        let stopped = self.node.stop().await;
+        self.stopping.send_replace(true);
+        for mut task in self.tasks {
+            if tokio::time::timeout(CLOSE_TIMEOUT, &mut task).await.is_err() {
+                task.abort();
+                // Ends with the abort; what it held is let go when it has.
+                let _ = task.await;
+            }
+        }
+        stopped.map_err(ServerError::Stop)
+    }
+
+    fn serve_grpc(&mut self, listener: TcpListener) -> Result<(), ServerError> {
+        let incoming = TcpListenerStream::new(asynchronous(listener)?);
+        let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
+        let admin = admin::Service::new(self.node.clone());
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| ServerError::Start(format!("reflection: {error}")))?;
+        let service = tonic::transport::Server::builder()
+            .layer(details::ErrorDetailsLayer)
+            .tcp_nodelay(true)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20)
+            .add_service(
+                v1::kv_server::KvServer::new(kv)
+                    .max_decoding_message_size(DECODED_BYTES_MAX)
+                    .max_encoding_message_size(DECODED_BYTES_MAX),
+            )
+            .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(DECODED_BYTES_MAX))
+            .add_service(health)
+            .add_service(reflection);
+        let stopping = self.stopping.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            if let Err(error) = service.serve_with_incoming_shutdown(incoming, until(stopping)).await {
+                tracing::error!("the client port failed: {error}");
+            }
+        }));
+        self.follow_health(health_reporter);
+        Ok(())
+    }
+
+    fn serve_http(&mut self, listener: TcpListener) -> Result<(), ServerError> {
+        let listener = asynchronous(listener)?;
+        let app = http::app(self.node.clone());
+        let stopping = self.stopping.subscribe();
+        self.tasks.push(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until(stopping)).await {
+                tracing::error!("the http port failed: {error}");
+            }
+        }));
+        Ok(())
+    }
+
+    /// gRPC health says SERVING while the node is ready.
+    fn follow_health(&mut self, reporter: tonic_health::server::HealthReporter) {
+        let (node, mut stopping) = (self.node.clone(), self.stopping.subscribe());
+        let mut changes = self.node.route_changes();
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                if node.is_ready() {
+                    reporter.set_serving::<v1::kv_server::KvServer<kv::Service>>().await;
+                } else {
+                    reporter.set_not_serving::<v1::kv_server::KvServer<kv::Service>>().await;
+                }
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    _ = stopping.changed() => return,
+                }
+            }
+        }));
+    }
+
+    /// Tells the router at once what the engine learns about leaders.
+    fn follow_routes(&mut self) {
+        let (router, node, mut stopping) = (self.router.clone(), self.node.clone(), self.stopping.subscribe());
+        let mut changes = self.node.route_changes();
+        self.tasks.push(tokio::spawn(async move {
+            loop {
+                router.merge(&node.routes());
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    _ = stopping.changed() => return,
+                }
+            }
+        }));
+    }
+}
+
+async fn until(mut stopping: watch::Receiver<bool>) {
+    // An error means that the server is gone, which is a stop as well.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+fn asynchronous(listener: TcpListener) -> Result<AsyncListener, ServerError> {
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| AsyncListener::from_std(listener))
+        .map_err(|error| ServerError::Start(error.to_string()))
+}
+
+fn bind(listen: Listen) -> Result<Listeners, ServerError> {
+    let bind = |name, address| TcpListener::bind(address).map_err(|cause| ServerError::Listen { name, address, cause });
+    Ok(Listeners {
+        client: bind("client-listen", listen.client)?,
+        peer: bind("peer-listen", listen.peer)?,
+        http: bind("http-listen", listen.http)?,
+    })
+}
+
+/// What the engine is told, from the settings and from what the data directory already says.
+fn node_config(
+    config: &Config,
+    peer_listener: TcpListener,
+    client: SocketAddr,
+    http: SocketAddr,
+) -> Result<NodeConfig, ServerError> {
+    let state = StoreDirectory::probe(&config.data).map_err(|error| ServerError::Start(error.to_string()))?;
+    let node_id = match (state, config.node_id) {
+        (DirectoryState::Initialised(identity), Some(id)) if identity.node_id != NodeId(id) => {
+            let what = format!("{} is the store of node {}", config.data.display(), identity.node_id.0);
+            return Err(ConfigError::value("node-id", &id.to_string(), &what).into());
+        }
+        (DirectoryState::Initialised(identity), _) => identity.node_id,
+        (_, _) if !config.bootstrap => {
+            return Err(ServerError::NotBootstrapped { path: config.data.display().to_string() });
+        }
+        (_, Some(id)) => NodeId(id),
+        (_, None) => return Err(ConfigError::missing("node-id", "a new store needs its node's id").into()),
+    };
+    let members = config.members()?;
+    let advertised = |setting: &str, listened: String| if setting.is_empty() { listened } else { setting.to_owned() };
+    let mut node = NodeConfig::new(&config.data, node_id, tokio::runtime::Handle::current(), peer_listener);
+    node.cluster_name.clone_from(&config.cluster_name);
+    node.ranges = config.initial_ranges;
+    node.replicas = config.replicas(members.len());
+    node.members = members;
+    node.engine.read_mode = config.read_mode.into();
+    node.memory_bytes = config.memory();
+    node.peer_addr.clone_from(&config.advertise_peer_addr);
+    node.client_addr = advertised(&config.advertise_client_addr, client.to_string());
+    node.http_addr = advertised(&config.advertise_http_addr, http.to_string());
+    node.disk_margin_bytes = (config.disk_margin_bytes > 0).then_some(config.disk_margin_bytes);
+    node.ballast_bytes = config.ballast_bytes;
+    node.plaintext_off_loopback = config.plaintext_off_loopback;
+    node.slow_request = config.slow_request();
+    Ok(node)
+}
+
+/// Runs a node until a signal or the end of its store. SIGTERM and SIGINT: an orderly stop. SIGHUP:
+/// reads the configuration again with `reload` and takes over what can change while running.
+pub async fn run(
+    config: Config,
+    log: &LogHandle,
+    reload: impl Fn() -> Result<Config, ConfigError>,
+) -> Result<(), ServerError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let on = |kind| signal(kind).map_err(|error| ServerError::Start(format!("signals: {error}")));
+    let (mut terminate, mut interrupt, mut hangup) =
+        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+    let server = Server::start(config.clone()).await?;
+    tracing::info!(
+        node = server.node.node_id().0,
+        cluster = server.node.cluster_name(),
+        client = %server.client,
+        peer = %server.node.peer_address(),
+        http = %server.http,
+        "serving"
+    );
+    let server = Arc::new(server);
+    loop {
+        tokio::select! {
+            reason = server.failed() => {
+                tracing::error!("the store stopped: {reason}");
+                return Err(ServerError::Failed(reason));
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => match reload() {
+                Ok(new) => log.reload(&config, &new),
+                Err(error) => tracing::error!("the configuration was not reloaded: {error}"),
+            },
+        }
+    }
+    tracing::info!("stopping");
+    match Arc::into_inner(server) {
+        Some(server) => server.stop().await,
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,50 @@
+//! The router inside of a node: its own ranges are called directly, all others over the other nodes'
+//! client ports; routes come from the engine's own tables.
+
+use flotilla_node::Node;
+use flotilla_proto::{NodeId, Result, v1};
+use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, RouteSource, Transport};
+
+/// Calls this node or another one.
+pub(crate) struct NodeTransport {
+    node: Node,
+    remote: GrpcTransport,
+}
+
+impl NodeTransport {
+    pub(super) fn new(node: Node) -> Self {
+        let remote = GrpcTransport::new(GrpcConfig::default());
+        remote.learn(&node.nodes());
+        Self { node, remote }
+    }
+}
+
+impl Transport for NodeTransport {
+    async fn call(&self, node: NodeId, request: v1::Request) -> CallOutcome {
+        if node == self.node.node_id() {
+            return CallOutcome::Response(self.node.execute(request).await);
+        }
+        self.remote.call(node, request).await
+    }
+
+    fn learn(&self, nodes: &[v1::NodeInfo]) {
+        self.remote.learn(nodes);
+    }
+}
+
+/// Routes as this node knows them.
+pub(crate) struct NodeRoutes {
+    node: Node,
+}
+
+impl NodeRoutes {
+    pub(super) fn new(node: Node) -> Self {
+        Self { node }
+    }
+}
+
+impl RouteSource for NodeRoutes {
+    async fn routes(&self) -> Result<v1::ListRangesResponse> {
+        Ok(self.node.routes())
+    }
+}

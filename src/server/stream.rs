@@ -1,0 +1,144 @@
+//! The batch stream: many requests on one stream, answers in any order.
+//!
+//! A task reads the requests and hands them to the engine in groups, as they came; the response stream
+//! takes the answers in groups, as they are there. No more is read from the client while too many of
+//! its requests are under way, so a client that does not read its answers stops itself.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use flotilla_node::{Node, Replies, ReplySink, replies};
+use flotilla_proto::limits::DECODED_BYTES_MAX;
+use flotilla_proto::{Error, v1};
+use prost::Message;
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use super::NodeRouter;
+
+/// Requests of one stream that may be under way.
+const IN_FLIGHT_MAX: usize = 8_192;
+/// Bytes of answers in one message: below the decoder's limit by more than any one framing costs.
+const MESSAGE_BYTES_TARGET: usize = 1 << 20;
+
+/// Serves a batch stream.
+pub(super) fn serve(
+    node: Node,
+    router: NodeRouter,
+    stopping: watch::Receiver<bool>,
+    requests: Streaming<v1::StreamRequest>,
+) -> ResponseStream {
+    let (sink, replies) = replies();
+    let reader = tokio::spawn(async move {
+        tokio::select! {
+            () = read(node, router, requests, sink) => {}
+            // No more is taken; the stream ends when what is under way is answered.
+            () = super::until(stopping) => {}
+        }
+    });
+    ResponseStream { replies, ready: VecDeque::new(), reader }
+}
+
+async fn read(node: Node, router: NodeRouter, mut requests: Streaming<v1::StreamRequest>, sink: ReplySink) {
+    // A broken stream ends the reading like a closed one: answers under way still go out if they can.
+    while let Ok(Some(batch)) = requests.message().await {
+        let mut here = Vec::with_capacity(batch.requests.len());
+        for request in batch.requests {
+            match place(&request) {
+                Place::Here => here.push(request),
+                Place::Routed(body) => route(router.clone(), sink.clone(), request.id, body),
+                Place::Nowhere(error) => sink.push(failure(request.id, &error)),
+            }
+        }
+        if !here.is_empty() {
+            node.submit(here, &sink);
+        }
+        sink.until_below(IN_FLIGHT_MAX).await;
+    }
+}
+
+enum Place {
+    Here,
+    Routed(v1::request::Body),
+    Nowhere(Error),
+}
+
+fn place(request: &v1::Request) -> Place {
+    use v1::request::Body;
+    let Some(body) = &request.body else {
+        return Place::Nowhere(Error::invalid("a request without a body", "set get, multi_get, write or scan"));
+    };
+    if let Err(error) = flotilla_router::core::check(body) {
+        return Place::Nowhere(error);
+    }
+    let header = match body {
+        Body::Get(request) => &request.header,
+        Body::MultiGet(request) => &request.header,
+        Body::Write(request) => &request.header,
+        Body::Scan(request) => &request.header,
+    };
+    if header.as_ref().is_some_and(|header| header.range_id != 0) { Place::Here } else { Place::Routed(body.clone()) }
+}
+
+fn route(router: NodeRouter, sink: ReplySink, id: u64, body: v1::request::Body) {
+    tokio::spawn(async move {
+        let response = match router.call(body).await {
+            Ok(body) => v1::Response { id, body: Some(body) },
+            Err(error) => failure(id, &error),
+        };
+        sink.push(response);
+    });
+}
+
+fn failure(id: u64, error: &Error) -> v1::Response {
+    v1::Response { id, body: Some(v1::response::Body::Error(error.into())) }
+}
+
+/// The answers of one batch stream.
+pub(crate) struct ResponseStream {
+    replies: Replies,
+    /// Answers that did not fit into the last message.
+    ready: VecDeque<v1::Response>,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl ResponseStream {
+    fn next_message(&mut self) -> v1::StreamResponse {
+        let mut responses = Vec::with_capacity(self.ready.len());
+        let mut bytes = 0;
+        while let Some(next) = self.ready.front() {
+            let next_bytes = next.encoded_len();
+            debug_assert!(next_bytes < DECODED_BYTES_MAX);
+            if !responses.is_empty() && bytes + next_bytes > MESSAGE_BYTES_TARGET {
+                break;
+            }
+            bytes += next_bytes;
+            responses.extend(self.ready.pop_front());
+        }
+        v1::StreamResponse { responses }
+    }
+}
+
+impl Stream for ResponseStream {
+    type Item = Result<v1::StreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        while self.ready.is_empty() {
+            match self.replies.poll_next(context) {
+                Poll::Ready(Some(responses)) => self.ready = responses.into(),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Some(Ok(self.next_message())))
+    }
+}
+
+impl Drop for ResponseStream {
+    fn drop(&mut self) {
+        // Nobody reads the answers any more: take no more requests.
+        self.reader.abort();
+    }
+}

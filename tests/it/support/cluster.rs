@@ -1,0 +1,213 @@
+//! Three (or more) `flotilla start` processes on loopback.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use flotilla_router::{Client, ClientConfig};
+
+use super::eventually;
+use super::ports::free_port;
+
+/// A cluster of processes; all end with it.
+pub struct Cluster {
+    directory: tempfile::TempDir,
+    nodes: Vec<Process>,
+    extra_args: Vec<String>,
+}
+
+/// One node.
+pub struct Process {
+    pub id: u64,
+    pub client: String,
+    pub peer: String,
+    pub http: String,
+    pub data: PathBuf,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+}
+
+/// The binary under test.
+pub fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+    command.env_remove("FLOTILLA_ADDR").stdin(Stdio::null());
+    command
+}
+
+impl Cluster {
+    /// Lays a cluster out; no process runs yet.
+    pub fn new(nodes: u64) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for the test");
+        let nodes = (1..=nodes).map(|id| {
+            let data = directory.path().join(format!("node-{id}"));
+            let address = || format!("127.0.0.1:{}", free_port());
+            Process { id, client: address(), peer: address(), http: address(), data, environment: vec![], child: None }
+        });
+        let nodes = nodes.collect();
+        Self { directory, nodes, extra_args: Vec::new() }
+    }
+
+    /// Three nodes, serving.
+    pub fn three() -> Self {
+        let mut cluster = Self::new(3);
+        cluster.start_all();
+        cluster
+    }
+
+    /// More flags for every node that is started from now on.
+    pub fn with_args(mut self, args: &[&str]) -> Self {
+        self.extra_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// Where everything of it is.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn nodes(&self) -> &[Process] {
+        &self.nodes
+    }
+
+    pub fn node(&self, id: u64) -> &Process {
+        &self.nodes[id as usize - 1]
+    }
+
+    /// Environment of a node from its next start on.
+    pub fn set_environment(&mut self, id: u64, environment: Vec<(String, String)>) {
+        self.nodes[id as usize - 1].environment = environment;
+    }
+
+    /// Starts all nodes that do not run, and waits until they serve.
+    pub fn start_all(&mut self) {
+        for id in 1..=self.nodes.len() as u64 {
+            if self.node(id).child.is_none() {
+                self.start(id);
+            }
+        }
+        self.wait_ready();
+    }
+
+    /// Starts a node, without waiting.
+    pub fn start(&mut self, id: u64) {
+        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer)).collect();
+        let node = &mut self.nodes[id as usize - 1];
+        assert!(node.child.is_none(), "node {id} runs already");
+        let log = File::options().create(true).append(true).open(node.data.with_extension("log")).expect("a log file");
+        let mut command = binary();
+        command
+            .args(["start", "--bootstrap", "--cluster-name", "test", "--memory-bytes", "33554432"])
+            .args(["--ballast-bytes", "1048576", "--disk-margin-bytes", "1048576"])
+            .args(["--node-id", &id.to_string(), "--initial-nodes", &members.join(",")])
+            .args(["--client-listen", &node.client, "--peer-listen", &node.peer, "--http-listen", &node.http])
+            .arg("--data")
+            .arg(&node.data)
+            .args(&self.extra_args)
+            .envs(node.environment.iter().cloned())
+            .stdout(Stdio::null())
+            .stderr(log);
+        node.child = Some(command.spawn().expect("the binary starts"));
+    }
+
+    /// Waits until every running node serves all its ranges.
+    pub fn wait_ready(&mut self) {
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].child.is_none() {
+                continue;
+            }
+            let what = format!("node {} to be ready; its log:\n{}", at + 1, self.log(at as u64 + 1));
+            eventually(&what, || {
+                assert!(self.is_running(at as u64 + 1), "node {} ended:\n{}", at + 1, self.log(at as u64 + 1));
+                http_get(&self.nodes[at].http, "/readyz").is_some_and(|(status, _)| status == 200)
+            });
+        }
+    }
+
+    /// Ends a node at once.
+    pub fn kill(&mut self, id: u64) {
+        if let Some(mut child) = self.nodes[id as usize - 1].child.take() {
+            child.kill().expect("the child is ours");
+            child.wait().expect("the child is ours");
+        }
+    }
+
+    /// Ends a node in order; its exit code.
+    pub fn terminate(&mut self, id: u64) -> Option<i32> {
+        let mut child = self.nodes[id as usize - 1].child.take()?;
+        signal(child.id(), libc::SIGTERM);
+        child.wait().expect("the child is ours").code()
+    }
+
+    /// Waits for a node to end by itself; its exit code (none: by a signal).
+    pub fn wait_end(&mut self, id: u64) -> Option<i32> {
+        let mut ended = None;
+        let log = self.node(id).data.with_extension("log");
+        let child = self.nodes[id as usize - 1].child.as_mut().expect("the node runs");
+        eventually(&format!("node {id} to end; see {}", log.display()), || {
+            ended = child.try_wait().expect("the child is ours");
+            ended.is_some()
+        });
+        self.nodes[id as usize - 1].child = None;
+        ended.and_then(|status| status.code())
+    }
+
+    pub fn is_running(&mut self, id: u64) -> bool {
+        let child = self.nodes[id as usize - 1].child.as_mut();
+        child.is_some_and(|child| child.try_wait().expect("the child is ours").is_none())
+    }
+
+    pub fn pid(&self, id: u64) -> Option<u32> {
+        self.node(id).child.as_ref().map(Child::id)
+    }
+
+    /// What a node has logged.
+    pub fn log(&self, id: u64) -> String {
+        std::fs::read_to_string(self.node(id).data.with_extension("log")).unwrap_or_default()
+    }
+
+    /// All client addresses.
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.client.clone()).collect()
+    }
+
+    /// A client that knows all nodes.
+    pub async fn client(&self, timeout: Duration) -> Client {
+        let config = ClientConfig { timeout, ..ClientConfig::default() };
+        Client::connect(self.addresses(), config).await.expect("a node that runs")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for id in 1..=self.nodes.len() as u64 {
+            if std::thread::panicking() {
+                let log = self.log(id);
+                let tail: Vec<&str> = log.lines().rev().take(20).collect();
+                eprintln!("--- node {id}, the end of its log:");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            self.kill(id);
+        }
+    }
+}
+
+/// Sends a signal to a process of this test.
+pub fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill takes no pointers; the process is a child that has not been waited for.
+    unsafe { libc::kill(pid as libc::pid_t, signal) };
+}
+
+/// Status and body of a small HTTP answer; `None` if nobody answers.
+pub fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let status = text.split_whitespace().nth(1)?.parse().ok()?;
+    let body = text.split_once("\r\n\r\n")?.1.to_owned();
+    Some((status, body))
+}

@@ -1,0 +1,35 @@
+//! What the tests share: clusters of processes, ports, recorded workloads, waiting.
+
+pub mod cluster;
+pub mod ports;
+pub mod recorder;
+pub mod rng;
+
+use std::time::{Duration, Instant};
+
+/// The longest that any wait of a test may take: far beyond what is expected, so that a slow machine fails no test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds; panics with `what` if it never does.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The same, for asynchronous conditions.
+pub async fn eventually_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let begun = Instant::now();
+    let mut pulse = tokio::time::interval(Duration::from_millis(20));
+    while !condition().await {
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        pulse.tick().await;
+    }
+}
+
+/// A runtime for the client's side of a test.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+}
