@@ -176,7 +176,8 @@ impl Cluster {
         let needs_leader = !stale || matches!(body, Body::Write(_));
         if needs_leader && held.leader != node {
             let guess = NodeId(1 + random.next() % 5);
-            let leader = [None, Some(held.leader), Some(held.leader), Some(guess)][random.below(4)];
+            let told = [None, Some(held.leader), Some(held.leader), Some(guess)][random.below(4)];
+            let leader = if self.calm { Some(held.leader) } else { told };
             return Err(Error::NotLeader { range, leader, descriptors: vec![held.descriptor.clone()] });
         }
         let descriptor = held.descriptor.clone();
