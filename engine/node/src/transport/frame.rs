@@ -264,7 +264,7 @@ mod tests {
     fn golden() {
         assert_eq!(
             Frame::Received { snapshot_id: 9 }.encode()[..],
-            [b'F', b'L', b'T', b'P', 1, 5, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]
+            [b'F', b'L', b'T', b'P', 1, 5, 0, 0, 0, 0, 0, 8, 153, 181, 104, 80, 0, 0, 0, 0, 0, 0, 0, 9]
         );
     }
 

@@ -124,7 +124,7 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn take(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(hello) = self.hello.take() {
             return Poll::Ready(Some(hello));
         }
@@ -160,7 +160,7 @@ impl Stream for Frames {
     type Item = Bytes;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let next = self.next(context);
+        let next = self.take(context);
         if let Poll::Ready(Some(frame)) = &next {
             self.counters.peer_frames_sent.add(1);
             self.counters.peer_bytes_sent.add(frame.len() as u64);

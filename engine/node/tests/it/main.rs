@@ -1,1 +1,8 @@
-//! Nodes on loopback, over real RocksDB.
+//! Nodes on loopback, over real RocksDB; and what a node does with frames that no node would send.
+
+mod cluster;
+mod failing_disk;
+mod frames;
+mod handshake;
+mod harness;
+mod start;

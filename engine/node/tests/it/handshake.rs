@@ -1,0 +1,171 @@
+//! Whoever does not belong is turned away, in words, on both sides.
+
+use bytes::{Buf, BufMut, Bytes};
+use flotilla_engine::config::ReadMode;
+use flotilla_node::transport::frame::Frame;
+use flotilla_node::{Node, NodeConfig};
+use flotilla_proto::{NodeId, v1};
+use tokio::time::timeout;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::Endpoint;
+use tonic::{Request, Status};
+
+use crate::harness::{Cluster, DEADLINE, eventually, listener, settings};
+
+/// Bytes as they are.
+#[derive(Clone, Copy, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// Sends frames to a peer port, and returns what comes back up to the stream's end.
+async fn talk(address: &str, path: &'static str, frames: Vec<Bytes>) -> (Vec<Frame>, Option<Status>) {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    let mut client = tonic::client::Grpc::new(endpoint.connect().await.expect("it listens"));
+    client.ready().await.expect("it is ready");
+    let path = http::uri::PathAndQuery::from_static(path);
+    let request = Request::new(tokio_stream::iter(frames));
+    let mut answers = match client.streaming(request, path, Raw).await {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return (Vec::new(), Some(status)),
+    };
+    let mut came = Vec::new();
+    loop {
+        match timeout(DEADLINE, answers.message()).await.expect("the node answers in time") {
+            Ok(Some(frame)) => came.push(Frame::decode(frame).expect("a frame")),
+            Ok(None) => return (came, None),
+            Err(status) => return (came, Some(status)),
+        }
+    }
+}
+
+fn hello_of(cluster_id: u64, node_id: u64, protocol: u32) -> v1::Hello {
+    v1::Hello {
+        cluster_id,
+        node_id,
+        protocol_min: protocol,
+        protocol_max: protocol,
+        to_node_id: 1,
+        ..Default::default()
+    }
+}
+
+fn encoded(hello: v1::Hello) -> Bytes {
+    Frame::Hello(Box::new(hello)).encode()
+}
+
+/// The first of two members; the other one is not there.
+async fn lonely(cluster: &Cluster) -> Node {
+    let config = cluster.config(0, listener());
+    tokio::task::spawn_blocking(|| Node::start(config)).await.expect("no panic").expect("it starts")
+}
+
+fn not_started() -> Cluster {
+    let members = [1, 2, 3].map(|id| (NodeId(id), listener().local_addr().expect("it is bound").to_string()));
+    Cluster {
+        directory: tempfile::tempdir().expect("a temporary directory"),
+        members: members.to_vec(),
+        nodes: vec![None, None, None],
+        engine: settings(ReadMode::Lease),
+        ranges: 1,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_do_not_belong_are_told_why() {
+    const RAFT: &str = "/flotilla.v1.Peer/Raft";
+    const BULK: &str = "/flotilla.v1.Peer/Bulk";
+    let cluster = not_started();
+    let node = lonely(&cluster).await;
+    let address = node.peer_address().to_string();
+    let id = node.cluster_id();
+    let chunk = Frame::Chunk(Box::default()).encode();
+    for (path, frames, words) in [
+        (RAFT, vec![encoded(hello_of(id ^ 1, 2, 1))], "belongs to cluster"),
+        (RAFT, vec![encoded(hello_of(id, 9, 1))], "node 9 is not a member"),
+        (RAFT, vec![encoded(hello_of(id, 1, 1))], "both sides are node 1"),
+        (RAFT, vec![encoded(v1::Hello { to_node_id: 3, ..hello_of(id, 2, 1) })], "meant to reach node 3"),
+        (BULK, vec![encoded(hello_of(id, 2, 9))], "speaks protocols 9 to 9"),
+        (BULK, vec![Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n")], "not a frame"),
+        (RAFT, vec![Frame::Batch(v1::PeerBatch::default()).encode()], "not a handshake"),
+    ] {
+        let (came, status) = talk(&address, path, frames).await;
+        let status = status.expect("it is turned away");
+        assert!(came.is_empty() && status.message().contains(words), "{words}: {status:?}");
+        let problems = node.status().problems;
+        assert!(problems.iter().any(|problem| problem.contains(words)), "{words}: {problems:?}");
+    }
+    // Those that belong, and then send what they should not.
+    for (path, frame) in [(RAFT, chunk.clone()), (RAFT, Bytes::from_static(b"?")), (BULK, chunk)] {
+        let (came, status) = talk(&address, path, vec![encoded(hello_of(id, 2, 1)), frame]).await;
+        let [Frame::Hello(hello)] = &came[..] else { panic!("{came:?}") };
+        assert_eq!((hello.node_id, hello.to_node_id), (1, 2));
+        assert!(!status.expect("the connection is ended").message().is_empty());
+    }
+    assert!(node.counters().peer_refusals.get() >= 7);
+    node.stop().await.expect("nothing had failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_clusters_at_each_others_addresses_say_so_on_both_sides() {
+    let cluster = not_started();
+    let node = lonely(&cluster).await;
+    let mut config: NodeConfig = cluster.config(1, listener());
+    config.cluster_name = "other".into();
+    config.members[0].1 = node.peer_address().to_string();
+    let stranger = tokio::task::spawn_blocking(|| Node::start(config)).await.expect("no panic").expect("it starts");
+    eventually("both tell of it", || {
+        let tells = |node: &Node| node.status().problems.iter().any(|problem| problem.contains("belongs to cluster"));
+        tells(&node) && tells(&stranger)
+    })
+    .await;
+    assert!(!stranger.nodes()[1].live);
+    stranger.stop().await.expect("nothing had failed");
+    node.stop().await.expect("nothing had failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_off_this_machine_are_not_dialled_in_plain_text() {
+    let mut cluster = not_started();
+    // A documentation address: nothing is sent to it, as it is refused before.
+    cluster.members[1].1 = "192.0.2.1:7301".into();
+    let node = lonely(&cluster).await;
+    eventually("the status tells of it", || {
+        let problems = node.status().problems;
+        problems.iter().any(|problem| problem.contains("node 2") && problem.contains("--plaintext-off-loopback"))
+    })
+    .await;
+    node.stop().await.expect("nothing had failed");
+}

@@ -1,0 +1,83 @@
+//! What a node does not start with, and that it says why.
+
+use std::net::TcpListener;
+
+use flotilla_engine::config::ReadMode;
+use flotilla_node::{Node, NodeConfig, StartError};
+use flotilla_proto::NodeId;
+use tokio::runtime::Handle;
+
+use crate::harness::{listener, settings};
+
+fn config(directory: &std::path::Path) -> NodeConfig {
+    let listener = listener();
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let mut config = NodeConfig::new(directory.join("data"), NodeId(1), Handle::current(), listener);
+    config.members = vec![(NodeId(1), address)];
+    config.replicas = 1;
+    config.ranges = 2;
+    config.engine = settings(ReadMode::Lease);
+    config.memory_bytes = 32 << 20;
+    config.ballast_bytes = 1 << 20;
+    config
+}
+
+async fn start(config: NodeConfig) -> Result<Node, StartError> {
+    tokio::task::spawn_blocking(|| Node::start(config)).await.expect("it does not panic")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_made_once_and_resumes_from_then_on() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let node = start(config(directory.path())).await.expect("it starts");
+    assert!(node.was_bootstrapped());
+    let id = node.cluster_id();
+    node.stop().await.expect("nothing had failed");
+    drop(node);
+    // At another address, and with no members named: the directory knows.
+    let mut resumed = config(directory.path());
+    resumed.members.clear();
+    let node = start(resumed).await.expect("it resumes");
+    assert!(!node.was_bootstrapped());
+    assert_eq!(node.cluster_id(), id);
+    assert_eq!(node.routes().ranges.len(), 2);
+
+    let error = start(config(directory.path())).await.expect_err("it is in use");
+    assert!(error.to_string().contains("in use by another process"), "{error}");
+    node.stop().await.expect("nothing had failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_peoples_directories_and_wrong_settings_are_refused_in_words() {
+    type Change = fn(&mut NodeConfig);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let changes_before: [(Change, &str); 4] = [
+        (|config| config.members.clear(), "not among the members"),
+        (|config| config.replicas = 3, "each replica needs a node of its own"),
+        (|config| config.engine.election_ticks = 1, "election"),
+        (
+            |config| config.peer_listener = TcpListener::bind("0.0.0.0:0").expect("a free port"),
+            "--plaintext-off-loopback",
+        ),
+    ];
+    for (change, words) in changes_before {
+        let mut wrong = config(directory.path());
+        change(&mut wrong);
+        let error = start(wrong).await.expect_err(words);
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(!directory.path().join("data").exists(), "nothing was made");
+    }
+    let node = start(config(directory.path())).await.expect("it starts");
+    node.stop().await.expect("nothing had failed");
+    drop(node);
+    let changes_after: [(Change, &str); 2] = [
+        (|config| config.node_id = NodeId(2), "belongs to node 1"),
+        (|config| config.cluster_name = "other".into(), "belongs to cluster \"flotilla\""),
+    ];
+    for (change, words) in changes_after {
+        let mut wrong = config(directory.path());
+        change(&mut wrong);
+        let error = start(wrong).await.expect_err(words);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
