@@ -23,7 +23,6 @@ impl Cluster {
             self.observe(index, event);
         }
         if let Some(what) = effects.fatal.take() {
-            self.marks.hit(Mark::StoreStopped);
             self.check(Err(format!("n{} stops itself: {what}", index + 1)));
         }
         if let Some(batch) = effects.log.take() {

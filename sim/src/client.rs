@@ -214,7 +214,10 @@ impl Cluster {
         let ReplyTo { client, call, id } = reply_to;
         let kind = matches!(outcome, CallOutcome::Response(_));
         self.trace.note(self.now, "outcome", &[client as u64, call, id, u64::from(kind)]);
-        let of = &mut self.clients[client];
+        let Some(of) = self.clients.get_mut(client) else {
+            self.direct.insert(id, outcome);
+            return;
+        };
         let rand = of.rng.next();
         if let Some(active) = of.active.as_mut().filter(|_| of.calls == call) {
             active.call.on_outcome(now, &mut of.cache, rand, id, outcome);

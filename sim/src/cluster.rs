@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use flotilla_engine::store::{Effects, Input, Store};
 use flotilla_engine::{bootstrap, recover};
 use flotilla_proto::{NodeId, RangeId, v1};
+use flotilla_router::core::CallOutcome;
 
 use crate::client::Client;
 use crate::clock::{Clock, Nanos, ms, us};
@@ -58,6 +59,8 @@ pub(crate) struct Cluster {
     pub network: Network,
     pub clients: Vec<Client>,
     pub keys: Keys,
+    /// Answers to requests that no client sent.
+    pub direct: BTreeMap<u64, CallOutcome>,
     pub layout: v1::Layout,
     pub plan: Vec<Step>,
     pub undo: BTreeMap<usize, Undo>,
@@ -87,6 +90,7 @@ impl Cluster {
             network,
             clients: Vec::new(),
             keys: Keys::default(),
+            direct: BTreeMap::new(),
             plan: faults::plan(&knobs),
             undo: BTreeMap::new(),
             invariants: Invariants::new(knobs.nodes, &layout),

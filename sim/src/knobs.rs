@@ -17,6 +17,8 @@ pub(crate) struct NetworkKnobs {
     /// Messages that take very long, and how long.
     pub straggler_per_mille: u64,
     pub straggler_delay: Nanos,
+    /// Answers to clients that are lost on their way.
+    pub answer_loss_per_mille: u64,
     /// Whether the messages of one link keep their order.
     pub ordered: bool,
 }
@@ -30,6 +32,7 @@ impl NetworkKnobs {
             delay: us(300),
             straggler_per_mille: 0,
             straggler_delay: 0,
+            answer_loss_per_mille: 0,
             ordered: true,
         }
     }
@@ -91,6 +94,7 @@ impl Knobs {
     }
 
     /// A cluster that nothing happens to, for scenarios.
+    #[cfg(test)]
     pub(crate) fn calm(seed: u64) -> Self {
         Self {
             seed,
@@ -175,6 +179,7 @@ fn network(rng: &mut Rng) -> NetworkKnobs {
         delay: rng.pick(&[us(100), us(500), ms(3), ms(12)]),
         straggler_per_mille: rng.pick(&[0, 5, 30]),
         straggler_delay: rng.pick(&[ms(30), ms(300), ms(1_500)]),
+        answer_loss_per_mille: rng.pick(&[0, 3, 20]),
         ordered: rng.chance(400),
     }
 }

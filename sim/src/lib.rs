@@ -30,4 +30,6 @@ pub mod run;
 mod schedule;
 mod serve;
 mod stages;
+#[cfg(test)]
+mod tests;
 mod trace;

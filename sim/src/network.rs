@@ -96,6 +96,10 @@ impl Network {
         self.rng.delay(self.knobs.delay.min(ms(2)))
     }
 
+    pub(crate) fn loses_answer(&mut self) -> bool {
+        self.rng.chance(self.knobs.answer_loss_per_mille)
+    }
+
     fn arrival(&mut self, now: Nanos, from: usize, to: usize, extra: Nanos) -> Nanos {
         let mut arrival = now + self.rng.delay(self.knobs.delay) + extra + self.link(from, to).slow;
         if self.rng.chance(self.knobs.straggler_per_mille) {

@@ -198,7 +198,7 @@ impl Cluster {
             Answer::Error(_) => {}
         }
         let reply_to = pending.reply_to;
-        let lost = self.nodes[index].clients_cut > 0 || (!self.ending.is_healed() && self.rng.chance(3));
+        let lost = self.nodes[index].clients_cut > 0 || self.network.loses_answer();
         if lost {
             return self.outcome_after(ms(300), reply_to, CallOutcome::Broken("the answer was lost".into()));
         }

@@ -1,0 +1,24 @@
+//! A share of the seeds, and that one seed means one run. `make sim SEEDS=n` runs more.
+
+use crate::run::{run_seed, run_seeds};
+
+#[test]
+fn dozens_of_seeds_break_no_invariant() {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let summary = run_seeds(1, 100, jobs, 1);
+    println!("{summary}");
+    assert!(summary.failures.is_empty(), "{summary}");
+    assert!(summary.events() > 1_000_000);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let hashes = |seed| run_seed(seed, false).trace_hash;
+    let first: Vec<u64> = (1..12).map(hashes).collect();
+    let second: Vec<u64> = (1..12).map(hashes).collect();
+    assert_eq!(first, second);
+    let mut unlike = first.clone();
+    unlike.sort_unstable();
+    unlike.dedup();
+    assert_eq!(unlike.len(), first.len(), "another seed gives another trace");
+}
