@@ -144,12 +144,17 @@ impl Connection {
         }
     }
 
-    /// Sends and answers until the stream breaks or the queue ends.
+    /// Sends and answers until the stream breaks, the queue ends or the node has another address;
+    /// in the last case what is under way may still be answered here.
     async fn serve(&mut self, mut stream: Stream) {
         let mut in_flight = InFlight::default();
+        let mut moved = false;
         let reason = loop {
-            if in_flight.answers.len() >= self.config.in_flight_max {
+            if moved || in_flight.answers.len() >= self.config.in_flight_max {
                 in_flight.answers.retain(|_, answer| !answer.is_closed());
+            }
+            if moved && in_flight.answers.is_empty() {
+                return;
             }
             let room = self.config.in_flight_max.saturating_sub(in_flight.answers.len());
             let mut taken = Vec::new();
@@ -159,7 +164,8 @@ impl Connection {
                     Ok(None) => break "it was closed".to_string(),
                     Err(status) => break status_text(&status),
                 },
-                permit = stream.requests.reserve(), if room > 0 && !self.pending.is_empty() => match permit {
+                permit = stream.requests.reserve(), if room > 0 && !moved && !self.pending.is_empty() => match permit {
+                    Ok(_) if self.address.has_changed().unwrap_or(false) => moved = true,
                     Ok(permit) => {
                         // Callers that are about to queue something do it now: one batch for all.
                         tokio::task::yield_now().await;
@@ -170,7 +176,7 @@ impl Connection {
                     Err(_) => break "it was closed".to_string(),
                 },
                 // Callers may have gone, and made room.
-                () = sleep(RECHECK), if room == 0 => {}
+                () = sleep(RECHECK), if room == 0 || moved => {}
                 count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.pending.is_empty() => {
                     if count == 0 {
                         return;

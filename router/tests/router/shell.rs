@@ -173,6 +173,29 @@ async fn a_node_that_comes_back_elsewhere_is_found() {
 }
 
 #[tokio::test]
+async fn a_node_that_has_moved_is_not_asked_at_its_old_address() {
+    let (world, _nodes, client) = cluster().await;
+    world.behave(Manner::Hold);
+    let early = tokio::spawn({
+        let client = client.clone();
+        async move { client.put("a", "1").await }
+    });
+    world.until(|truth| truth.arrived.len() == 1).await;
+    // The old address still answers: another node may have it by now.
+    let _moved = world.start(1);
+    client.list_nodes().await.expect("listed");
+    let late = tokio::spawn({
+        let client = client.clone();
+        async move { client.put("b", "1").await }
+    });
+    tokio::task::yield_now().await;
+    world.behave(Manner::Answer);
+    early.await.expect("no panic").expect("what was under way is answered at the old address");
+    late.await.expect("no panic").expect("written");
+    assert_eq!(world.truth().streams, 2, "one at each address");
+}
+
+#[tokio::test]
 async fn a_call_dropped_before_it_was_sent_is_never_sent() {
     let (world, _nodes, client) = cluster_with(ClientConfig { in_flight_max: 1, ..config() }).await;
     world.behave(Manner::Hold);
