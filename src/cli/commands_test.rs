@@ -1,0 +1,217 @@
+//! Command lines against a real node inside of this process: what they print, store and exit with.
+
+use std::fs;
+use std::path::Path;
+
+use clap::Parser;
+use flotilla::Node;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::Cli;
+use super::output::captured;
+
+/// A cluster of one node.
+struct Fixture {
+    runtime: tokio::runtime::Runtime,
+    node: Option<Node>,
+    folder: TempDir,
+    address: String,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let builder = Node::builder().data(folder.path().join("data"));
+        let node = runtime.block_on(builder.start()).expect("node");
+        let address = node.client_addr().to_string();
+        Self { runtime, node: Some(node), folder, address }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Runs a command line; its exit code and what it printed.
+    fn run(&self, words: &[&str]) -> (u8, String) {
+        let (code, bytes) = self.run_bytes(words);
+        (code, String::from_utf8(bytes).expect("text"))
+    }
+
+    fn run_bytes(&self, words: &[&str]) -> (u8, Vec<u8>) {
+        let line = ["flotilla", "--addr", &self.address].iter().chain(words);
+        let cli = Cli::try_parse_from(line).expect("valid command line");
+        let code = super::run(cli).map_or_else(|failure| failure.code(), |()| 0);
+        (code, captured::take())
+    }
+
+    fn json(&self, words: &[&str]) -> (u8, Value) {
+        let (code, text) = self.run(&[words, &["--output", "json"]].concat());
+        (code, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            self.runtime.block_on(node.stop()).expect("stop");
+        }
+    }
+}
+
+#[test]
+fn keys_and_values() {
+    let cluster = Fixture::new();
+    assert_eq!(cluster.run(&["kv", "get", "a"]).0, 4);
+    let (code, text) = cluster.run(&["kv", "put", "a", "1"]);
+    assert!(code == 0 && text.starts_with("version "), "{text}");
+    // Byte for byte, without a line feed.
+    assert_eq!(cluster.run(&["kv", "get", "a"]), (0, "1".into()));
+    let (code, value) = cluster.json(&["kv", "get", "a"]);
+    assert_eq!(
+        (code, &value["key"], &value["value"], &value["version"]),
+        (0, &"YQ==".into(), &"MQ==".into(), &1.into())
+    );
+    assert_eq!(cluster.run(&["kv", "put", "a", "2", "--if-absent"]).0, 4);
+    assert_eq!(cluster.run(&["kv", "cas", "a", "2", "--expect-value", "x"]).0, 4);
+    assert_eq!(cluster.run(&["kv", "cas", "a", "2", "--expect-value", "1"]).0, 0);
+    assert_eq!(cluster.run(&["kv", "cas", "b", "3", "--expect-absent"]).0, 0);
+    let (code, refused) = cluster.json(&["kv", "cas", "b", "--delete", "--expect-version", "99"]);
+    assert_eq!((code, &refused["applied"], &refused["current"]["value"]), (4, &false.into(), &"Mw==".into()));
+    assert_eq!(cluster.run(&["kv", "delete", "b"]), (0, "deleted\n".into()));
+    assert_eq!(cluster.run(&["kv", "delete", "b"]).0, 4);
+    // Binary keys both ways, and values of any bytes.
+    let file = cluster.path("value");
+    fs::write(&file, b"\x00\xff\n").expect("write");
+    assert_eq!(cluster.run(&["kv", "put", r"\x00\xff", "--file", &file]).0, 0);
+    assert_eq!(cluster.run_bytes(&["kv", "get", "--hex", "00ff"]), (0, b"\x00\xff\n".to_vec()));
+}
+
+#[test]
+fn bad_keys_and_values_are_refused_by_name() {
+    let cluster = Fixture::new();
+    let long = "k".repeat(flotilla_proto::limits::KEY_BYTES_MAX + 1);
+    assert_eq!(cluster.run(&["kv", "put", &long, "v"]).0, 1);
+    assert_eq!(cluster.run(&["kv", "put", "", "v"]).0, 1);
+    assert_eq!(cluster.run(&["kv", "put", r"a\q", "v"]).0, 2);
+    assert_eq!(cluster.run(&["kv", "get", "--hex", "abc"]).0, 2);
+    let large = cluster.path("large");
+    fs::write(&large, vec![0; flotilla_proto::limits::VALUE_BYTES_MAX + 1]).expect("write");
+    assert_eq!(cluster.run(&["kv", "put", "k", "--file", &large]).0, 1);
+    assert_eq!(cluster.run(&["kv", "scan", "--token", "AAAA"]).0, 1);
+    assert_eq!(cluster.run(&["kv", "scan", "--token", "?"]).0, 2);
+}
+
+#[test]
+fn scans() {
+    let cluster = Fixture::new();
+    for key in ["a", "p/1", "p/2", "p/3", "q"] {
+        assert_eq!(cluster.run(&["kv", "put", key, "v\n"]).0, 0);
+    }
+    let (code, text) = cluster.run(&["kv", "scan", "--prefix", "p/"]);
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((code, lines.len()), (0, 4));
+    assert_eq!(lines[0], ["KEY", "VERSION", "VALUE"]);
+    assert_eq!((lines[1][0], lines[1][2]), ("p/1", "v\\n"));
+    assert_eq!(cluster.run(&["kv", "scan", "--count"]), (0, "5\n".into()));
+    let (_, page) = cluster.json(&["kv", "scan", "--reverse", "--limit", "2", "--keys-only"]);
+    let keys = |page: &Value| -> Vec<String> {
+        let records = page["records"].as_array().expect("records").iter();
+        records.map(|record| record["key"].as_str().expect("key").to_owned()).collect()
+    };
+    assert_eq!(keys(&page), ["cQ==", "cC8z"]);
+    let token = page["next_token"].as_str().expect("token");
+    let (_, rest) = cluster.json(&["kv", "scan", "--token", token]);
+    assert_eq!(keys(&rest), ["cC8y", "cC8x", "YQ=="]);
+    assert_eq!(rest["next_token"], "");
+    let (_, none) = cluster.json(&["kv", "scan", "--start", "x"]);
+    assert_eq!((none["count"].as_u64(), keys(&none).len()), (Some(0), 0));
+    assert_eq!(cluster.run(&["kv", "scan", "--start", "x"]).0, 0);
+}
+
+fn write_tree(root: &Path) {
+    fs::create_dir_all(root.join("d/e")).expect("mkdir");
+    for (name, content) in [("a", &b""[..]), ("d/b", b"\x00\xff"), ("d/e/gr\u{f6}\u{df}e \\ x", b"text\n")] {
+        fs::write(root.join(name), content).expect("write");
+    }
+}
+
+#[test]
+fn a_tree_goes_in_and_comes_out_byte_for_byte() {
+    let cluster = Fixture::new();
+    let (tree, out) = (cluster.path("tree"), cluster.path("out"));
+    write_tree(Path::new(&tree));
+    let (code, text) = cluster.run(&["kv", "import", &tree, "--prefix", "t/"]);
+    assert_eq!((code, text.as_str()), (0, "stored 3 files (7 B)\n"));
+    assert_eq!(cluster.run(&["kv", "export", &out, "--prefix", "t/"]).0, 0);
+    let same = std::process::Command::new("diff").args(["-r", &tree, &out]).status().expect("diff");
+    assert!(same.success());
+    // A second time the target is not empty.
+    assert_eq!(cluster.run(&["kv", "export", &out, "--prefix", "t/"]).0, 1);
+    assert_eq!(cluster.run(&["kv", "export", &out, "--prefix", "t/", "--force"]).0, 0);
+}
+
+#[test]
+fn what_cannot_be_stored_is_listed_and_the_rest_is_stored() {
+    let cluster = Fixture::new();
+    let tree = cluster.path("tree");
+    write_tree(Path::new(&tree));
+    std::os::unix::fs::symlink("a", format!("{tree}/link")).expect("link");
+    fs::write(format!("{tree}/large"), vec![0; (1 << 20) + 1]).expect("write");
+    let (code, summary) = cluster.json(&["kv", "import", &tree]);
+    assert_eq!((code, &summary["stored"]), (1, &3.into()));
+    let refused = summary["refused"].as_array().expect("list");
+    let names: Vec<_> = refused.iter().map(|one| one["path"].as_str().expect("path")).collect();
+    assert_eq!(names, ["link", "large"]);
+    assert_eq!(cluster.run(&["kv", "import", &tree, "--allow-refused"]).0, 0);
+    assert_eq!(cluster.run(&["kv", "import", &cluster.path("none")]).0, 1);
+    // A key that is no safe path is told, and everything else is exported.
+    assert_eq!(cluster.run(&["kv", "put", "../evil", "x"]).0, 0);
+    let (code, summary) = cluster.json(&["kv", "export", &cluster.path("out")]);
+    assert_eq!((code, &summary["stored"], &summary["refused"][0]["key"]), (1, &3.into(), &"../evil".into()));
+    assert!(!Path::new(&cluster.path("evil")).exists());
+}
+
+#[test]
+fn the_cluster_tells_about_itself() {
+    let cluster = Fixture::new();
+    let (code, ranges) = cluster.json(&["range", "list"]);
+    assert_eq!((code, ranges.as_array().map(Vec::len)), (0, Some(16)));
+    assert_eq!(ranges[0]["leader_node_id"], 1);
+    let id = ranges[0]["range_id"].to_string();
+    let (code, range) = cluster.json(&["range", "show", &id]);
+    assert_eq!((code, &range["replica"]["role"]), (0, &"leader".into()));
+    assert_eq!(cluster.run(&["range", "show", &id, "--on", "1"]).0, 0);
+    assert_ne!(cluster.run(&["range", "show", "9999"]).0, 0);
+    assert_eq!(cluster.run(&["range", "list"]).1.lines().count(), 17);
+    let (_, nodes) = cluster.json(&["node", "list"]);
+    assert_eq!((&nodes[0]["state"], &nodes[0]["ranges_led"]), (&"up".into(), &16.into()));
+    assert_eq!(cluster.run(&["status", "--check"]), (0, "ok: 1 node up, 16 ranges led, 1 replica each\n".into()));
+    assert_eq!(cluster.json(&["status"]).1["ok"], true);
+}
+
+#[test]
+fn a_benchmark_measures() {
+    let cluster = Fixture::new();
+    for workload in ["put", "ycsb-a"] {
+        let (code, figures) =
+            cluster.json(&["bench", workload, "--ops", "400", "--clients", "8", "--keys", "50", "--value-bytes", "10"]);
+        assert_eq!((code, &figures["operations"], &figures["missing"]), (0, &400.into(), &0.into()), "{figures}");
+        assert!(figures["per_operation"]["fsyncs"].as_f64().is_some_and(|syncs| syncs > 0.0), "{figures}");
+    }
+    let (code, text) = cluster.run(&["bench", "get", "--ops", "100", "--clients", "4", "--keys", "10"]);
+    assert!(code == 0 && text.starts_with("get: 100 operations in "), "{text}");
+}
+
+#[test]
+fn without_a_cluster_there_is_an_error_and_no_wait() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("port");
+    for words in [&["kv", "get", "a"][..], &["status", "--check"], &["range", "list"]] {
+        let address = port.to_string();
+        let line = ["flotilla", "--addr", &address].into_iter().chain(words.iter().copied());
+        let failure = super::run(Cli::try_parse_from(line).expect("valid")).expect_err("nobody there");
+        assert_eq!(failure.code(), 1);
+        assert!(failure.to_string().contains("flotilla run"), "{failure}");
+    }
+}

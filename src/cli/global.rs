@@ -1,0 +1,109 @@
+//! Options that every command knows, and the connection they describe.
+
+use std::time::Duration;
+
+use clap::Args;
+use flotilla_proto::Error;
+use flotilla_proto::limits::TIMEOUT_MS_MAX;
+use flotilla_router::{Client, ClientConfig};
+
+use super::failure::{Failure, Result};
+use super::output::Output;
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Client addresses of one or more nodes; the others are learned from them
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_ADDR",
+        value_name = "HOST:PORT,...",
+        default_value = "127.0.0.1:7300",
+        value_delimiter = ',',
+        help_heading = "Global options"
+    )]
+    pub addr: Vec<String>,
+    /// How long one request may take, such as 500ms or 5s
+    #[arg(
+        long,
+        global = true,
+        value_name = "TIME",
+        default_value = "5s",
+        value_parser = parse_timeout,
+        help_heading = "Global options"
+    )]
+    pub timeout: Duration,
+    /// For whom the output is
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Global options"
+    )]
+    pub output: Output,
+}
+
+impl Global {
+    /// Connects to the cluster.
+    pub async fn client(&self) -> Result<Client> {
+        let addresses = self.addr.iter().map(|address| address.trim()).filter(|address| !address.is_empty());
+        let connect_timeout = self.timeout.min(Duration::from_secs(1));
+        let config = ClientConfig { timeout: self.timeout, connect_timeout, ..ClientConfig::default() };
+        Client::connect(addresses, config).await.map_err(|error| match error {
+            Error::Unavailable { reason } => Failure::failed(reason)
+                .hint("is the cluster running? `flotilla run` starts one on this machine; --addr names other nodes"),
+            Error::InvalidArgument { what, hint } => Failure::usage(what).hint(hint),
+            error => error.into(),
+        })
+    }
+
+    /// Whether programs read the output.
+    pub fn json(&self) -> bool {
+        self.output == Output::Json
+    }
+}
+
+/// A time: a number with `ms`, `s`, `m` or `h`.
+pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit_seconds = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("\"{unit}\" is no unit of time: write ms, s, m or h")),
+    };
+    let amount: f64 = number.trim().parse().map_err(|_| "write a number and a unit, such as 500ms or 5s".to_owned())?;
+    Duration::try_from_secs_f64(amount * unit_seconds).map_err(|error| error.to_string())
+}
+
+fn parse_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let timeout = parse_duration(text)?;
+    let longest = Duration::from_millis(TIMEOUT_MS_MAX);
+    if timeout < Duration::from_millis(1) || timeout > longest {
+        return Err(format!("a time-out lies between 1ms and {}s", longest.as_secs()));
+    }
+    Ok(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_understood_and_checked() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "5x", "-1s", "nans", "1e400s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert!(parse_timeout("0s").is_err());
+        assert!(parse_timeout("61s").is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! `status`: one line when all is well, otherwise one for each thing that needs a person.
+//!
+//! The nodes are asked one by one: a node that only others call alive does not count. Who leads is
+//! taken from the leaders themselves, so that what a node has not heard yet is no problem. The
+//! judgement ([`problems`]) is a pure function of what they said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_proto::{NodeId, v1};
+use flotilla_router::Client;
+use serde_json::json;
+
+use super::failure::{Failure, Result};
+use super::global::Global;
+use super::output::{self, plural, size};
+
+#[derive(clap::Args, Debug)]
+pub struct StatusArgs {
+    /// Exit with 1 unless all is well
+    #[arg(long)]
+    check: bool,
+}
+
+/// What the cluster said about itself.
+#[derive(Debug, Default)]
+struct Picture {
+    nodes: Vec<v1::NodeInfo>,
+    ranges: Vec<v1::RangeStatus>,
+    /// What each node that answers said.
+    statuses: BTreeMap<u64, v1::NodeStatusResponse>,
+    /// Why the others did not.
+    silent: BTreeMap<u64, String>,
+}
+
+pub async fn run(args: StatusArgs, global: &Global) -> Result {
+    let client = global.client().await?;
+    let picture = look(&client).await?;
+    let problems = problems(&picture);
+    if global.json() {
+        output::json(&json!({
+            "ok": problems.is_empty(),
+            "nodes": picture.nodes.len(),
+            "nodes_up": picture.statuses.len(),
+            "ranges": picture.ranges.len(),
+            "problems": problems,
+        }))?;
+    } else if problems.is_empty() {
+        output::line(all_well(&picture))?;
+    } else {
+        output::line(problems.join("\n"))?;
+    }
+    if args.check && !problems.is_empty() {
+        let things = problems.len() as u64;
+        let verb = if things == 1 { "needs" } else { "need" };
+        return Err(
+            Failure::failed(format!("{} {verb} a person", plural(things, "thing"))).hint("each line says what to do")
+        );
+    }
+    Ok(())
+}
+
+async fn look(client: &Client) -> Result<Picture> {
+    let routes = client.list_ranges().await?;
+    let mut picture = Picture { nodes: routes.nodes, ranges: routes.ranges, ..Picture::default() };
+    picture.nodes.sort_by_key(|node| node.node_id);
+    for node in &picture.nodes {
+        if node.client_addr.is_empty() {
+            picture.silent.insert(node.node_id, "its client address is not known".into());
+            continue;
+        }
+        match client.node_status(NodeId(node.node_id)).await {
+            Ok(status) => picture.statuses.insert(node.node_id, status).map(|_| ()),
+            Err(error) => picture.silent.insert(node.node_id, error.to_string()).map(|_| ()),
+        };
+    }
+    Ok(picture)
+}
+
+fn all_well(picture: &Picture) -> String {
+    let replicas = picture.ranges.iter().filter_map(|range| Some(range.descriptor.as_ref()?.replicas.len()));
+    format!(
+        "ok: {} up, {} led, {} each",
+        plural(picture.nodes.len() as u64, "node"),
+        plural(picture.ranges.len() as u64, "range"),
+        plural(replicas.min().unwrap_or(0) as u64, "replica"),
+    )
+}
+
+/// One line for each thing that needs a person.
+fn problems(picture: &Picture) -> Vec<String> {
+    let mut lines = Vec::new();
+    for node in &picture.nodes {
+        if let Some(why) = picture.silent.get(&node.node_id) {
+            lines.push(node_down(node, why));
+        }
+    }
+    lines.extend(without_leader(picture));
+    lines.extend(too_few_replicas(picture));
+    for (node, status) in &picture.statuses {
+        if status.disk_free_bytes <= status.disk_margin_bytes {
+            lines.push(format!(
+                "node {node}: {} of disk are free, at {} writes are refused: make room, or delete keys",
+                size(status.disk_free_bytes),
+                size(status.disk_margin_bytes),
+            ));
+        }
+        // What only the node itself can know, such as a refused handshake. What was already said
+        // above in other words is left out.
+        let news = status.problems.iter().filter(|problem| !is_known(problem, picture));
+        lines.extend(news.map(|problem| format!("node {node}: {problem}")));
+    }
+    lines
+}
+
+/// Whether a node's own line tells what [`problems`] finds out better, over all nodes.
+fn is_known(problem: &str, picture: &Picture) -> bool {
+    problem.starts_with("disk space is at its margin")
+        || problem.contains("ranges have no leader that this node knows of")
+        || picture.silent.keys().any(|node| problem.starts_with(&format!("no connection to node {node} ")))
+}
+
+fn node_down(node: &v1::NodeInfo, why: &str) -> String {
+    let address = if node.client_addr.is_empty() { &node.peer_addr } else { &node.client_addr };
+    let rumour = if node.live { "; other nodes still reach it" } else { "" };
+    format!(
+        "node {} is down ({address}): {why}{rumour}: start it again with the `flotilla start` line it had",
+        node.node_id
+    )
+}
+
+fn without_leader(picture: &Picture) -> Option<String> {
+    let up = |node: u64| picture.statuses.contains_key(&node);
+    let lost: Vec<u64> = picture
+        .ranges
+        .iter()
+        .filter(|range| !up(range.leader_node_id))
+        .filter_map(|range| Some(range.descriptor.as_ref()?.range_id))
+        .collect();
+    (!lost.is_empty()).then(|| {
+        format!(
+            "{} without a leader ({}): reads and writes there wait; a quorum of the replicas' nodes must be up",
+            plural(lost.len() as u64, "range"),
+            some_ids(&lost),
+        )
+    })
+}
+
+/// Ranges by the set of their replicas' nodes that are down.
+fn too_few_replicas(picture: &Picture) -> Vec<String> {
+    let mut by_missing: BTreeMap<BTreeSet<u64>, Vec<u64>> = BTreeMap::new();
+    for descriptor in picture.ranges.iter().filter_map(|range| range.descriptor.as_ref()) {
+        let nodes = descriptor.replicas.iter().map(|replica| replica.node_id);
+        let missing: BTreeSet<u64> = nodes.filter(|node| !picture.statuses.contains_key(node)).collect();
+        if !missing.is_empty() {
+            by_missing.entry(missing).or_default().push(descriptor.range_id);
+        }
+    }
+    by_missing
+        .into_iter()
+        .map(|(missing, ranges)| {
+            let nodes: Vec<String> = missing.iter().map(u64::to_string).collect();
+            let verb = if ranges.len() == 1 { "lacks" } else { "lack" };
+            format!(
+                "{} {verb} the replica on node {} ({}): another failure may stop them",
+                plural(ranges.len() as u64, "range"),
+                nodes.join(" and "),
+                some_ids(&ranges),
+            )
+        })
+        .collect()
+}
+
+fn some_ids(ids: &[u64]) -> String {
+    let some: Vec<String> = ids.iter().take(8).map(u64::to_string).collect();
+    format!("{}{}", some.join(", "), if ids.len() > 8 { ", ..." } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture() -> Picture {
+        let node =
+            |node_id| v1::NodeInfo { node_id, client_addr: format!("n{node_id}:1"), live: true, ..Default::default() };
+        let replica = |node_id| v1::ReplicaDescriptor { node_id, replica_id: node_id, role: 0 };
+        let range = |range_id| v1::RangeStatus {
+            descriptor: Some(v1::RangeDescriptor {
+                range_id,
+                replicas: (1..=3).map(replica).collect(),
+                ..Default::default()
+            }),
+            leader_node_id: range_id % 3 + 1,
+            term: 6,
+        };
+        let status = v1::NodeStatusResponse { disk_free_bytes: 9, disk_margin_bytes: 1, ..Default::default() };
+        Picture {
+            nodes: (1..=3).map(node).collect(),
+            ranges: (2..18).map(range).collect(),
+            statuses: (1..=3).map(|node| (node, status.clone())).collect(),
+            silent: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn one_line_when_all_is_well() {
+        let picture = picture();
+        assert_eq!(problems(&picture), Vec::<String>::new());
+        assert_eq!(all_well(&picture), "ok: 3 nodes up, 16 ranges led, 3 replicas each");
+    }
+
+    #[test]
+    fn a_node_that_is_down_and_what_follows_from_it() {
+        let mut picture = picture();
+        picture.statuses.remove(&2);
+        picture.silent.insert(2, "no answer".into());
+        let lines = problems(&picture);
+        assert_eq!(lines.len(), 3, "{lines:#?}");
+        assert!(lines[0].starts_with("node 2 is down (n2:1): no answer; other nodes still reach it"));
+        assert!(lines[1].starts_with("5 ranges without a leader (4, 7, 10, 13, 16)"), "{}", lines[1]);
+        assert!(lines[2].starts_with("16 ranges lack the replica on node 2 (2, 3, 4, 5, 6, 7, 8, 9, ...)"));
+    }
+
+    #[test]
+    fn a_range_without_a_leader_and_a_full_disk_and_what_a_node_says() {
+        let mut picture = picture();
+        picture.ranges[0].leader_node_id = 0;
+        let status = picture.statuses.get_mut(&3).expect("node 3");
+        status.disk_free_bytes = 1;
+        status.problems =
+            vec!["disk space is at its margin: x".into(), "a node was turned away: another cluster".into()];
+        let lines = problems(&picture);
+        assert_eq!(lines.len(), 3, "{lines:#?}");
+        assert!(lines[0].starts_with("1 range without a leader (2)"));
+        assert!(lines[1].starts_with("node 3: 1 B of disk are free"));
+        assert_eq!(lines[2], "node 3: a node was turned away: another cluster");
+    }
+}

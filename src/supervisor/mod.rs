@@ -1,0 +1,119 @@
+//! `run`: a whole cluster on this machine.
+//!
+//! ```text
+//! plan ─▶ checks ─▶ children start ─▶ all ranges led ─▶ table, `ready:` ─▶ sample ─▶ watch ─▶ stop
+//! ```
+//! The supervisor starts the nodes, tells what happens to them, and ends them; it restarts none. All
+//! of it runs on the process' main thread: the children's lives hang on that thread ([`child`]).
+
+mod checks;
+mod child;
+mod cluster;
+mod level;
+mod nodes;
+mod once;
+mod outage;
+mod plan;
+mod sample;
+mod show;
+mod watch;
+
+use std::path::{Path, PathBuf};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::block_on;
+use crate::cli::failure::{Failure, Result};
+use crate::cli::global::Global;
+use cluster::Cluster;
+use plan::Plan;
+
+/// The first node's port for clients.
+const BASE_PORT: u16 = 7300;
+
+#[derive(clap::Args, Debug)]
+pub struct RunArgs {
+    /// How many nodes; a cluster that is there already keeps its number [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::NODES_MAX)))]
+    nodes: Option<u32>,
+    /// Where the nodes keep their data; goes on with what is there [default: flotilla-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Node I listens at this + 100 x (I - 1) for clients, + 1 for nodes, + 2 for http [default: 7300]
+    #[arg(long, value_name = "PORT")]
+    base_port: Option<u16>,
+    /// Store this file tree in a new cluster (of a git checkout, the files that git knows)
+    #[arg(long, value_name = "DIR")]
+    sample: Option<PathBuf>,
+    /// Show all of it once, without hands: start, store, kill a node, read back, restart it, stop.
+    /// Uses a temporary directory and free ports unless --data and --base-port are given
+    #[arg(long)]
+    once: bool,
+}
+
+/// The command.
+pub fn run(args: RunArgs, global: &Global) -> Result {
+    if args.once { block_on(once::run(args, global)) } else { block_on(serve(args, global)) }
+}
+
+/// The signals that end the cluster, and the one that tells of a child's end.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    child: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot take signals: {error}")));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            child: on(SignalKind::child())?,
+        })
+    }
+
+    /// Resolves when the cluster is to end.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn serve(args: RunArgs, global: &Global) -> Result {
+    let mut signals = Signals::new()?;
+    let data = args.data.as_deref().unwrap_or(Path::new("flotilla-data"));
+    let plan = Plan::new(data, args.nodes, args.base_port.unwrap_or(BASE_PORT))?;
+    checks::all(&plan)?;
+    let mut cluster = Cluster::start(plan)?;
+    let result = tokio::select! {
+        result = open(&mut cluster, args.sample.as_deref(), global) => Some(result),
+        () = signals.stop() => None,
+    };
+    let result = match result {
+        Some(Ok(())) => watch::watch(&mut cluster, &mut signals).await,
+        Some(Err(failure)) => Err(failure),
+        None => Ok(()),
+    };
+    show::say("stopping the nodes");
+    let stopped = tokio::select! {
+        stopped = cluster.stop() => stopped,
+        // Asked twice: at once then.
+        () = signals.stop() => Err(Failure::failed("the nodes were killed before they had stopped in order")),
+    };
+    result.and(stopped)
+}
+
+/// From the children's start to a cluster that can be used.
+async fn open(cluster: &mut Cluster, sample: Option<&Path>, global: &Global) -> Result {
+    cluster.ready().await?;
+    show::table(cluster);
+    if let (true, Some(root)) = (cluster.plan.fresh, sample) {
+        let stored = cluster.store_sample(root, global).await?;
+        show::say(format_args!("sample: {}", stored.text()));
+    }
+    show::lines(cluster);
+    Ok(())
+}
