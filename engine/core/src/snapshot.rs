@@ -8,11 +8,13 @@
 //! A chunk is a sequence of records: key length (4 bytes, big-endian), value length, key, value, with
 //! the crc32 of all that in front. Keys and values are those of the family `state`, data only.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use flotilla_proto::{KeyspaceId, RangeId, v1};
+use raft::eraftpb::{ConfState, SnapshotMetadata};
 
 use crate::keys::{self, RangeRecord};
 use crate::record;
@@ -125,14 +127,43 @@ fn for_each_record(chunk: &Bytes, mut visit: impl FnMut(&[u8], &[u8]) -> storage
     Ok(())
 }
 
-/// Checks that a received snapshot is whole and stays within its range. Called before Raft hears
-/// of it: what Raft has accepted must be written.
-pub fn check(data: &SnapshotData) -> Result<(), String> {
+/// Checks that a received snapshot is whole, is what its message says, and stays within its range as
+/// replica `own` knows it. Called before Raft hears of it: what Raft has accepted must be written.
+pub fn check(
+    data: &SnapshotData,
+    meta: &SnapshotMetadata,
+    range: &v1::RangeDescriptor,
+    own: u64,
+) -> Result<(), String> {
     let descriptor = data.header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?;
-    data.header.applied.as_ref().ok_or("the snapshot has no applied state")?;
+    let applied = data.header.applied.as_ref().ok_or("the snapshot has no applied state")?;
+    if (applied.index, applied.term) != (meta.index, meta.term) {
+        return Err("the snapshot's data is of another index than its message".into());
+    }
+    let span = |of: &v1::RangeDescriptor| (of.range_id, of.keyspace_id, of.start.clone(), of.end.clone());
+    if span(descriptor) != span(range) {
+        return Err("the snapshot is of another range, or of another span of it".into());
+    }
+    check_members(descriptor, meta.get_conf_state(), own)?;
     if data.size_bytes() > 2 * SNAPSHOT_BYTES_MAX {
         return Err(format!("the snapshot has {} bytes", data.size_bytes()));
     }
+    check_records(data, descriptor)
+}
+
+/// raft-rs cannot go on from members that contradict each other.
+fn check_members(descriptor: &v1::RangeDescriptor, conf: &ConfState, own: u64) -> Result<(), String> {
+    let ids: BTreeSet<u64> = descriptor.replicas.iter().map(|replica| replica.replica_id).collect();
+    if ids.len() != descriptor.replicas.len() || !ids.contains(&own) {
+        return Err("the snapshot names a replica twice, or not the one it is for".into());
+    }
+    if *conf != crate::range::conf_state(descriptor) || conf.voters.is_empty() {
+        return Err("the snapshot's message names other members than its descriptor".into());
+    }
+    Ok(())
+}
+
+fn check_records(data: &SnapshotData, descriptor: &v1::RangeDescriptor) -> Result<(), String> {
     let (start, end) = data_span(descriptor);
     let mut records = 0;
     for chunk in data.chunks.iter() {

@@ -2,7 +2,8 @@
 //!
 //! Messages travel as our own protobuf types, because raft-rs' decoder (rust-protobuf 2,
 //! RUSTSEC-2024-0437) can be driven into deep recursion by hostile input. What comes in is checked
-//! here: only message types that one replica may send to another pass.
+//! here: only message types that one replica may send to another pass, and only with contents that can be.
+//! What can be told only with the replica's state at hand is checked by the range.
 
 use flotilla_proto::v1;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
@@ -16,7 +17,13 @@ pub enum WireError {
     /// An entry type that is unknown.
     #[error("entry type {0} is unknown")]
     EntryType(u32),
+    /// What no replica sends that works as it should.
+    #[error("{0}")]
+    Nonsense(&'static str),
 }
+
+/// No term or index comes near this; one that does is an error, and sums with it could wrap.
+const NUMBER_MAX: u64 = 1 << 62;
 
 /// raft-rs' message types that nodes send each other, by their numbers in eraftpb.proto. Proposals
 /// are missing on purpose: raft-rs forwards them silently, and ours never leave the leader.
@@ -120,12 +127,56 @@ pub fn from_wire(wire: v1::PeerMessage) -> Result<Message, WireError> {
         entries.push(entry);
     }
     message.set_entries(entries.into());
+    check(&message)?;
     Ok(message)
 }
 
-/// Whether the entries of an append stand at the indexes where Raft takes them to be.
-pub fn is_continuous(append: &Message) -> bool {
-    (append.index + 1..).zip(&append.entries).all(|(index, entry)| entry.index == index)
+/// Whether a message can have come from a replica that works. raft-rs trusts its peers: to it term 0 is a
+/// message of the own process, and it takes entries to stand behind the index that an append names.
+fn check(message: &Message) -> Result<(), WireError> {
+    let nonsense = |what| Err(WireError::Nonsense(what));
+    let numbers = [message.term, message.log_term, message.index, message.commit, message.commit_term];
+    if numbers.iter().chain([&message.reject_hint]).any(|number| *number > NUMBER_MAX) {
+        return nonsense("a number in it is out of all bounds");
+    }
+    if message.term == 0 {
+        return nonsense("it has no term");
+    }
+    if message.request_snapshot != 0 {
+        return nonsense("it asks for a snapshot, which no replica does");
+    }
+    match message.get_msg_type() {
+        MessageType::MsgAppend => check_append(message),
+        MessageType::MsgSnapshot => {
+            let meta = message.get_snapshot().get_metadata();
+            if meta.term == 0 || meta.term > message.term || meta.index > NUMBER_MAX {
+                return nonsense("its snapshot's term or index cannot be");
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_append(append: &Message) -> Result<(), WireError> {
+    let nonsense = |what| Err(WireError::Nonsense(what));
+    if append.log_term == 0 {
+        return nonsense("it names no entry to append to");
+    }
+    let mut last_term = append.log_term;
+    for (index, entry) in (append.index + 1..).zip(&append.entries) {
+        if entry.index != index {
+            return nonsense("its entries do not follow the index that it names");
+        }
+        if entry.term < last_term {
+            return nonsense("its entries' terms fall");
+        }
+        last_term = entry.term;
+    }
+    if last_term > append.term {
+        return nonsense("its entries are of a later term than itself");
+    }
+    Ok(())
 }
 
 /// raft-rs' snapshot of what `meta` says, without data.

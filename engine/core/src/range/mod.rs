@@ -17,6 +17,7 @@ mod lease;
 mod log;
 mod proposals;
 mod ready;
+mod received;
 mod status;
 mod transfer;
 mod truncate;
@@ -33,12 +34,12 @@ use crate::command;
 use crate::config::Config;
 use crate::read;
 use crate::recover::RangeBoot;
-use crate::store::{Effects, Envelope, Event, LogItem, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
+use crate::store::{Effects, LogItem, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
 use crate::time::BootTime;
-use crate::wire;
 use barriers::Barriers;
 use lease::Lease;
 use log::RangeLog;
+pub(crate) use log::conf_state;
 use proposals::Proposals;
 
 /// What the ranges of a store share.
@@ -274,13 +275,9 @@ impl Range {
         if shared.full_nodes.is_empty() || write.request.ops.iter().all(command::op_frees_space) {
             return Ok(());
         }
-        let full: Vec<NodeId> = self
-            .descriptor
-            .replicas
-            .iter()
-            .map(|replica| NodeId(replica.node_id))
-            .filter(|node| shared.full_nodes.contains(node))
-            .collect();
+        let voters = self.descriptor.replicas.iter().filter(|replica| self.voters.contains(&replica.replica_id));
+        let nodes = voters.map(|replica| NodeId(replica.node_id));
+        let full: Vec<NodeId> = nodes.filter(|node| shared.full_nodes.contains(node)).collect();
         let quorum = self.voters.len() / 2 + 1;
         if full.contains(&shared.node) || self.voters.len() - full.len() < quorum {
             return Err(Error::DiskFull { nodes: full });
@@ -367,10 +364,13 @@ impl Range {
 
     /// Time has passed by one tick.
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) {
-        let silent = turn.now < self.silent_until || turn.shared.draining;
+        let silent = turn.now < self.silent_until || turn.shared.draining || self.installs_snapshot();
         if self.leads() || !silent {
             self.raft.tick();
             self.draw_election_timeout(&turn.shared.config);
+        } else {
+            // No campaign; but the promise to the last leader heard runs out as ever, and others may be voted for.
+            self.raft.raft.election_elapsed += 1;
         }
         let election = turn.shared.config.tick * u32::try_from(turn.shared.config.election_ticks).unwrap_or(u32::MAX);
         self.proposals.expire(turn.now, &mut turn.effects.writes);
@@ -382,90 +382,12 @@ impl Range {
 
     /// Whether anything is left to do for this range at the end of a turn.
     pub(crate) fn wants_turn(&self) -> bool {
-        self.raft.has_ready() || !self.proposals.is_empty() || !self.barriers.is_empty() || self.transfer.is_some()
-    }
-
-    /// A message from another node.
-    pub(crate) fn message(&mut self, turn: &mut Turn<'_>, envelope: Envelope) {
-        let from = envelope.from;
-        if let Err(reason) = self.step(turn, envelope) {
-            turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
-        }
-    }
-
-    fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
-        let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
-        if self.node_of(envelope.message.from_replica) != Some(envelope.from) {
-            return Err(format!("replica {} is not on {}", envelope.message.from_replica, envelope.from));
-        }
-        if envelope.message.to_replica != self.replica {
-            return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
-        }
-        let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
-        let kind = message.get_msg_type();
-        self.check_message(turn, &message, envelope.snapshot.as_ref())?;
-        self.incoming_snapshots.extend(envelope.snapshot);
-        let (from, term) = (message.from, message.term);
-        let stepped = self.raft.step(message).map_err(|error| error.to_string());
-        self.draw_election_timeout(&turn.shared.config);
-        stepped?;
-        let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
-        if heard && term == self.term() && self.raft.raft.leader_id == from {
-            let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
-            self.leader_stamp = (term, stamp.max(known));
-        }
-        if self.leads() && term == self.term() && ack_stamp > 0 {
-            self.lease.acknowledged(from, term, BootTime(ack_stamp));
-        }
-        Ok(())
-    }
-
-    /// What must not reach Raft.
-    fn check_message(&self, turn: &mut Turn<'_>, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
-        match message.get_msg_type() {
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if turn.now < self.silent_until => {
-                Err("no vote yet: this store restarted less than a lease ago".into())
-            }
-            MessageType::MsgTimeoutNow if turn.shared.draining => Err("this node is stopping".into()),
-            MessageType::MsgAppend if !wire::is_continuous(message) => {
-                Err("its entries do not follow the index that it names".into())
-            }
-            MessageType::MsgAppend if self.apply_backlog() > turn.shared.config.apply_bytes_max => {
-                Err("apply is behind; the leader sends it again".into())
-            }
-            MessageType::MsgHeartbeat
-                if message.term >= self.term() && message.commit > self.raft.raft.raft_log.last_index() =>
-            {
-                // The leader only tells what this replica has acknowledged.
-                turn.effects.fatal = Some(format!(
-                    "range {}: the leader knows this replica to have log entry {}, but its log ends at {}: synced data is gone; keep the data directory for inspection, and replace this node by one with a new node id",
-                    self.id,
-                    message.commit,
-                    self.raft.raft.raft_log.last_index()
-                ));
-                Err("synced data is gone".into())
-            }
-            MessageType::MsgSnapshot => self.check_snapshot(message, data),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_snapshot(&self, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
-        let data = data.ok_or("a snapshot message without data")?;
-        crate::snapshot::check(data)?;
-        let meta = message.get_snapshot().get_metadata();
-        let applied = data.header.applied.unwrap_or_default();
-        if (applied.index, applied.term) != (meta.index, meta.term) {
-            return Err("the snapshot's data is of another index than its message".into());
-        }
-        if data.header.descriptor.as_ref().is_none_or(|of| of.range_id != self.id.0) {
-            return Err("the snapshot is of another range".into());
-        }
-        Ok(())
-    }
-
-    fn apply_backlog(&self) -> usize {
-        self.apply_bytes.iter().map(|(_, bytes)| bytes).sum()
+        // A leader that is alone has nothing to send, but a lease to renew.
+        self.raft.has_ready()
+            || self.leads()
+            || !self.proposals.is_empty()
+            || !self.barriers.is_empty()
+            || self.transfer.is_some()
     }
 
     /// The connection to a node is gone.

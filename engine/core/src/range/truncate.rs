@@ -30,7 +30,7 @@ impl Range {
         // Twice what is to stay: so that a cut is worth its write.
         let enough =
             self.raft.store().log_bytes() > 2 * config.log_retain_bytes || entries > 2 * config.log_retain_entries;
-        if !enough || self.snapshot_must_not_be_cut() {
+        if !enough || self.installs_snapshot() {
             return;
         }
         let wanted = self.raft.store().truncation_point(config.log_retain_bytes, config.log_retain_entries);
@@ -53,12 +53,6 @@ impl Range {
             snapshot: None,
         });
         turn.effects.events.push(Event::LogTruncated { range: self.id, index });
-    }
-
-    /// While a received snapshot is not durable, the log in memory is already that of the snapshot.
-    fn snapshot_must_not_be_cut(&self) -> bool {
-        self.unpersisted.iter().any(|held| held.snapshot.is_some())
-            || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
     }
 
     /// Up to where followers have what they need of this leader's log.

@@ -1,0 +1,116 @@
+//! Messages from other nodes, on their way to Raft.
+//!
+//! raft-rs trusts its peers, and ends the process when one tells it what cannot be; so what comes in is
+//! checked first, here against the replica's state, in [`crate::wire`] by itself. What is refused is as good as
+//! lost on the way, which Raft is made for.
+//!
+//! Here too: the stamps that leases are drawn from, and the silence that a restarted store owes.
+
+use raft::eraftpb::{Message, MessageType};
+
+use super::{Range, Turn};
+use crate::store::{Envelope, Event, SnapshotData};
+use crate::time::BootTime;
+use crate::{snapshot, wire};
+
+impl Range {
+    /// A message from another node.
+    pub(crate) fn message(&mut self, turn: &mut Turn<'_>, envelope: Envelope) {
+        let from = envelope.from;
+        if let Err(reason) = self.step(turn, envelope) {
+            turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
+        }
+    }
+
+    fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
+        let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
+        let sender = envelope.message.from_replica;
+        if self.node_of(sender) != Some(envelope.from) || sender == self.replica {
+            return Err(format!("replica {sender} is not on {}", envelope.from));
+        }
+        if envelope.message.to_replica != self.replica {
+            return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
+        }
+        let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
+        let kind = message.get_msg_type();
+        self.check_message(turn, &message, envelope.snapshot.as_ref())?;
+        self.incoming_snapshots.extend(envelope.snapshot);
+        let (from, term) = (message.from, message.term);
+        let stepped = self.raft.step(message).map_err(|error| error.to_string());
+        self.draw_election_timeout(&turn.shared.config);
+        stepped?;
+        let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        if heard && term == self.term() && self.raft.raft.leader_id == from {
+            let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
+            self.leader_stamp = (term, stamp.max(known));
+        }
+        if self.leads() && term == self.term() && ack_stamp > 0 {
+            self.lease.acknowledged(from, term, BootTime(ack_stamp));
+        }
+        Ok(())
+    }
+
+    /// What must not reach Raft.
+    fn check_message(&self, turn: &mut Turn<'_>, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
+        let kind = message.get_msg_type();
+        if data.is_some() && kind != MessageType::MsgSnapshot {
+            return Err("a snapshot came with a message of another type".into());
+        }
+        match kind {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if turn.now < self.silent_until => {
+                Err("no vote yet: this store restarted less than a lease ago".into())
+            }
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
+                if !self.unpersisted.is_empty() || self.installs_snapshot() =>
+            {
+                Err("it answers a request that has not left yet".into())
+            }
+            MessageType::MsgTimeoutNow if turn.shared.draining => Err("this node is stopping".into()),
+            MessageType::MsgTimeoutNow if self.installs_snapshot() => Err("a snapshot is being installed".into()),
+            MessageType::MsgAppend if self.apply_backlog() > turn.shared.config.apply_bytes_max => {
+                Err("apply is behind; the leader sends it again".into())
+            }
+            MessageType::MsgAppendResponse => self.check_append_response(message),
+            MessageType::MsgHeartbeat
+                if message.term >= self.term() && message.commit > self.raft.raft.raft_log.last_index() =>
+            {
+                turn.effects.fatal = Some(self.synced_data_is_gone(message.commit));
+                Err("synced data is gone".into())
+            }
+            MessageType::MsgSnapshot => {
+                let data = data.ok_or("a snapshot message without data")?;
+                snapshot::check(data, message.get_snapshot().get_metadata(), &self.descriptor, self.replica)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A follower only ever acknowledges what this leader sent in this term.
+    fn check_append_response(&self, message: &Message) -> Result<(), String> {
+        let last = self.raft.raft.raft_log.last_index();
+        if self.leads() && message.term == self.term() && message.index.max(message.reject_hint) > last {
+            return Err(format!("it names entries that this leader does not have: its log ends at {last}"));
+        }
+        Ok(())
+    }
+
+    /// The leader only tells what this replica has acknowledged.
+    fn synced_data_is_gone(&self, known: u64) -> String {
+        format!(
+            "range {}: the leader knows this replica to have log entry {known}, but its log ends at {}: synced data is gone; keep the data directory for inspection, and replace this node by one with a new node id",
+            self.id,
+            self.raft.raft.raft_log.last_index()
+        )
+    }
+
+    /// Whether a snapshot that Raft has accepted is not durable yet. Until then Raft's log begins behind entries
+    /// that it takes for applied: it can neither campaign (raft-rs: a fatal error) nor be truncated.
+    pub(super) fn installs_snapshot(&self) -> bool {
+        self.unpersisted.iter().any(|held| held.snapshot.is_some())
+            || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
+    }
+
+    fn apply_backlog(&self) -> usize {
+        self.apply_bytes.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
