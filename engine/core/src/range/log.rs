@@ -228,7 +228,10 @@ impl RangeLog {
         self.log_bytes = 0;
         self.cache.clear();
         self.cache_bytes = 0;
-        *self.fetches.borrow_mut() = Fetches::default();
+        // Ids go on: the answer to a read of the old log must not be taken for one of the new.
+        let fetches = self.fetches.get_mut();
+        fetches.open.clear();
+        fetches.fetched = None;
         self.snapshot.replace(None);
         (removed.0 < removed.1).then_some(removed)
     }
@@ -346,7 +349,8 @@ impl Storage for RangeLog {
             return Ok(entries);
         }
         assert!(context.can_async(), "entries that are not applied are always cached");
-        self.want(low, high, max_size, context);
+        // No further than to what is cached: the rest on disk is applied and will not change, whenever it is read.
+        self.want(low, high.min(self.cache_first()), max_size, context);
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use flotilla_proto::{Error, v1};
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
-use raft::{Ready, StateRole};
+use raft::{Ready, SnapshotStatus, StateRole};
 
 use super::{Range, Turn, Unpersisted};
 use crate::apply::{Applied, ApplyTask, ApplyWork};
@@ -223,9 +223,12 @@ impl Range {
                 self.lease.void();
             }
             let snapshot = match kind {
-                MessageType::MsgSnapshot => match self.raft.store().offered_snapshot() {
+                MessageType::MsgSnapshot => match self.offered(&message) {
                     Some(data) => Some(data),
-                    None => continue,
+                    None => {
+                        self.raft.report_snapshot(message.to, SnapshotStatus::Failure);
+                        continue;
+                    }
                 },
                 _ => None,
             };
@@ -244,6 +247,15 @@ impl Range {
             let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);
             turn.effects.messages.push(Envelope { from: turn.shared.node, to, message: wired, disk_full, snapshot });
         }
+    }
+
+    /// The data of a snapshot message; none if it was let go, or replaced by a newer one, since Raft wrote the
+    /// message.
+    fn offered(&self, message: &Message) -> Option<SnapshotData> {
+        let meta = message.get_snapshot().get_metadata();
+        let data = self.raft.store().offered_snapshot()?;
+        let applied = data.header.applied?;
+        ((applied.index, applied.term) == (meta.index, meta.term)).then_some(data)
     }
 
     /// What a change of role means for those who wait.
