@@ -189,8 +189,11 @@ impl RangeApply {
         for entry in entries {
             assert_eq!(entry.index, self.applied.index + 1, "entries of {range} are applied in order, each once");
             let (index, term) = (entry.index, entry.term);
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                return Err(ApplyError::Command { range, index, error: CommandError::UnknownEntryType });
+            }
             // A new leader's first entry is empty.
-            if !entry.data.is_empty() && entry.get_entry_type() == EntryType::EntryNormal {
+            if !entry.data.is_empty() {
                 let requests = self.apply_command(pass, range, entry)?;
                 results.push(EntryResults { index, term, requests });
             }

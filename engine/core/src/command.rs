@@ -23,6 +23,9 @@ pub enum CommandError {
     /// A newer node proposed it.
     #[error("log entry has command version {0}, this build knows up to {VERSION}: run a newer version of flotilla")]
     UnknownVersion(u8),
+    /// A newer node proposed a change of members.
+    #[error("log entry changes the range's members, which this build cannot: run a newer version of flotilla")]
+    UnknownEntryType,
 }
 
 /// The bytes of a command.
