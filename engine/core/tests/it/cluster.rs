@@ -1,0 +1,318 @@
+//! Three stores of one range each, and everything around them, moved by hand.
+//!
+//! [`Cluster::turn`] gives a store inputs and keeps what it wants: log batches, applies, messages. Nothing
+//! of it happens by itself: [`Cluster::persist`], [`Cluster::apply`] and [`Cluster::deliver`] do it, and
+//! [`Cluster::settle`] does all of it until nothing is left, but for what a scenario holds back.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use flotilla_engine::apply::{ApplyStage, ApplyTask};
+use flotilla_engine::config::Config;
+use flotilla_engine::storage::Storage;
+use flotilla_engine::store::{
+    Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, Store, Token, TransferLeader,
+    Write, WriteAnswer,
+};
+use flotilla_engine::time::BootTime;
+use flotilla_engine::{bootstrap, log_writer, recover, snapshot};
+use flotilla_proto::{Error, NodeId, RangeId, v1};
+use raft::eraftpb::MessageType;
+
+use crate::disk::MemDisk;
+
+pub const RANGE: RangeId = RangeId(2);
+pub const EPOCH: v1::Epoch = v1::Epoch { conf_ver: 1, version: 1 };
+pub const LATER: BootTime = BootTime(u64::MAX);
+
+/// One node.
+pub struct Node {
+    pub disk: Arc<MemDisk>,
+    pub store: Store,
+    pub apply: ApplyStage,
+    pub log: VecDeque<LogBatch>,
+    pub applies: Vec<ApplyTask>,
+    pub view: Option<Arc<ReadView>>,
+    /// The applied index that the last sync covered.
+    pub applied_durable: u64,
+    /// How often old entries were read from disk.
+    pub fetches: usize,
+}
+
+/// See the module.
+pub struct Cluster {
+    pub config: Config,
+    pub now: BootTime,
+    pub nodes: BTreeMap<u64, Node>,
+    pub network: VecDeque<Envelope>,
+    /// All messages that ever left.
+    pub sent: Vec<Envelope>,
+    /// Nodes whose log writer stands still.
+    pub disk_held: BTreeSet<u64>,
+    /// Nodes whose apply stage stands still.
+    pub apply_held: BTreeSet<u64>,
+    /// Nodes that hear nobody and are not heard.
+    pub cut_off: BTreeSet<u64>,
+    pub writes: Vec<(u64, Result<WriteAnswer, Error>)>,
+    pub barriers: Vec<(u64, Result<Arc<ReadView>, Error>)>,
+    pub transfers: Vec<(u64, Result<(NodeId, u64), Error>)>,
+    pub events: Vec<(u64, Event)>,
+    pub fatal: Vec<(u64, String)>,
+}
+
+fn boot_store(config: &Config, node: u64, disk: &MemDisk, now: BootTime) -> (Store, ApplyStage) {
+    let boot = recover::load(disk).expect("the disk is well").expect("it was bootstrapped");
+    (
+        Store::new(config.clone(), NodeId(node), &boot, now).expect("what was written can be opened"),
+        ApplyStage::new(&boot),
+    )
+}
+
+impl Cluster {
+    pub fn new(config: Config, replicas: u64) -> Self {
+        let members: Vec<_> = (1..=replicas).map(|id| (NodeId(id), format!("127.0.0.1:{id}"))).collect();
+        let layout = bootstrap::layout("test", &members, 1, members.len()).expect("valid");
+        let now = BootTime(1_000_000_000);
+        let nodes = (1..=replicas).map(|id| {
+            let disk = Arc::new(MemDisk::default());
+            bootstrap::write(&*disk, NodeId(id), &layout).expect("the disk is well");
+            let (store, apply) = boot_store(&config, id, &disk, now);
+            let view = store.initial_views().pop();
+            (
+                id,
+                Node {
+                    disk,
+                    store,
+                    apply,
+                    log: VecDeque::new(),
+                    applies: Vec::new(),
+                    view,
+                    applied_durable: 0,
+                    fetches: 0,
+                },
+            )
+        });
+        Self {
+            nodes: nodes.collect(),
+            config,
+            now,
+            network: VecDeque::new(),
+            sent: Vec::new(),
+            disk_held: BTreeSet::new(),
+            apply_held: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
+            writes: Vec::new(),
+            barriers: Vec::new(),
+            transfers: Vec::new(),
+            events: Vec::new(),
+            fatal: Vec::new(),
+        }
+    }
+
+    /// Three replicas, led by node 1, which has applied its first entry.
+    pub fn led_by_1(config: Config) -> Self {
+        let mut cluster = Self::new(config, 3);
+        cluster.tick_until(|cluster| cluster.node(1).view.as_ref().is_some_and(|view| view.serves));
+        cluster
+    }
+
+    pub fn node(&self, id: u64) -> &Node {
+        &self.nodes[&id]
+    }
+
+    pub fn summary(&self, id: u64) -> RangeSummary {
+        self.node(id).store.ranges().next().expect("one range")
+    }
+
+    pub fn view(&self, id: u64) -> Arc<ReadView> {
+        self.node(id).view.clone().expect("it has published one")
+    }
+
+    pub fn leader(&self) -> Option<u64> {
+        self.nodes.keys().copied().filter(|id| self.summary(*id).leads).max_by_key(|id| self.summary(*id).term)
+    }
+
+    /// One turn of a store.
+    pub fn turn(&mut self, id: u64, inputs: Vec<Input>) -> Effects {
+        let node = self.nodes.get_mut(&id).expect("it exists");
+        let mut effects = Effects::default();
+        for input in inputs {
+            node.store.on(self.now, input, &mut effects);
+        }
+        node.store.end_turn(self.now, &mut effects);
+        if let Some(view) = effects.views.last() {
+            node.view = Some(view.clone());
+        }
+        node.log.extend(effects.log.clone());
+        node.applies.extend(effects.applies.iter().cloned());
+        self.network.extend(effects.messages.iter().cloned());
+        self.sent.extend(effects.messages.iter().cloned());
+        self.writes.extend(effects.writes.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.barriers.extend(effects.barriers.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.transfers.extend(effects.transfers.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.events.extend(effects.events.iter().map(|event| (id, event.clone())));
+        self.fatal.extend(effects.fatal.iter().map(|why| (id, why.clone())));
+        self.serve_disk_reads(id, &effects);
+        effects
+    }
+
+    fn serve_disk_reads(&mut self, id: u64, effects: &Effects) {
+        let disk = self.node(id).disk.clone();
+        let mut inputs = Vec::new();
+        self.nodes.get_mut(&id).expect("it exists").fetches += effects.fetches.len();
+        for fetch in &effects.fetches {
+            let entries =
+                recover::read_log(&*disk, fetch.range, fetch.low, fetch.high, fetch.bytes_max).expect("readable");
+            inputs.push(Input::LogFetched { range: fetch.range, id: fetch.id, entries });
+        }
+        for range in &effects.snapshots_wanted {
+            inputs.push(Input::SnapshotMade { range: *range, snapshot: snapshot::make(&*disk, *range).ok() });
+        }
+        for sent in effects.messages.iter().filter(|sent| sent.snapshot.is_some()) {
+            inputs.push(Input::SnapshotSent { range: RANGE, to_replica: sent.message.to_replica, ok: true });
+        }
+        if !inputs.is_empty() {
+            self.turn(id, inputs);
+        }
+    }
+
+    /// Writes the node's first log batch and tells the store. False: there is none.
+    pub fn persist(&mut self, id: u64) -> bool {
+        let node = self.nodes.get_mut(&id).expect("it exists");
+        let Some(log) = node.log.pop_front() else { return false };
+        for state in log.items.iter().filter(|item| item.snapshot.is_none()).filter_map(|item| item.raft_state) {
+            let (cut, durable) = (state.truncated_index, node.applied_durable);
+            assert!(cut <= durable.max(bootstrap::INITIAL_INDEX), "cut up to {cut}, durable is {durable}");
+        }
+        let mut batch = node.disk.batch();
+        log_writer::fill(&mut batch, &log).expect("what was checked can be written");
+        node.disk.write(batch).expect("the disk is well");
+        let boot = recover::load(&*node.disk).expect("what the log writer leaves can be opened").expect("bootstrapped");
+        node.applied_durable = boot.ranges[0].applied.index;
+        self.turn(id, vec![Input::Persisted { sequence: log.sequence }]);
+        true
+    }
+
+    /// Applies all that is committed and tells the store. False: there is nothing.
+    pub fn apply(&mut self, id: u64) -> bool {
+        let node = self.nodes.get_mut(&id).expect("it exists");
+        if node.applies.is_empty() {
+            return false;
+        }
+        let tasks = std::mem::take(&mut node.applies);
+        let done = node.apply.apply(&*node.disk, tasks).expect("it can be applied");
+        self.turn(id, done.into_iter().map(Input::Applied).collect());
+        true
+    }
+
+    /// Delivers the oldest message. False: there is none.
+    pub fn deliver(&mut self) -> bool {
+        let Some(envelope) = self.network.pop_front() else { return false };
+        let (from, to) = (envelope.from.0, envelope.to.0);
+        if !self.cut_off.contains(&from) && !self.cut_off.contains(&to) && self.nodes.contains_key(&to) {
+            self.turn(to, vec![Input::Message(envelope)]);
+        }
+        true
+    }
+
+    /// Does all there is to do.
+    pub fn settle(&mut self) {
+        let ids: Vec<u64> = self.nodes.keys().copied().collect();
+        for _ in 0..10_000 {
+            let mut any = self.deliver();
+            for id in &ids {
+                any |= !self.disk_held.contains(id) && self.persist(*id);
+                any |= !self.apply_held.contains(id) && self.apply(*id);
+            }
+            if !any {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    /// Time passes by one tick, for all nodes.
+    pub fn tick(&mut self) {
+        self.now = self.now + self.config.tick;
+        let ids: Vec<u64> = self.nodes.keys().copied().collect();
+        for id in ids {
+            self.turn(id, vec![Input::Tick]);
+        }
+        self.settle();
+    }
+
+    /// Time passes until something holds.
+    pub fn tick_until(&mut self, holds: impl Fn(&Self) -> bool) {
+        for _ in 0..200 {
+            if holds(self) {
+                return;
+            }
+            self.tick();
+        }
+        panic!("it did not come to hold within 200 ticks");
+    }
+
+    /// The process ends: what was not written is lost; and starts again.
+    pub fn restart(&mut self, id: u64) {
+        let (config, now) = (self.config.clone(), self.now);
+        let node = self.nodes.get_mut(&id).expect("it exists");
+        (node.store, node.apply) = boot_store(&config, id, &node.disk, now);
+        node.log.clear();
+        node.applies.clear();
+        node.view = node.store.initial_views().pop();
+    }
+
+    /// Messages of one type that ever left one node for another.
+    pub fn sent(&self, from: u64, to: u64, kind: MessageType) -> Vec<&v1::PeerMessage> {
+        let is = |sent: &&Envelope| (sent.from.0, sent.to.0) == (from, to) && sent.message.message_type == kind as u32;
+        self.sent.iter().filter(is).map(|sent| &sent.message).collect()
+    }
+
+    pub fn write(&mut self, id: u64, token: u64, request: v1::WriteRequest) -> Effects {
+        self.turn(id, vec![write_input(token, request)])
+    }
+
+    pub fn put(&mut self, id: u64, token: u64, key: &str, value: &str) -> Effects {
+        self.write(id, token, request(vec![put(key, value)]))
+    }
+
+    pub fn barrier(&mut self, id: u64, token: u64) -> Effects {
+        let barrier = ReadBarrier { token: Token(token), range: RANGE, epoch: EPOCH, deadline: LATER };
+        self.turn(id, vec![Input::ReadBarrier(barrier)])
+    }
+
+    pub fn transfer(&mut self, id: u64, token: u64, to: u64) -> Effects {
+        let order = TransferLeader { token: Token(token), range: RANGE, to: NodeId(to), deadline: LATER };
+        self.turn(id, vec![Input::TransferLeader(order)])
+    }
+
+    /// The answer to a write; there must be exactly one.
+    pub fn answer(&self, token: u64) -> &Result<WriteAnswer, Error> {
+        let answers: Vec<_> = self.writes.iter().filter(|(of, _)| *of == token).collect();
+        assert_eq!(answers.len(), 1, "write {token} is answered once: {answers:?}");
+        &answers[0].1
+    }
+}
+
+pub fn write_input(token: u64, request: v1::WriteRequest) -> Input {
+    Input::Write(Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline: LATER })
+}
+
+pub fn request(ops: Vec<v1::WriteOp>) -> v1::WriteRequest {
+    v1::WriteRequest { ops, atomic: false }
+}
+
+pub fn put(key: &str, value: &str) -> v1::WriteOp {
+    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false };
+    v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
+}
+
+pub fn delete(key: &str) -> v1::WriteOp {
+    v1::WriteOp { op: Some(v1::write_op::Op::Delete(v1::Delete { key: key.to_owned().into() })) }
+}
+
+pub fn swap(key: &str, expect: v1::compare_and_swap::Expect, new: Option<&str>) -> v1::WriteOp {
+    let new_value = new.map(|value| value.to_owned().into());
+    let swap = v1::CompareAndSwap { key: key.to_owned().into(), expect: Some(expect), new_value };
+    v1::WriteOp { op: Some(v1::write_op::Op::CompareAndSwap(swap)) }
+}

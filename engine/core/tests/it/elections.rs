@@ -1,0 +1,204 @@
+//! Votes, leases and transfers.
+
+use flotilla_engine::config::Config;
+use flotilla_engine::store::{Envelope, Event, Input};
+use flotilla_engine::time::BootTime;
+use flotilla_proto::error::Action;
+use flotilla_proto::{NodeId, v1};
+use raft::eraftpb::MessageType;
+
+use crate::cluster::{Cluster, RANGE};
+
+const NO_LEASE: BootTime = BootTime(0);
+
+fn vote_request(cluster: &Cluster, from: u64, to: u64, term: u64) -> Input {
+    let state = cluster.summary(from);
+    let message = v1::PeerMessage {
+        range_id: RANGE.0,
+        from_replica: from,
+        to_replica: to,
+        message_type: MessageType::MsgRequestVote as u32,
+        term,
+        index: state.last_index,
+        log_term: state.term,
+        ..Default::default()
+    };
+    Input::Message(Envelope { from: NodeId(from), to: NodeId(to), message, disk_full: false, snapshot: None })
+}
+
+fn votes(cluster: &Cluster, from: u64, to: u64) -> usize {
+    cluster.sent(from, to, MessageType::MsgRequestVoteResponse).iter().filter(|sent| !sent.reject).count()
+}
+
+#[test]
+fn a_range_is_born_with_its_first_replica_as_the_leader() {
+    let cluster = Cluster::led_by_1(Config::default());
+    assert!(cluster.view(1).lease_covers(cluster.now));
+    assert_eq!(cluster.view(2).leader, Some(NodeId(1)));
+    assert!(!cluster.view(2).serves && cluster.view(2).lease_until == NO_LEASE);
+}
+
+#[test]
+fn a_vote_leaves_only_after_it_is_durable() {
+    let mut cluster = Cluster::new(Config::default(), 3);
+    cluster.disk_held.insert(2);
+    cluster.tick_until(|cluster| cluster.summary(2).vote == 1);
+    assert_eq!(votes(&cluster, 2, 1), 0);
+    let written = cluster.node(2).log[0].items[0].raft_state.expect("the vote is to be written");
+    assert_eq!(written.vote, 1);
+    cluster.persist(2);
+    assert_eq!(votes(&cluster, 2, 1), 1);
+}
+
+#[test]
+fn a_candidate_asks_only_after_its_own_vote_is_durable() {
+    let mut cluster = Cluster::new(Config::default(), 3);
+    cluster.disk_held.insert(1);
+    cluster.tick_until(|cluster| cluster.summary(1).vote == 1);
+    assert!(cluster.sent(1, 2, MessageType::MsgRequestVote).is_empty());
+    cluster.disk_held.clear();
+    cluster.settle();
+    assert!(cluster.summary(1).leads && cluster.sent(1, 2, MessageType::MsgRequestVote).len() == 1);
+}
+
+#[test]
+fn a_vote_is_remembered_over_a_restart() {
+    let mut cluster = Cluster::new(Config::default(), 3);
+    cluster.cut_off.insert(3);
+    cluster.tick_until(|cluster| cluster.summary(2).vote == 1);
+    let term = cluster.summary(2).term;
+    cluster.restart(2);
+    cluster.now = cluster.now + cluster.config.vote_silence();
+    assert_eq!((cluster.summary(2).term, cluster.summary(2).vote), (term, 1));
+    let request = vote_request(&cluster, 3, 2, term);
+    cluster.turn(2, vec![request]);
+    assert_eq!(votes(&cluster, 2, 3), 0);
+}
+
+#[test]
+fn no_vote_for_one_lease_after_a_restart() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.cut_off.insert(1);
+    cluster.restart(2);
+    let restarted = cluster.now;
+    // Even one that a transfer forces: who asks cannot know what was promised here.
+    let request = |cluster: &Cluster| {
+        let Input::Message(mut envelope) = vote_request(cluster, 3, 2, 9) else { panic!("it is a message") };
+        envelope.message.context = "CampaignTransfer".into();
+        Input::Message(envelope)
+    };
+    while cluster.now < restarted + cluster.config.vote_silence() {
+        let input = request(&cluster);
+        let effects = cluster.turn(2, vec![input, Input::Tick]);
+        assert!(matches!(&effects.events[..], [Event::MessageRefused { reason, .. }] if reason.contains("restarted")));
+        assert_ne!(cluster.summary(2).vote, 2, "nor does it campaign");
+        cluster.now = cluster.now + cluster.config.tick / 2;
+    }
+    let input = request(&cluster);
+    cluster.turn(2, vec![input]);
+    cluster.persist(2);
+    assert_eq!(votes(&cluster, 2, 3), 1);
+}
+
+#[test]
+fn a_group_of_one_leads_again_without_waiting_for_itself() {
+    let mut cluster = Cluster::new(Config::default(), 1);
+    cluster.tick_until(|cluster| cluster.view(1).serves);
+    cluster.put(1, 1, "k", "v");
+    cluster.settle();
+    cluster.restart(1);
+    cluster.tick_until(|cluster| cluster.view(1).serves);
+    for _ in 0..30 {
+        cluster.tick();
+        assert!(cluster.view(1).lease_covers(cluster.now), "its lease does not lapse while nothing happens");
+    }
+}
+
+#[test]
+fn a_lease_is_over_before_anybody_else_leads() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::led_by_1(Config { seed, ..Config::default() });
+        cluster.cut_off.insert(1);
+        let mut both = 0;
+        for _ in 0..60 {
+            cluster.tick();
+            let elected = (2..=3).any(|id| cluster.summary(id).leads);
+            assert!(!elected || !cluster.view(1).lease_covers(cluster.now));
+            both += usize::from(elected && cluster.summary(1).leads);
+        }
+        assert!((2..=3).any(|id| cluster.summary(id).leads));
+        let _ = both;
+        cluster.cut_off.clear();
+        cluster.tick_until(|cluster| !cluster.summary(1).leads);
+    }
+}
+
+#[test]
+fn a_transfer_ends_the_lease_before_the_message_leaves() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.cut_off.insert(2);
+    let term = cluster.summary(1).term;
+    let effects = cluster.transfer(1, 1, 2);
+    let ordered = |message: &Envelope| message.message.message_type == MessageType::MsgTimeoutNow as u32;
+    assert!(effects.messages.iter().any(ordered), "the target is level: it is told at once");
+    assert_eq!(effects.views.last().map(|view| view.lease_until), Some(NO_LEASE));
+    // The message may arrive whenever it likes: no lease for the rest of the term, though Raft has given up.
+    for _ in 0..30 {
+        cluster.tick();
+        assert_eq!((cluster.summary(1).term, cluster.view(1).lease_until), (term, NO_LEASE));
+    }
+    assert!(cluster.view(1).serves, "it leads on, by barriers");
+    assert_eq!(cluster.transfers.len(), 1);
+    assert!(matches!(&cluster.transfers[0].1, Err(error) if error.action() == Action::Retry));
+    cluster.put(1, 5, "k", "v");
+    cluster.settle();
+    assert!(cluster.answer(5).is_ok());
+}
+
+#[test]
+fn a_transfer_is_answered_when_its_target_leads() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.transfer(1, 1, 3);
+    cluster.tick_until(|cluster| !cluster.transfers.is_empty());
+    assert_eq!(cluster.transfers[0], (1, Ok((NodeId(3), cluster.summary(3).term))));
+    cluster.tick_until(|cluster| cluster.view(3).lease_covers(cluster.now));
+    cluster.transfer(3, 2, 3);
+    cluster.transfer(3, 3, 9);
+    cluster.transfer(1, 4, 2);
+    let actions: Vec<_> =
+        cluster.transfers[1..].iter().map(|(_, done)| done.as_ref().map_err(|error| error.action())).collect();
+    assert!(matches!(actions[..], [Ok(_), Err(Action::Fail), Err(Action::RefreshRoute)]), "{actions:?}");
+}
+
+#[test]
+fn nothing_is_proposed_while_the_range_is_handed_over() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.cut_off.insert(2);
+    cluster.transfer(1, 1, 2);
+    let last = cluster.summary(1).last_index;
+    cluster.put(1, 5, "k", "v");
+    assert_eq!(cluster.answer(5).as_ref().map_err(|error| error.action()), Err(Action::Retry));
+    assert_eq!(cluster.summary(1).last_index, last);
+}
+
+#[test]
+fn a_store_that_stops_hands_its_ranges_over_and_leads_none() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.turn(1, vec![Input::Drain]);
+    cluster.settle();
+    let leader = cluster.leader().expect("handed over");
+    assert_ne!(leader, 1);
+    cluster.transfer(leader, 1, 1);
+    for _ in 0..60 {
+        cluster.tick();
+        assert!(!cluster.summary(1).leads);
+    }
+}
+
+#[test]
+fn a_store_that_stops_still_lets_others_be_elected() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.turn(2, vec![Input::Drain]);
+    cluster.cut_off.insert(1);
+    cluster.tick_until(|cluster| cluster.summary(3).leads);
+}

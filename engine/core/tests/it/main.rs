@@ -1,0 +1,10 @@
+//! The engine's core from outside: scenarios, each named by the behaviour it holds the core to and judged by
+//! the effects that come out. `cluster.rs` runs real stores, log writers and apply stages over disks in
+//! memory, step by step: a scenario decides what is durable, applied and delivered, and when.
+
+mod cluster;
+mod determinism;
+mod disk;
+mod elections;
+mod hostile;
+mod snapshots;
