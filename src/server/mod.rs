@@ -30,7 +30,7 @@ use flotilla_store::{DirectoryState, StoreDirectory};
 use tokio::net::TcpListener as AsyncListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use crate::config::{Config, ConfigError, Listen};
 use routes::{NodeRoutes, NodeTransport};
@@ -183,7 +183,7 @@ impl Server {
     }
 
     fn serve_grpc(&mut self, listener: TcpListener) -> Result<(), ServerError> {
-        let incoming = TcpListenerStream::new(asynchronous(listener)?);
+        let incoming = TcpIncoming::from(asynchronous(listener)?).with_nodelay(Some(true));
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone());
         let (health_reporter, health) = tonic_health::server::health_reporter();
@@ -193,7 +193,6 @@ impl Server {
             .map_err(|error| ServerError::Start(format!("reflection: {error}")))?;
         let service = tonic::transport::Server::builder()
             .layer(details::ErrorDetailsLayer)
-            .tcp_nodelay(true)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

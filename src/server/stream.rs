@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use flotilla_node::{Node, Replies, ReplySink, replies};
-use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{Error, v1};
 use prost::Message;
 use tokio::sync::watch;
@@ -108,9 +107,10 @@ impl ResponseStream {
     fn next_message(&mut self) -> v1::StreamResponse {
         let mut responses = Vec::with_capacity(self.ready.len());
         let mut bytes = 0;
-        while let Some(next) = self.ready.front() {
+        while let Some(next) = self.ready.front_mut() {
+            // An answer too large for the caller's decoder would break the stream for all the others.
+            next.body = next.body.take().map(flotilla_router::core::fit);
             let next_bytes = next.encoded_len();
-            debug_assert!(next_bytes < DECODED_BYTES_MAX);
             if !responses.is_empty() && bytes + next_bytes > MESSAGE_BYTES_TARGET {
                 break;
             }

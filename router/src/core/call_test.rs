@@ -318,7 +318,7 @@ fn at_the_deadline_what_is_out_is_ambiguous_and_what_is_not_timed_out() {
     assert_eq!(script.steps(), ["wait 50 ms"]);
     script.now += ANSWER_GRACE;
     let steps = script.steps();
-    assert_eq!(steps, ["done: Ambiguous Timeout Timeout"]);
+    assert_eq!(steps, ["done: Ambiguous Timeout DiskFull"]);
 }
 
 #[test]

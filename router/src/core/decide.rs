@@ -162,8 +162,9 @@ fn again(failure: &Failure, attempt: &Attempt, target: Target, wait: Duration, r
 /// The error of a call whose time was over before an attempt succeeded; only for calls of which
 /// surely nothing was applied.
 pub(super) fn timed_out(failures: u32, last: &Failure) -> Error {
-    if let Failure::Answer(timeout @ Error::Timeout { .. }) = last {
-        return timeout.clone();
+    // These say by themselves that nothing was applied, and what a person can do about it.
+    if let Failure::Answer(known @ (Error::Timeout { .. } | Error::DiskFull { .. } | Error::ServerBusy { .. })) = last {
+        return known.clone();
     }
     let attempts = if failures == 1 { "1 attempt".into() } else { format!("{failures} attempts") };
     Error::Timeout { stage: format!("after {attempts} (last: {})", last.text()) }

@@ -100,7 +100,7 @@ fn a_write_is_never_repeated_after_an_ambiguous_failure() {
 }
 
 #[test]
-fn at_the_deadline_the_last_error_becomes_a_timeout() {
+fn at_the_deadline_the_last_error_is_answered_or_named_in_a_timeout() {
     for (failure, _, _) in failures() {
         let late = Attempt { now: DEADLINE, failures: 6, ..attempt(Access::Read) };
         match (decide(&failure, &late), &failure) {
@@ -113,7 +113,7 @@ fn at_the_deadline_the_last_error_becomes_a_timeout() {
         }
     }
     let busy = Failure::Answer(Error::ServerBusy { reason: "full".into(), retry_after_ms: 60_000 });
-    assert_eq!(words(&busy, &attempt(Access::Write)), "Timeout", "waiting so long would be in vain");
+    assert_eq!(words(&busy, &attempt(Access::Write)), "ServerBusy", "waiting so long would be in vain");
 }
 
 #[test]
