@@ -3,6 +3,7 @@
 
 mod crash;
 mod embed;
+mod grpc;
 mod power;
 mod support;
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -30,11 +31,27 @@ pub struct Process {
     child: Option<Child>,
 }
 
-/// The binary under test.
+/// The binary's path.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_flotilla");
+
+/// The binary under test. Its process ends with the thread that starts it, so that a test program that is killed
+/// leaves none behind.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
+    let mut command = Command::new(BINARY);
     command.env_remove("FLOTILLA_ADDR").stdin(Stdio::null());
+    end_with_this_thread(&mut command);
     command
+}
+
+/// Ties a child to the thread that starts it.
+pub fn end_with_this_thread(command: &mut Command) {
+    let before_exec = || {
+        // SAFETY: prctl with these arguments takes no pointers.
+        let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: it runs between fork and exec: one system call, nothing is allocated.
+    unsafe { command.pre_exec(before_exec) };
 }
 
 impl Cluster {

@@ -1,9 +1,11 @@
 //! What the tests share: clusters of processes, ports, recorded workloads, waiting.
 
+pub mod cli;
 pub mod cluster;
 pub mod ports;
 pub mod recorder;
 pub mod rng;
+pub mod shared;
 
 use std::time::{Duration, Instant};
 
