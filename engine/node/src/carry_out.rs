@@ -13,7 +13,7 @@ use flotilla_proto::{Error, RangeId, v1};
 
 use crate::clock;
 use crate::disk::LocalStorage;
-use crate::failure::abort_on_panic;
+use crate::failure::{AbortOnPanic, abort_on_panic};
 use crate::requests;
 use crate::slow::{self, WriteStages};
 use crate::store_loop::{Asker, StoreLoop, WriteAsker};
@@ -149,6 +149,7 @@ impl<S: LocalStorage> StoreLoop<S> {
         let turn = self.outgoing.snapshot_turn();
         let runtime = self.reads.runtime.clone();
         self.reads.runtime.spawn(async move {
+            let _guard = AbortOnPanic("making a snapshot");
             let turn = turn.acquire_owned().await;
             let made = runtime.spawn_blocking(move || {
                 abort_on_panic("making a snapshot", || {

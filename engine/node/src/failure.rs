@@ -68,6 +68,21 @@ pub fn abort_on_panic<R>(what: &str, body: impl FnOnce() -> R) -> R {
     }
 }
 
+/// Held by a task of the network: if the task panics, the process aborts. The panic's message has been
+/// printed by then.
+#[derive(Debug)]
+pub struct AbortOnPanic(pub &'static str);
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(task = self.0, "panic in the engine: this is a bug; the process aborts");
+            eprintln!("flotilla: panic in {}; the process aborts", self.0);
+            std::process::abort();
+        }
+    }
+}
+
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

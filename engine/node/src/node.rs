@@ -86,7 +86,6 @@ impl<S: LocalStorage> std::fmt::Debug for Inner<S> {
 impl<S: LocalStorage> Drop for Inner<S> {
     fn drop(&mut self) {
         self.inbox.push(Item::Halt);
-        self.transport.abandon();
     }
 }
 

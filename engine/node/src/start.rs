@@ -215,8 +215,20 @@ fn other_nodes(config: &NodeConfig, boot: &Boot) -> Vec<(NodeId, String)> {
         .collect()
 }
 
+/// The address that other nodes are told.
+fn own_peer_addr(config: &NodeConfig) -> String {
+    if !config.peer_addr.is_empty() {
+        return config.peer_addr.clone();
+    }
+    let configured = || config.members.iter().find(|(node, _)| *node == config.node_id).map(|(_, at)| at.clone());
+    match config.peer_listener.local_addr() {
+        Ok(address) if !address.ip().is_unspecified() => address.to_string(),
+        // A listener on all interfaces has no address that others could dial.
+        _ => configured().unwrap_or_default(),
+    }
+}
+
 fn own_hello(config: &NodeConfig, boot: &Boot) -> v1::Hello {
-    let listening = config.peer_listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string());
     v1::Hello {
         cluster_id: boot.identity.cluster_id,
         node_id: boot.identity.node_id,
@@ -225,7 +237,7 @@ fn own_hello(config: &NodeConfig, boot: &Boot) -> v1::Hello {
         boot_id: clock::random_u64(),
         client_addr: config.client_addr.clone(),
         http_addr: config.http_addr.clone(),
-        peer_addr: if config.peer_addr.is_empty() { listening } else { config.peer_addr.clone() },
+        peer_addr: own_peer_addr(config),
         version: env!("CARGO_PKG_VERSION").into(),
         to_node_id: 0,
     }

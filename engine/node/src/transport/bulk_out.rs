@@ -25,6 +25,7 @@ use super::peers::Peer;
 use super::raft_out::{End, HANDSHAKE_TIMEOUT, dial, expect_hello};
 use super::service::peer_client::PeerClient;
 use super::{Context, hello};
+use crate::failure::AbortOnPanic;
 
 /// How long the receiver may take no chunk.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,6 +39,7 @@ struct Connection {
 
 /// Sends what is queued for `peer`, for ever.
 pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>, mut queue: mpsc::Receiver<Envelope>) {
+    let _guard = AbortOnPanic("sending snapshots");
     let mut connection = None;
     while let Some(envelope) = queue.recv().await {
         let turn = context.snapshots_out.acquire().await;

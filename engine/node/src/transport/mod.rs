@@ -199,13 +199,6 @@ impl Transport {
         &self.context.hello
     }
 
-    /// Ends all connections without waiting for that.
-    pub fn abandon(&self) {
-        self.context.shutdown.send_replace(true);
-        let dialling = std::mem::take(&mut *self.dialling.lock().unwrap_or_else(PoisonError::into_inner));
-        dialling.into_iter().for_each(|task| task.abort());
-    }
-
     /// Ends all connections.
     pub async fn stop(&self) {
         self.context.shutdown.send_replace(true);
@@ -221,6 +214,15 @@ impl Transport {
         {
             serving.abort();
         }
+    }
+}
+
+impl Drop for Transport {
+    /// Ends all connections, without waiting for that.
+    fn drop(&mut self) {
+        self.context.shutdown.send_replace(true);
+        let dialling = self.dialling.get_mut().unwrap_or_else(PoisonError::into_inner);
+        dialling.drain(..).for_each(|task| task.abort());
     }
 }
 

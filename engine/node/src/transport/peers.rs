@@ -32,13 +32,23 @@ pub(crate) struct Peer {
 
 #[derive(Clone, Debug, Default)]
 struct PeerState {
-    address: String,
+    /// As the settings have it.
+    configured: String,
+    /// Whether to dial that instead of what the node says of itself.
+    prefer_configured: bool,
     hello: v1::Hello,
     disk_full: bool,
     /// Why there is no connection to it, in words.
     trouble: Option<String>,
     /// Since when there is none.
     down_since: BootTime,
+}
+
+impl PeerState {
+    /// What the node says of itself counts, unless it cannot be reached there.
+    fn address(&self) -> &str {
+        if self.prefer_configured || self.hello.peer_addr.is_empty() { &self.configured } else { &self.hello.peer_addr }
+    }
 }
 
 impl Peer {
@@ -48,15 +58,21 @@ impl Peer {
 
     /// Where to dial it.
     pub fn address(&self) -> String {
-        self.lock().address.clone()
+        self.lock().address().into()
+    }
+
+    /// It did not answer there: the other address, if there are two, is next.
+    pub fn try_other_address(&self) {
+        let mut state = self.lock();
+        state.prefer_configured = !state.prefer_configured;
     }
 
     /// Takes what it said of itself. It may have come back at another address.
     pub fn introduced(&self, hello: &v1::Hello) {
         let mut state = self.lock();
-        if !hello.peer_addr.is_empty() && hello.peer_addr != state.address {
-            tracing::info!(node = %self.node, from = state.address, to = hello.peer_addr, "the node has another address");
-            state.address.clone_from(&hello.peer_addr);
+        if hello.peer_addr != state.hello.peer_addr {
+            tracing::info!(node = %self.node, from = state.address(), to = hello.peer_addr, "the node told its address");
+            state.prefer_configured = false;
         }
         state.hello = hello.clone();
         drop(state);
@@ -94,7 +110,7 @@ impl Peer {
         let heard = self.last_heard.load(Ordering::Relaxed);
         v1::NodeInfo {
             node_id: self.node.0,
-            peer_addr: state.address.clone(),
+            peer_addr: state.address().into(),
             client_addr: state.hello.client_addr.clone(),
             http_addr: state.hello.http_addr.clone(),
             version: state.hello.version.clone(),
@@ -109,7 +125,7 @@ impl Peer {
         let state = self.lock();
         let trouble = state.trouble.as_ref()?;
         let seconds = now.since(state.down_since).as_secs();
-        Some(format!("no connection to node {} at {} for {seconds} s: {trouble}", self.node.0, state.address))
+        Some(format!("no connection to node {} at {} for {seconds} s: {trouble}", self.node.0, state.address()))
     }
 }
 
@@ -131,7 +147,7 @@ impl Peers {
         for (node, address) in nodes {
             let (snapshots, queue) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
             let state = PeerState {
-                address,
+                configured: address,
                 trouble: Some("not reached yet".into()),
                 down_since: clock::now(),
                 ..PeerState::default()

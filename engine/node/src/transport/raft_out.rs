@@ -24,6 +24,7 @@ use super::peers::Peer;
 use super::service::peer_client::PeerClient;
 use super::{Context, hello};
 use crate::clock;
+use crate::failure::AbortOnPanic;
 
 /// How long dialling may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,6 +62,7 @@ impl From<Status> for End {
 
 /// Keeps the connection to `peer`, for ever.
 pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
+    let _guard = AbortOnPanic("a connection to another node");
     let mut pause = PAUSE_MIN;
     loop {
         let end = session(&context, &peer).await;
@@ -77,6 +79,9 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
         if stood || news {
             tracing::warn!(node = %peer.node, address = peer.address(), reason = words, "no connection to the node");
             context.inbox.input(Input::Unreachable { node: peer.node });
+        }
+        if !stood {
+            peer.try_other_address();
         }
         pause = if stood { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         // Up to half a pause more, so that nodes that lost each other at once do not dial in step.

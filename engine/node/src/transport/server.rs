@@ -19,6 +19,7 @@ use super::frame::Frame;
 use super::peers::Peer;
 use super::raft_out::HANDSHAKE_TIMEOUT;
 use super::{Context, bulk_in, hello};
+use crate::failure::AbortOnPanic;
 use crate::inbox::{Frame as TakenFrame, Item};
 
 /// Bytes of frames that may wait for the loop, of all connections.
@@ -59,6 +60,7 @@ impl PeerService {
         let context = Arc::clone(&self.context);
         let from = request.remote_addr().map_or_else(|| "an unknown address".into(), |address| address.to_string());
         tokio::spawn(async move {
+            let _guard = AbortOnPanic("a connection from another node");
             let mut shutdown = context.shutdown.subscribe();
             tokio::select! {
                 () = serve(&context, request.into_inner(), &answers, &from, class) => {}
