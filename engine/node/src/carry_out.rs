@@ -100,9 +100,11 @@ impl<S: LocalStorage> StoreLoop<S> {
             self.counters.writes_refused.add(1);
         }
         let request = asker.request;
-        if stages.total >= self.reads.slow {
+        if self.reads.slow.is_slow(stages.total) {
             self.counters.slow_requests.add(1);
-            slow::write(&request, &stages, result.as_ref().err());
+            if self.reads.slow.has_room(clock::now()) {
+                slow::write(&request, &stages, result.as_ref().err());
+            }
         }
         let response = match result {
             Ok(answer) => self.reads.answerer.write(request.id, &request.header, answer.term, answer.results),

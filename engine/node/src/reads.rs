@@ -9,7 +9,6 @@
 //! read would let the read miss a write that another replica has acknowledged.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use flotilla_engine::config::ReadMode;
 use flotilla_engine::read::{self, Admission, ReadRequest};
@@ -25,7 +24,7 @@ use crate::failure::{Failure, abort_on_panic};
 use crate::inbox::{Inbox, Item, Refused, Request};
 use crate::replies::Wakes;
 use crate::requests::{self, Answerer};
-use crate::slow;
+use crate::slow::{self, SlowLog};
 use crate::views::Views;
 
 /// A multi-get of more keys than this goes to a blocking thread at once.
@@ -42,7 +41,7 @@ pub(crate) struct Reads<S> {
     pub runtime: Handle,
     pub mode: ReadMode,
     pub answerer: Answerer,
-    pub slow: Duration,
+    pub slow: SlowLog,
 }
 
 /// How far a read has come.
@@ -225,7 +224,8 @@ impl<S: LocalStorage> Reads<S> {
         term: u64,
         result: Result<v1::response::Body, Error>,
     ) -> v1::Response {
-        let took = clock::now().since(request.arrived);
+        let now = clock::now();
+        let took = now.since(request.arrived);
         let stale = request.header.consistency() == v1::ReadConsistency::Stale;
         match (&result, quorum, stale) {
             (Err(_), ..) => self.counters.reads_refused.add(1),
@@ -235,9 +235,11 @@ impl<S: LocalStorage> Reads<S> {
         }
         let histogram = if quorum { &self.counters.read_quorum } else { &self.counters.read_local };
         histogram.record(took);
-        if took >= self.slow {
+        if self.slow.is_slow(took) {
             self.counters.slow_requests.add(1);
-            slow::read(request, took, quorum, result.as_ref().err());
+            if self.slow.has_room(now) {
+                slow::read(request, took, quorum, result.as_ref().err());
+            }
         }
         match result {
             Ok(body) => self.answerer.read(request.id, &request.header, term, body),

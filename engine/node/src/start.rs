@@ -34,6 +34,7 @@ use crate::persisted::Persisted;
 use crate::reads::Reads;
 use crate::replies::Wakes;
 use crate::requests::Answerer;
+use crate::slow::SlowLog;
 use crate::store_loop::StoreLoop;
 use crate::transport::{self, Transport};
 use crate::views::Views;
@@ -267,7 +268,7 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
         runtime: config.runtime.clone(),
         mode: config.engine.read_mode,
         answerer: Answerer { cluster_id: boot.identity.cluster_id, node_id: config.node_id },
-        slow: config.slow_request,
+        slow: SlowLog::new(config.slow_request),
     };
     let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
     Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads) }

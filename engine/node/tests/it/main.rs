@@ -5,4 +5,5 @@ mod failing_disk;
 mod frames;
 mod handshake;
 mod harness;
+mod partition;
 mod start;
