@@ -30,6 +30,7 @@ use crate::node::{Node, Process, id_of};
 use crate::ops::Keys;
 use crate::recorder::Recorder;
 use crate::rng::Rng;
+use crate::run::Options;
 use crate::schedule::{Event, Inner, Life, Schedule};
 use crate::trace::Trace;
 
@@ -76,7 +77,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// A cluster that has never run, its nodes about to start.
-    pub(crate) fn new(knobs: Knobs, print_trace: bool) -> Self {
+    pub(crate) fn new(knobs: Knobs, options: Options) -> Self {
         let members: Vec<(NodeId, String)> =
             (0..knobs.nodes).map(|index| (id_of(index), format!("sim:{index}"))).collect();
         let layout = bootstrap::layout("sim", &members, knobs.ranges, knobs.replicas)
@@ -93,11 +94,11 @@ impl Cluster {
             direct: BTreeMap::new(),
             plan: faults::plan(&knobs),
             undo: BTreeMap::new(),
-            invariants: Invariants::new(knobs.nodes, &layout),
+            invariants: Invariants::new(knobs.nodes, &layout, options.black_box),
             recorder: Recorder::default(),
             ending: Ending::default(),
             marks: Marks::default(),
-            trace: Trace::new(print_trace),
+            trace: Trace::new(options.print_trace),
             tally: Tally::default(),
             failure: None,
             effects: Effects::default(),
@@ -130,6 +131,7 @@ impl Cluster {
             paused_until: 0,
             stalled_until: 0,
             slow_sync: None,
+            disk_busy_until: 0,
             clients_cut: 0,
             armed: None,
             restarting: true,
@@ -242,6 +244,7 @@ impl Cluster {
         node.armed = None;
         node.paused_until = 0;
         node.stalled_until = 0;
+        node.disk_busy_until = 0;
         if !process.log_written.is_empty() {
             self.marks.hit(Mark::CrashMidSync);
         }

@@ -16,6 +16,7 @@ use crate::checker::{Budget, Verdict, check, nothing_invented, nothing_lost};
 use crate::client::Mode;
 use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
+use crate::node::Node;
 use crate::schedule::Event;
 
 const STEP: Nanos = ms(100);
@@ -67,7 +68,11 @@ impl Cluster {
     pub(crate) fn heal(&mut self) {
         self.ending.phase = Phase::Healing;
         // What stands still cannot be hurried.
-        let still = self.nodes.iter().map(|node| node.paused_until.max(node.stalled_until)).max().unwrap_or(0);
+        for node in &mut self.nodes {
+            node.slow_sync = None;
+        }
+        let still = |node: &Node| node.paused_until.max(node.stalled_until).max(node.disk_busy_until);
+        let still = self.nodes.iter().map(still).max().unwrap_or(0);
         if still > self.now {
             return self.schedule.at(still + us(1), Event::Heal);
         }
@@ -79,7 +84,6 @@ impl Cluster {
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
             node.armed = None;
-            node.slow_sync = None;
             node.clients_cut = 0;
             node.disk.free_space();
             if node.disk.is_poisoned() {
@@ -140,7 +144,7 @@ impl Cluster {
     }
 
     fn summaries(&self, range: RangeId) -> Vec<(usize, RangeSummary)> {
-        let of = |node: &crate::node::Node| {
+        let of = |node: &Node| {
             let mut ranges = node.process.as_ref()?.store.ranges();
             Some((node.index, ranges.find(|summary| summary.range == range)?))
         };

@@ -15,6 +15,8 @@ use crate::schedule::Event;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Undo {
     Links(Vec<(usize, usize)>),
+    /// Then the leader of this range, whoever that is by then, is cut off for so long.
+    Relay(Vec<(usize, usize)>, RangeId, Nanos),
     Clients(usize),
     Loss,
     Slow(Vec<(usize, usize)>),
@@ -47,6 +49,11 @@ impl Cluster {
                 let links = self.links_of(cut)?;
                 self.network.cut(&links);
                 Some((Undo::Links(links), *length))
+            }
+            Fault::Relay { range, length } => {
+                let links = self.links_of(&Cut::Isolate(Target::LeaderOf(*range)))?;
+                self.network.cut(&links);
+                Some((Undo::Relay(links, *range, *length), *length))
             }
             Fault::ClientsCutFrom { target, length } => {
                 let node = self.resolve(*target)?;
@@ -132,12 +139,22 @@ impl Cluster {
     pub(crate) fn fault_ends(&mut self, step: usize) {
         let Some(undo) = self.undo.remove(&step) else { return };
         self.trace.note(self.now, "fault ends", &[step as u64]);
+        let next = match &undo {
+            Undo::Relay(_, range, length) => Some((Cut::Isolate(Target::LeaderOf(*range)), *length)),
+            _ => None,
+        };
+        let links = next.as_ref().and_then(|(cut, _)| self.links_of(cut));
         self.undo_fault(undo);
+        if let (Some((_, length)), Some(links)) = (next, links) {
+            self.network.cut(&links);
+            self.undo.insert(step, Undo::Links(links));
+            self.schedule.at(self.now + length, Event::FaultEnds(step));
+        }
     }
 
     pub(crate) fn undo_fault(&mut self, undo: Undo) {
         match undo {
-            Undo::Links(links) => self.network.heal(&links),
+            Undo::Links(links) | Undo::Relay(links, ..) => self.network.heal(&links),
             Undo::Clients(node) => self.nodes[node].clients_cut = self.nodes[node].clients_cut.saturating_sub(1),
             Undo::Loss => self.network.storm_loss_per_mille = 0,
             Undo::Slow(links) => {

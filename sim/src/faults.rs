@@ -74,6 +74,11 @@ pub(crate) enum Fault {
     CrashAll {
         down: Nanos,
     },
+    /// The leader is cut off for a while; when it is back, its successor is.
+    Relay {
+        range: RangeId,
+        length: Nanos,
+    },
     /// The whole process stands still.
     Pause {
         target: Target,
@@ -205,13 +210,14 @@ fn crash(knobs: &Knobs, rng: &mut Rng) -> Fault {
 fn draw(knobs: &Knobs, rng: &mut Rng) -> Fault {
     let down = rng.between(ms(50), ms(3_000));
     match rng.below(100) {
-        0..22 => Fault::Partition { cut: cut(knobs, rng), length: length(rng) },
+        0..5 => Fault::Relay { range: range(knobs, rng), length: rng.between(ms(800), ms(4_000)) },
+        5..22 => Fault::Partition { cut: cut(knobs, rng), length: length(rng) },
         22..47 => crash(knobs, rng),
         47..50 => Fault::CrashAll { down },
         50..57 => Fault::Pause { target: target(knobs, rng), length: length(rng) },
         57..63 => Fault::Stall { target: target(knobs, rng), length: length(rng) },
         63..68 => {
-            let sync = rng.pick(&[ms(30), ms(200), ms(900)]);
+            let sync = rng.pick(&[ms(30), ms(200), ms(900), ms(2_500)]);
             Fault::SlowDisk { target: target(knobs, rng), sync, length: length(rng) }
         }
         68..70 => Fault::SyncFails { target: target(knobs, rng), down },

@@ -83,7 +83,7 @@ impl Knobs {
             write_delay: rng.pick(&[0, 0, us(50), ms(4)]),
             apply_delay,
             read_delay: rng.pick(&[us(5), us(200), ms(8), ms(120)]),
-            clients: rng.between(3, 8) as usize,
+            clients: rng.pick(&[3, 4, 6, 8, 16]),
             think: rng.pick(&[ms(3), ms(12), ms(40)]),
             hot_keys: rng.between(1, 4) as usize,
             cold_keys: 16,

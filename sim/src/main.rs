@@ -4,25 +4,28 @@
 //! 2: the arguments are wrong. With `--expect-failure` (mutants) 0 means that a failure was found.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use flotilla_sim::run::{run_seed, run_seeds};
+use flotilla_sim::run::{Options, Seeds, run_seed, run_seeds};
 
-const USAGE: &str = "usage: flotilla-sim [--seeds N] [--first S] [--jobs J] [--expect-failure]
-       flotilla-sim --seed S [--trace]";
+const USAGE: &str =
+    "usage: flotilla-sim [--seeds N] [--first S] [--seconds T] [--jobs J] [--black-box] [--expect-failure]
+       flotilla-sim --seed S [--trace] [--black-box]
+  --seeds N         run at least N seeds, from S (1) on
+  --seconds T       and go on until T seconds have passed
+  --black-box       check only what clients could notice in the end
+  --expect-failure  one seed after another until one fails, and exit 0 only if one did";
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Arguments {
-    seeds: u64,
-    first: u64,
+    seeds: Seeds,
+    options: Options,
     seed: Option<u64>,
-    trace: bool,
-    jobs: usize,
     expect_failure: bool,
 }
 
 fn parse() -> Result<Arguments, String> {
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut parsed = Arguments { seeds: 50, first: 1, seed: None, trace: false, jobs, expect_failure: false };
+    let mut parsed = Arguments::default();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u64, String> {
@@ -30,14 +33,20 @@ fn parse() -> Result<Arguments, String> {
             value.parse().map_err(|_| format!("{argument} {value}: not a number"))
         };
         match argument.as_str() {
-            "--seeds" => parsed.seeds = number()?,
-            "--first" => parsed.first = number()?,
+            "--seeds" => parsed.seeds.count = number()?,
+            "--first" => parsed.seeds.first = number()?,
+            "--seconds" => parsed.seeds.at_least = Duration::from_secs(number()?),
             "--seed" => parsed.seed = Some(number()?),
-            "--jobs" => parsed.jobs = usize::try_from(number()?).map_err(|error| error.to_string())?,
-            "--trace" => parsed.trace = true,
+            "--jobs" => parsed.seeds.jobs = usize::try_from(number()?).map_err(|error| error.to_string())?,
+            "--trace" => parsed.options.print_trace = true,
+            "--black-box" => parsed.options.black_box = true,
             "--expect-failure" => parsed.expect_failure = true,
             other => return Err(format!("unknown argument {other}")),
         }
+    }
+    if parsed.expect_failure {
+        // One after another: the number of seeds until the first failure is asked for.
+        parsed.seeds = Seeds { jobs: 1, failures_max: 1, ..parsed.seeds };
     }
     Ok(parsed)
 }
@@ -51,27 +60,20 @@ fn main() -> ExitCode {
         }
     };
     if let Some(seed) = arguments.seed {
-        let report = run_seed(seed, arguments.trace);
+        let report = run_seed(seed, arguments.options);
         println!("seed {seed}: trace hash {:016x}, {}", report.trace_hash, report.failure.as_deref().unwrap_or("ok"));
         return if report.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    // One after another where the number of seeds until the first failure is asked for.
-    let jobs = if arguments.expect_failure { 1 } else { arguments.jobs };
-    let failures_max = if arguments.expect_failure { 1 } else { 10 };
-    let summary = run_seeds(arguments.first, arguments.seeds, jobs, failures_max);
-    if arguments.expect_failure {
-        let Some(report) = summary.failures.values().next() else {
-            println!("not found within {} seeds", summary.seeds);
-            return ExitCode::FAILURE;
-        };
-        println!(
-            "found after {} seeds: seed {} {}",
-            summary.seeds,
-            report.seed,
-            report.failure.as_deref().unwrap_or("")
-        );
-        return ExitCode::SUCCESS;
+    let summary = run_seeds(&arguments.seeds, arguments.options);
+    if !arguments.expect_failure {
+        print!("{summary}");
+        return if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    print!("{summary}");
-    if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let Some(report) = summary.failures.values().next() else {
+        println!("not found within {} seeds", summary.seeds);
+        return ExitCode::FAILURE;
+    };
+    let what = report.failure.as_deref().unwrap_or_default();
+    println!("found after {} seeds: seed {}, {what}", summary.seeds, report.seed);
+    ExitCode::SUCCESS
 }

@@ -28,6 +28,8 @@ pub(crate) struct Node {
     pub stalled_until: Nanos,
     /// How long a sync takes, while the disk is slow.
     pub slow_sync: Option<Nanos>,
+    /// When the sync that is under way ends.
+    pub disk_busy_until: Nanos,
     pub clients_cut: u32,
     /// A crash that waits for its point, and how long the node is down then.
     pub armed: Option<(CrashPoint, Nanos, bool)>,

@@ -53,7 +53,8 @@ impl Asker {
     pub(crate) fn new(client: u64, knobs: &Knobs) -> Self {
         let mut rng = Rng::new(knobs.seed, 1_000 + client);
         // Under a storm of transfers, some only read: that is what a stale lease would show to.
-        let reads_per_mille = if knobs.transfer_storm { rng.pick(&[300, 950]) } else { rng.pick(&[350, 500, 800]) };
+        let reads_per_mille =
+            if knobs.transfer_storm { rng.pick(&[300, 950]) } else { rng.pick(&[100, 350, 500, 800]) };
         Self { client, values: 0, seen: BTreeMap::new(), rng, reads_per_mille }
     }
 

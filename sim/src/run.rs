@@ -32,10 +32,42 @@ pub struct Report {
     plan: String,
 }
 
+/// How a seed is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Print every event.
+    pub print_trace: bool,
+    /// Check only what clients could notice in the end, not what replicas promise one another: to see
+    /// that the checkers of histories find bugs without help.
+    pub black_box: bool,
+}
+
+/// Which seeds are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    /// The first one.
+    pub first: u64,
+    /// At least so many.
+    pub count: u64,
+    /// And more, until so much time has passed.
+    pub at_least: Duration,
+    /// Threads.
+    pub jobs: usize,
+    /// No new seed after so many failures.
+    pub failures_max: usize,
+}
+
+impl Default for Seeds {
+    fn default() -> Self {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { first: 1, count: 50, at_least: Duration::ZERO, jobs, failures_max: 10 }
+    }
+}
+
 /// Runs one seed. A panic of the core is a failure like any other.
-pub fn run_seed(seed: u64, print_trace: bool) -> Report {
-    let mut cluster = Cluster::new(Knobs::draw(seed), print_trace);
-    if print_trace {
+pub fn run_seed(seed: u64, options: Options) -> Report {
+    let mut cluster = Cluster::new(Knobs::draw(seed), options);
+    if options.print_trace {
         println!("{:#?}", cluster.knobs);
         for step in &cluster.plan {
             println!("plan: {:>10.3} s {:?}", step.at as f64 / 1e9, step.fault);
@@ -185,21 +217,21 @@ pub fn repeat_command(seed: u64) -> String {
     format!("cargo run --release -p flotilla-sim {features}-- --seed {seed} --trace")
 }
 
-/// Runs the seeds `[first, first + count)` on `jobs` threads; stops early after `failures_max` failures.
-pub fn run_seeds(first: u64, count: u64, jobs: usize, failures_max: usize) -> Summary {
+/// Runs seeds on several threads; a failure lets those under way end.
+pub fn run_seeds(seeds: &Seeds, options: Options) -> Summary {
     let began = now();
     let next = AtomicU64::new(0);
     let summary = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
+        for _ in 0..seeds.jobs.max(1) {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let enough = lock(&summary).failures.len() >= failures_max;
-                    if at >= count || enough {
+                    let enough = lock(&summary).failures.len() >= seeds.failures_max;
+                    if enough || (at >= seeds.count && began.elapsed() >= seeds.at_least) {
                         return;
                     }
-                    let report = run_seed(first + at, false);
+                    let report = run_seed(seeds.first + at, options);
                     lock(&summary).add(report);
                 }
             });

@@ -45,6 +45,7 @@ impl Cluster {
             return self.disk_failed(life.node, &error, Mark::SyncFailed);
         }
         let at = self.now + self.rng.delay(sync);
+        self.nodes[life.node].disk_busy_until = at;
         self.schedule.at(at, Event::Inner(life, Inner::LogSynced));
     }
 

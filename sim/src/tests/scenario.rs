@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::faults::{Cut, Fault, Target};
 use crate::knobs::Knobs;
 use crate::marks::Mark;
+use crate::run::Options;
 use crate::schedule::{Event, ReplyTo};
 
 /// The one range of most scenarios.
@@ -41,7 +42,7 @@ impl Scenario {
     pub(super) fn with(change: impl FnOnce(&mut Knobs)) -> Self {
         let mut knobs = Knobs::calm(7);
         change(&mut knobs);
-        let mut cluster = Cluster::new(knobs, false);
+        let mut cluster = Cluster::new(knobs, Options::default());
         let client = cluster.add_client(Mode::Script);
         Self { cluster, client, asked: 0 }
     }

@@ -1,11 +1,10 @@
 //! A share of the seeds, and that one seed means one run. `make sim SEEDS=n` runs more.
 
-use crate::run::{run_seed, run_seeds};
+use crate::run::{Options, Seeds, run_seed, run_seeds};
 
 #[test]
 fn dozens_of_seeds_break_no_invariant() {
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let summary = run_seeds(1, 100, jobs, 1);
+    let summary = run_seeds(&Seeds { count: 300, failures_max: 1, ..Seeds::default() }, Options::default());
     println!("{summary}");
     assert!(summary.failures.is_empty(), "{summary}");
     assert!(summary.events() > 1_000_000);
@@ -13,7 +12,7 @@ fn dozens_of_seeds_break_no_invariant() {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    let hashes = |seed| run_seed(seed, false).trace_hash;
+    let hashes = |seed| run_seed(seed, Options::default()).trace_hash;
     let first: Vec<u64> = (1..12).map(hashes).collect();
     let second: Vec<u64> = (1..12).map(hashes).collect();
     assert_eq!(first, second);
