@@ -18,7 +18,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a request was not, or may not have been, carried out.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// Refresh the route: this replica does not lead. Only ever answered before a proposal.
+    /// Refresh the route: this replica does not lead, or no longer did when it would have
+    /// proposed, or another leader's entry took the proposal's place: surely not applied.
     #[error("range {range} is not led by this node{}", leader_text(*.leader))]
     NotLeader {
         /// The range asked for.

@@ -44,7 +44,18 @@ pub fn run(args: StartArgs) -> Result {
     builder.enable_all().thread_name("flotilla-net").worker_threads(network_threads(&config));
     let runtime = builder.build().map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
     let reload = || load(args.config.as_ref(), &args.flags);
-    runtime.block_on(server::run(config, &log, reload)).map_err(|error| server_failure(&error))
+    match runtime.block_on(server::run(config, &log, reload)) {
+        Err(error @ ServerError::Failed(_)) => leave(&error),
+        done => done.map_err(|error| server_failure(&error)),
+    }
+}
+
+/// Ends the process at once: the store is beyond repair, so its threads are not waited for, and
+/// RocksDB's own tear-down must not run under them.
+fn leave(error: &ServerError) -> ! {
+    eprintln!("error: {error}");
+    // SAFETY: no memory is involved; the log has been written by then, stderr has no buffer.
+    unsafe { libc::_exit(i32::from(error.exit_code())) }
 }
 
 fn server_failure(error: &ServerError) -> Failure {

@@ -4,6 +4,7 @@
 //! layout: equal ranges over the keys' alphabet, replicas and first leaders dealt round.
 
 use flotilla_proto::{NodeId, v1};
+use prost::Message;
 
 use crate::keys::{self, MetaRecord, RangeRecord};
 use crate::record;
@@ -100,16 +101,14 @@ fn borders(ranges: u32) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// A cluster's id: from its name and its first members (node ids and their addresses between nodes),
-/// so that every member computes the same one. Two clusters differ by name or by members.
+/// A cluster's id: from the whole layout that it is born with (name, members and their addresses
+/// between nodes, ranges, replicas), so that every member computes the same one, and a member that
+/// was told another layout belongs to another cluster.
 pub fn cluster_id(layout: &v1::Layout) -> u64 {
-    let mut text = layout.cluster_name.clone();
-    for node in &layout.nodes {
-        text.push_str(&format!("\n{}={}", node.node_id, node.peer_addr));
-    }
     // FNV-1a, 64 bits: this names a cluster, it does not authenticate it.
-    let hash = text
-        .bytes()
+    let hash = layout
+        .encode_to_vec()
+        .into_iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     hash.max(1)
 }

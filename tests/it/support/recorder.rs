@@ -130,12 +130,13 @@ fn hot_key(number: u64) -> String {
 }
 
 fn swap(rng: &mut Rng, known: Option<(Bytes, u64)>, value: Bytes) -> Input {
+    // To delete what is not there would write nothing, and tell nothing.
+    let new = (known.is_none() || rng.below(4) > 0).then_some(value);
     let expect = match known {
         None => checker::Expect::Absent,
         Some((value, _)) if rng.below(2) == 0 => checker::Expect::Value(value),
         Some((_, version)) => checker::Expect::Version(version),
     };
-    let new = (rng.below(4) > 0).then_some(value);
     Input::CompareAndSwap { expect, new }
 }
 

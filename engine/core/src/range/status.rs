@@ -1,6 +1,6 @@
 //! What a replica tells about itself.
 
-use raft::StateRole;
+use raft::{ProgressState, StateRole};
 
 use flotilla_proto::v1;
 
@@ -17,6 +17,14 @@ fn role_name(role: StateRole) -> &'static str {
     }
 }
 
+fn progress_name(state: ProgressState) -> &'static str {
+    match state {
+        ProgressState::Probe => "probe",
+        ProgressState::Replicate => "replicate",
+        ProgressState::Snapshot => "snapshot",
+    }
+}
+
 impl Range {
     /// The replica's state, for people.
     pub(crate) fn status(&self, node: u64, now: BootTime) -> v1::GetRangeResponse {
@@ -28,7 +36,7 @@ impl Range {
                 node_id: self.node_of(*id).unwrap_or_default().0,
                 replica_id: *id,
                 matched_index: progress.matched,
-                state: progress.state.to_string().to_lowercase(),
+                state: progress_name(progress.state).into(),
                 recently_active: progress.recent_active,
             }));
             followers.sort_by_key(|follower| follower.replica_id);
