@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flotilla_engine::time::BootTime;
-use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_proto::{Error, NodeId, RangeId, limits, v1};
 use flotilla_store::{Properties, RocksStorage, Statistics};
 use tokio::sync::{oneshot, watch};
 
@@ -171,6 +171,12 @@ impl<S: LocalStorage> Node<S> {
             _ => None,
         };
         let bytes = write_bytes.unwrap_or(READ_BYTES);
+        // The limits of single operations are checked at the door; this one keeps an entry within a frame.
+        if bytes > limits::ENTRY_BYTES_MAX {
+            let what = format!("a write of {bytes} bytes, the limit is {}", limits::ENTRY_BYTES_MAX);
+            wakes.answer(reply, refusal(id, &Error::invalid(what, "cut it into smaller ones")));
+            return None;
+        }
         let request = Box::new(Request { id, header, body, arrived: now, deadline, bytes, reply });
         if write_bytes.is_some() {
             return Some((bytes, Item::Write(request)));

@@ -227,7 +227,12 @@ async fn requests_that_cannot_be_carried_out_say_why() {
             assert_eq!(error.kind(), kind);
         }
     }
-    let response = leader.execute(v1::Request { id: 1, body: None }).await;
-    assert!(matches!(response.body, Some(v1::response::Body::Error(_))));
+    let header = cluster.header(b"a", v1::ReadConsistency::Linearizable);
+    let huge = put_body(header, b"a", &vec![0; 9 << 20]);
+    for body in [None, Some(huge)] {
+        let response = leader.execute(v1::Request { id: 1, body }).await;
+        let Some(v1::response::Body::Error(error)) = response.body else { panic!("{response:?}") };
+        assert_eq!(error.kind(), v1::ErrorKind::InvalidArgument);
+    }
     cluster.stop().await;
 }
