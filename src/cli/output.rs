@@ -97,7 +97,8 @@ impl Table {
 impl fmt::Display for Table {
     /// Without a line feed at the end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heads: Vec<String> = self.heads.iter().map(|head| head.trim_start_matches('>').to_uppercase()).collect();
+        let heads: Vec<String> =
+            self.heads.iter().map(|head| head.trim_start_matches('>').to_ascii_uppercase()).collect();
         let lines: Vec<&Vec<String>> = std::iter::once(&heads).chain(&self.rows).collect();
         let columns = 0..heads.len();
         let widths: Vec<usize> =
@@ -166,9 +167,9 @@ pub fn progress(length: u64, what: &str) -> ProgressBar {
     }
     let bar = ProgressBar::with_draw_target((length > 0).then_some(length), ProgressDrawTarget::stderr());
     let shape = if length > 0 {
-        "{prefix} [{bar:30}] {human_pos}/{human_len} {per_sec} {eta} {msg}"
+        "{prefix} [{bar:30}] {human_pos}/{human_len} {eta} {msg}"
     } else {
-        "{prefix} {human_pos} {per_sec} {msg}"
+        "{prefix} {human_pos} {elapsed} {msg}"
     };
     // A style that does not parse would be a bug; the default one will do then.
     if let Ok(style) = ProgressStyle::with_template(shape) {

@@ -1,12 +1,18 @@
 //! `range`: the ranges, who leads them, and moving leaders.
 
+use std::collections::BTreeSet;
+
 use flotilla_proto::{NodeId, RangeId, v1};
+use flotilla_router::Client;
 use serde_json::{Value, json};
 
 use super::bytes::{KeyStyle, base64};
 use super::failure::{Failure, Result};
 use super::global::Global;
 use super::output::{self, Table, size};
+
+/// A leader's role, as replicas tell it.
+const LEADER: &str = "leader";
 
 #[derive(clap::Subcommand, Debug)]
 pub enum RangeCommand {
@@ -52,7 +58,10 @@ pub async fn run(command: RangeCommand, global: &Global) -> Result {
 }
 
 async fn list(args: &ListArgs, global: &Global) -> Result {
-    let ranges = global.client().await?.list_ranges().await?.ranges;
+    let client = global.client().await?;
+    let v1::ListRangesResponse { mut ranges, nodes } = client.list_ranges().await?;
+    let live: BTreeSet<u64> = nodes.iter().filter(|node| node.live).map(|node| node.node_id).collect();
+    find_leaders(&client, &mut ranges, &live).await;
     if global.json() {
         return output::json(&Value::Array(ranges.iter().map(status_json).collect()));
     }
@@ -71,6 +80,22 @@ async fn list(args: &ListArgs, global: &Global) -> Result {
         ]);
     }
     output::line(table)
+}
+
+/// Asks the replicas themselves where the answering node knows no leader, or one that is not up: it
+/// may have no replica there, or not have heard yet.
+pub async fn find_leaders(client: &Client, ranges: &mut [v1::RangeStatus], up: &BTreeSet<u64>) {
+    for status in ranges.iter_mut().filter(|status| !up.contains(&status.leader_node_id)) {
+        let Some(descriptor) = &status.descriptor else { continue };
+        for node in descriptor.replicas.iter().map(|replica| replica.node_id).filter(|node| up.contains(node)) {
+            let answer = client.get_range(RangeId(descriptor.range_id), Some(NodeId(node))).await;
+            let Some(replica) = answer.ok().and_then(|answer| answer.replica) else { continue };
+            if replica.role == LEADER {
+                (status.leader_node_id, status.term) = (node, replica.term);
+                break;
+            }
+        }
+    }
 }
 
 /// A leader's node, or a word that stands out.

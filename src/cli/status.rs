@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::{Error, NodeId, v1};
 use flotilla_router::Client;
 use serde_json::json;
 
 use super::failure::{Failure, Result};
 use super::global::Global;
 use super::output::{self, plural, size};
+use super::range;
 
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
@@ -70,10 +71,20 @@ async fn look(client: &Client) -> Result<Picture> {
         }
         match client.node_status(NodeId(node.node_id)).await {
             Ok(status) => picture.statuses.insert(node.node_id, status).map(|_| ()),
-            Err(error) => picture.silent.insert(node.node_id, error.to_string()).map(|_| ()),
+            Err(error) => picture.silent.insert(node.node_id, reason(node, error)).map(|_| ()),
         };
     }
+    let up = picture.statuses.keys().copied().collect();
+    range::find_leaders(client, &mut picture.ranges, &up).await;
     Ok(picture)
+}
+
+/// Why a node did not answer, without its address.
+fn reason(node: &v1::NodeInfo, error: Error) -> String {
+    match error {
+        Error::Unavailable { reason } => reason.trim_start_matches(&format!("{}: ", node.client_addr)).into(),
+        error => error.to_string(),
+    }
 }
 
 fn all_well(picture: &Picture) -> String {
@@ -138,36 +149,36 @@ fn without_leader(picture: &Picture) -> Option<String> {
         .collect();
     (!lost.is_empty()).then(|| {
         format!(
-            "{} without a leader ({}): reads and writes there wait; a quorum of the replicas' nodes must be up",
+            "{} without a leader ({}): an election takes a second or two, if a quorum of the replicas' nodes is up",
             plural(lost.len() as u64, "range"),
             some_ids(&lost),
         )
     })
 }
 
-/// Ranges by the set of their replicas' nodes that are down.
+/// Ranges by the set of their replicas' nodes that are down, and whether a quorum is left.
 fn too_few_replicas(picture: &Picture) -> Vec<String> {
-    let mut by_missing: BTreeMap<BTreeSet<u64>, Vec<u64>> = BTreeMap::new();
+    let mut by_missing: BTreeMap<(BTreeSet<u64>, bool), Vec<u64>> = BTreeMap::new();
     for descriptor in picture.ranges.iter().filter_map(|range| range.descriptor.as_ref()) {
         let nodes = descriptor.replicas.iter().map(|replica| replica.node_id);
         let missing: BTreeSet<u64> = nodes.filter(|node| !picture.statuses.contains_key(node)).collect();
+        let quorum = missing.len() * 2 < descriptor.replicas.len();
         if !missing.is_empty() {
-            by_missing.entry(missing).or_default().push(descriptor.range_id);
+            by_missing.entry((missing, quorum)).or_default().push(descriptor.range_id);
         }
     }
-    by_missing
-        .into_iter()
-        .map(|(missing, ranges)| {
-            let nodes: Vec<String> = missing.iter().map(u64::to_string).collect();
-            let verb = if ranges.len() == 1 { "lacks" } else { "lack" };
-            format!(
-                "{} {verb} the replica on node {} ({}): another failure may stop them",
-                plural(ranges.len() as u64, "range"),
-                nodes.join(" and "),
-                some_ids(&ranges),
-            )
-        })
-        .collect()
+    let line = |((missing, quorum), ranges): ((BTreeSet<u64>, bool), Vec<u64>)| {
+        let nodes: Vec<String> = missing.iter().map(u64::to_string).collect();
+        let verb = if ranges.len() == 1 { "lacks" } else { "lack" };
+        let (replicas, nodes) = match &nodes[..] {
+            [node] => ("replica", format!("node {node}")),
+            _ => ("replicas", format!("nodes {}", nodes.join(" and "))),
+        };
+        let outlook = if quorum { "another failure may stop them" } else { "without a quorum, writes there wait" };
+        let count = plural(ranges.len() as u64, "range");
+        format!("{count} {verb} the {replicas} on {nodes} ({}): {outlook}", some_ids(&ranges))
+    };
+    by_missing.into_iter().map(line).collect()
 }
 
 fn some_ids(ids: &[u64]) -> String {

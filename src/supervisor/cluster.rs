@@ -47,7 +47,7 @@ impl Cluster {
         Ok(Self { plan, processes, nodes, leaders: Leaders::new() })
     }
 
-    /// Waits until every range has a leader and every node knows it.
+    /// Waits until every node answers and every range has a leader.
     pub async fn ready(&mut self) -> Result {
         let began = Instant::now();
         let all: Vec<u64> = self.plan.nodes.iter().map(|node| node.id).collect();

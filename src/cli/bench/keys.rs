@@ -164,14 +164,13 @@ pub mod tests {
     }
 
     fn ranges() -> Vec<v1::RangeStatus> {
-        let borders: [&[u8]; 5] = [b"", b"F", b"V", b"k", b""];
-        let descriptor = |pair: &[&'static [u8]]| v1::RangeDescriptor {
-            start: Bytes::from_static(pair[0]),
-            end: Bytes::from_static(pair[1]),
-            ..Default::default()
+        let borders: [&'static [u8]; 5] = [b"", b"F", b"V", b"k", b""];
+        let status = |pair: &[&'static [u8]]| {
+            let (start, end) = (Bytes::from_static(pair[0]), Bytes::from_static(pair[1]));
+            let descriptor = v1::RangeDescriptor { start, end, ..Default::default() };
+            v1::RangeStatus { descriptor: Some(descriptor), ..Default::default() }
         };
-        let status = |pair| v1::RangeStatus { descriptor: Some(descriptor(pair)), ..Default::default() };
-        borders.windows(2).map(|pair| status(&[pair[0], pair[1]])).collect()
+        borders.windows(2).map(status).collect()
     }
 
     #[test]
@@ -189,7 +188,7 @@ pub mod tests {
     #[test]
     fn few_ranges_are_the_first_ones() {
         let keys = Keys::new(&args(&["put", "--keys", "100", "--ranges", "1"]), &ranges()).expect("keys");
-        assert!(keys.all().iter().all(|key| &key[..] < b"F"));
+        assert!(keys.all().iter().all(|key| key[..] < b"F"[..]));
         assert_eq!(Keys::new(&args(&["put", "--ranges", "5"]), &ranges()).expect_err("four").code(), 2);
     }
 

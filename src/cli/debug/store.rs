@@ -1,15 +1,13 @@
 //! `debug store`.
 
-use flotilla_store::StoreDirectory;
 use serde_json::json;
 
 use super::{StoreArgs, copy, load};
-use crate::cli::failure::{Failure, Result};
+use crate::cli::failure::Result;
 use crate::cli::global::Global;
 use crate::cli::output::{self, plural, size};
 
 pub fn run(args: &StoreArgs, global: &Global) -> Result {
-    let state = StoreDirectory::probe(&args.dir).map_err(|error| Failure::failed(error.to_string()))?;
     let opened = copy::Opened::open(&args.dir)?;
     let boot = load(&opened)?;
     let storage = opened.storage();
@@ -39,7 +37,7 @@ pub fn run(args: &StoreArgs, global: &Global) -> Result {
     let nodes: Vec<String> =
         boot.layout.nodes.iter().map(|node| format!("{}={}", node.node_id, node.peer_addr)).collect();
     output::line(format_args!(
-        "node {} of cluster \"{}\" ({:016x}), disk format {} (directory: {state:?})\n\
+        "node {} of cluster \"{}\" ({:016x}), disk format {}\n\
          born with {} on nodes {}; {} here\n\
          {}; {} in {} since the last flush, last sequence number {}\n\
          tables {}, {} at level 0",
