@@ -61,6 +61,8 @@ pub struct Config {
     pub ballast_bytes: u64,
     /// Requests that take longer are logged with the time of each stage, in milliseconds.
     pub slow_request_ms: u64,
+    /// Log batches that one sync may cover; 0: no bound. To measure what grouping gains.
+    pub sync_batches_max: usize,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a tracing filter.
     pub log_level: String,
     /// Log into this file, rotated by size; empty: to stderr.
@@ -111,6 +113,7 @@ impl Default for Config {
             disk_margin_bytes: 0,
             ballast_bytes: 64 << 20,
             slow_request_ms: 500,
+            sync_batches_max: 0,
             log_level: "info".into(),
             log_file: String::new(),
             network_threads: 0,

@@ -69,6 +69,9 @@ pub struct Overrides {
     /// Log requests that take longer, with the time of each stage
     #[arg(long, value_name = "MS")]
     pub slow_request_ms: Option<u64>,
+    /// Log batches that one sync may cover; 0: no bound. To measure what grouping gains
+    #[arg(long, value_name = "N")]
+    pub sync_batches_max: Option<usize>,
     /// What is logged: error, warn, info, debug, trace, or a tracing filter
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,

@@ -321,6 +321,9 @@ fn node_config(
     node.ballast_bytes = config.ballast_bytes;
     node.plaintext_off_loopback = config.plaintext_off_loopback;
     node.slow_request = config.slow_request();
+    if config.sync_batches_max > 0 {
+        node.sync_batches_max = config.sync_batches_max;
+    }
     Ok(node)
 }
 

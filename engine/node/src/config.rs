@@ -44,6 +44,9 @@ pub struct NodeConfig {
     pub ballast_bytes: u64,
     /// Whether connections between machines may be plain text.
     pub plaintext_off_loopback: bool,
+    /// Log batches that one sync may cover: the fewer, the more syncs. For measurements of what
+    /// grouping gains; the default knows no bound.
+    pub sync_batches_max: usize,
     /// Slower requests are reported.
     pub slow_request: Duration,
     /// How long a stop waits until leaders are handed over and requests answered.
@@ -70,6 +73,7 @@ impl NodeConfig {
             disk_margin_bytes: None,
             ballast_bytes: 64 << 20,
             plaintext_off_loopback: false,
+            sync_batches_max: usize::MAX,
             slow_request: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(4),
         }

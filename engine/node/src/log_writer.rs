@@ -25,6 +25,8 @@ pub(crate) struct LogWriter<S> {
     pub inbox: Arc<Inbox>,
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
+    /// Batches that one sync may cover; at least one.
+    pub sync_batches_max: usize,
 }
 
 impl<S: Storage> LogWriter<S> {
@@ -33,7 +35,7 @@ impl<S: Storage> LogWriter<S> {
         let mut batches = Vec::new();
         while let Ok(first) = self.queue.recv() {
             batches.push(first);
-            batches.extend(self.queue.try_iter());
+            batches.extend(self.queue.try_iter().take(self.sync_batches_max.saturating_sub(1)));
             match self.persist(&batches) {
                 Ok(sequence) => self.inbox.input(Input::Persisted { sequence }),
                 Err(error) => {

@@ -323,7 +323,7 @@ fn run<S: LocalStorage>(
         next_tick: started + config.engine.tick,
         give_up_at: None,
     };
-    let threads = spawn(&shared, directory, queue, store_loop)?;
+    let threads = spawn(&shared, directory, queue, config.sync_batches_max, store_loop)?;
     Ok(Node::from_inner(Inner {
         node: config.node_id,
         layout: boot.layout.clone(),
@@ -345,6 +345,7 @@ fn spawn<S: LocalStorage>(
     shared: &Shared<S>,
     directory: Arc<StoreDirectory>,
     queue: mpsc::Receiver<LogBatch>,
+    sync_batches_max: usize,
     store_loop: StoreLoop<S>,
 ) -> Result<Threads, StartError> {
     let log_writer = LogWriter {
@@ -353,6 +354,7 @@ fn spawn<S: LocalStorage>(
         inbox: Arc::clone(&shared.inbox),
         counters: Arc::clone(&shared.counters),
         failure: Arc::clone(&shared.failure),
+        sync_batches_max,
     };
     let (disk_watch_stop, stop) = mpsc::channel();
     let disk_watch = DiskWatch {
