@@ -15,15 +15,13 @@ CI_SEEDS := 300
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
-	@scripts/setup.sh --announce
-	@scripts/build.sh $(CARGO) build $(PROFILE) --bin flotilla
-	@exec $(FLOTILLA) run --sample . $(if $(ONCE),--once) $(ARGS)
+	@scripts/run.sh $(if $(ONCE),--once) $(ARGS)
 
 # Everything that CI runs: unit and whole-system tests, the simulation's share, and the show.
 test: setup
 	$(CARGO) test $(PROFILE) --workspace
 	$(MAKE) sim SEEDS=$(CI_SEEDS)
-	$(MAKE) run ONCE=1 ARGS="--data $$(mktemp -d)/data --base-port 17300"
+	$(MAKE) run ONCE=1
 
 # Simulated clusters; repeat a failure with the line that it prints.
 sim: setup
