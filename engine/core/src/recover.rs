@@ -11,6 +11,7 @@ use bytes::Bytes;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::Entry;
 
+use crate::bootstrap::FORMAT;
 use crate::keys::{self, MetaRecord, RangeRecord};
 use crate::record;
 use crate::storage::{self, Direction, Family, Read, Storage, StorageError};
@@ -56,6 +57,10 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
         return Ok(None);
     };
     let identity: v1::StoreIdentity = record::decode(&identity, "store identity")?;
+    if identity.format != FORMAT {
+        let (theirs, what) = (identity.format, "run the version of flotilla that wrote it, or a newer one");
+        return Err(corrupt(format!("the store has format {theirs}, this build reads format {FORMAT}: {what}")));
+    }
     let layout = storage
         .get(Family::Meta, &keys::meta(MetaRecord::Layout))?
         .ok_or_else(|| corrupt("the store has an identity but no layout".into()))?;
@@ -122,6 +127,9 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<Ranges> {
             },
         );
     }
+    if let Some(range) = applied.keys().next() {
+        return Err(corrupt(format!("range {range} has applied state but no descriptor")));
+    }
     Ok(ranges)
 }
 
@@ -133,7 +141,11 @@ fn raft_states<S: Storage>(storage: &S, ranges: &mut Ranges) -> storage::Result<
         target.raft = record::decode(value, &format!("Raft state of range {range}"))?;
         target.last_index = target.raft.truncated_index;
         Ok(())
-    })
+    })?;
+    match ranges.iter().find(|(_, target)| target.raft.term == 0) {
+        Some((range, _)) => Err(corrupt(format!("range {range} has no Raft state"))),
+        None => Ok(()),
+    }
 }
 
 fn logs<S: Storage>(storage: &S, ranges: &mut Ranges) -> storage::Result<()> {
@@ -166,9 +178,6 @@ fn logs<S: Storage>(storage: &S, ranges: &mut Ranges) -> storage::Result<()> {
 /// What must hold between a replica's records, whatever crash came before.
 fn check(range: &RangeBoot) -> storage::Result<()> {
     let id = range.descriptor.range_id;
-    if range.raft.term == 0 {
-        return Err(corrupt(format!("range {id} has no Raft state")));
-    }
     // Entries are durable before they are applied, and applied before they are truncated.
     if range.applied.index > range.last_index {
         return Err(corrupt(format!(
@@ -180,6 +189,42 @@ fn check(range: &RangeBoot) -> storage::Result<()> {
         return Err(corrupt(format!(
             "range {id} has applied index {}, but its log begins only after {}",
             range.applied.index, range.raft.truncated_index
+        )));
+    }
+    // The batch that wrote the commit index held all entries up to it.
+    if range.raft.commit > range.last_index {
+        return Err(corrupt(format!(
+            "range {id} knows index {} to be committed, but its log ends at {}: synced log entries are gone",
+            range.raft.commit, range.last_index
+        )));
+    }
+    check_terms(range)
+}
+
+/// Terms never fall along a log, none is above the replica's own, and what was applied is what the log holds.
+fn check_terms(range: &RangeBoot) -> storage::Result<()> {
+    let id = range.descriptor.range_id;
+    let mut terms = vec![(range.raft.truncated_index, range.raft.truncated_term)];
+    terms.extend(&range.terms);
+    if let Some(pair) = terms.windows(2).find(|pair| pair[0].1 > pair[1].1) {
+        let (index, term) = pair[1];
+        return Err(corrupt(format!(
+            "range {id}: log entry {index} is of term {term}, below that of the one before it"
+        )));
+    }
+    let last_term = terms.last().map_or(0, |(_, term)| *term);
+    if last_term > range.raft.term {
+        return Err(corrupt(format!(
+            "range {id} has log entries of term {last_term}, but its own term is {}: a synced Raft state is gone",
+            range.raft.term
+        )));
+    }
+    let at_applied = terms.partition_point(|(from, _)| *from <= range.applied.index);
+    let logged = terms[at_applied.saturating_sub(1)].1;
+    if logged != range.applied.term {
+        return Err(corrupt(format!(
+            "range {id} has applied index {} of term {}, but its log has term {logged} there",
+            range.applied.index, range.applied.term
         )));
     }
     Ok(())
