@@ -7,6 +7,9 @@
 //! are asked for by an effect, and Raft is told to try again when they have come (raft-rs:
 //! `LogTemporarilyUnavailable`, `on_entries_fetched`).
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
@@ -80,11 +83,13 @@ pub(crate) fn conf_state(descriptor: &v1::RangeDescriptor) -> ConfState {
 
 impl RangeLog {
     pub(crate) fn new(boot: &RangeBoot) -> Self {
-        let mut hard_state = HardState::default();
-        hard_state.term = boot.raft.term;
-        hard_state.vote = boot.raft.vote;
-        // Commit is not synced with each change; what was applied was committed.
-        hard_state.commit = boot.raft.commit.max(boot.applied.index).min(boot.last_index);
+        let hard_state = HardState {
+            term: boot.raft.term,
+            vote: boot.raft.vote,
+            // Commit is not synced with each change; what was applied was committed.
+            commit: boot.raft.commit.max(boot.applied.index),
+            ..Default::default()
+        };
         let mut log = Self {
             hard_state,
             conf_state: conf_state(&boot.descriptor),

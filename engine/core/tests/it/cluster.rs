@@ -71,11 +71,11 @@ fn boot_store(config: &Config, node: u64, disk: &MemDisk, now: BootTime) -> (Sto
 impl Cluster {
     pub fn new(config: Config, replicas: u64) -> Self {
         let members: Vec<_> = (1..=replicas).map(|id| (NodeId(id), format!("127.0.0.1:{id}"))).collect();
-        let layout = bootstrap::layout("test", &members, 1, members.len()).expect("valid");
+        let layout = flotilla_placement::layout("test", &members, 1, members.len()).expect("valid");
         let now = BootTime(1_000_000_000);
         let nodes = (1..=replicas).map(|id| {
             let disk = Arc::new(MemDisk::default());
-            bootstrap::write(&*disk, NodeId(id), &layout).expect("the disk is well");
+            bootstrap::write(&*disk, NodeId(id), id, &layout).expect("the disk is well");
             let (store, apply) = boot_store(&config, id, &disk, now);
             let view = store.initial_views().pop();
             (

@@ -2,9 +2,14 @@
 //! the effects that come out. `cluster.rs` runs real stores, log writers and apply stages over disks in
 //! memory, step by step: a scenario decides what is durable, applied and delivered, and when.
 
+mod apply;
 mod cluster;
 mod determinism;
 mod disk;
 mod elections;
 mod hostile;
+mod reads;
+mod recovery;
+mod replication;
 mod snapshots;
+mod writes;
