@@ -8,6 +8,9 @@
 //! checked at every event and, after everything has healed, once more in full. A failure names its
 //! seed and the command that repeats it.
 
+// The order of a hash map is not that of the seed.
+#![warn(clippy::iter_over_hash_type)]
+
 mod carry_out;
 pub mod checker;
 mod client;

@@ -7,6 +7,9 @@
 //! the traits of [`storage`]. flotilla-node runs all of it on threads over RocksDB, flotilla-sim in one
 //! thread over a simulated disk.
 
+// The order of a hash map is not that of the seed.
+#![warn(clippy::iter_over_hash_type)]
+
 pub mod apply;
 pub mod bootstrap;
 pub mod command;

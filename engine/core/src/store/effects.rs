@@ -14,6 +14,9 @@ use super::input::{Envelope, SnapshotData, Token};
 use crate::apply::ApplyTask;
 use crate::time::BootTime;
 
+/// What became of a leader transfer: the new leader and its term.
+pub type TransferAnswer = Result<(NodeId, u64), Error>;
+
 /// Everything the store wants done after a turn.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -32,7 +35,7 @@ pub struct Effects {
     /// Answers to read barriers: on success the range may be read now.
     pub barriers: Vec<(Token, Result<Arc<ReadView>, Error>)>,
     /// Answers to leader transfers: the new leader and its term.
-    pub transfers: Vec<(Token, Result<(NodeId, u64), Error>)>,
+    pub transfers: Vec<(Token, TransferAnswer)>,
     /// Answers to status questions.
     pub statuses: Vec<(Token, Result<v1::GetRangeResponse, Error>)>,
     /// Entries to be read from disk; answered by [`super::Input::LogFetched`].

@@ -16,6 +16,7 @@ pub struct Token(pub u64);
 /// One thing that happened. Each goes through [`super::Store::on`]; what follows from it is
 /// gathered until [`super::Store::end_turn`].
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "messages are most of the inputs: a box would be an allocation for each")]
 pub enum Input {
     /// A client's write. Answered by [`super::Effects::writes`].
     Write(Write),

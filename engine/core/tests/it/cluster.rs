@@ -55,7 +55,7 @@ pub struct Cluster {
     pub cut_off: BTreeSet<u64>,
     pub writes: Vec<(u64, Result<WriteAnswer, Error>)>,
     pub barriers: Vec<(u64, Result<Arc<ReadView>, Error>)>,
-    pub transfers: Vec<(u64, Result<(NodeId, u64), Error>)>,
+    pub transfers: Vec<(u64, TransferAnswer)>,
     pub events: Vec<(u64, Event)>,
     pub fatal: Vec<(u64, String)>,
 }
