@@ -40,6 +40,8 @@ pub(crate) struct Client {
     pub asker: Asker,
     /// What came of the script's requests.
     pub answers: Vec<Result<Answer, Error>>,
+    /// The next page of a scan.
+    next_page: Option<v1::ScanRequest>,
     cache: RouteCache,
     active: Option<Active>,
     calls: u64,
@@ -83,6 +85,7 @@ impl Cluster {
             script: VecDeque::new(),
             asker: Asker::new(number, &self.knobs),
             answers: Vec::new(),
+            next_page: None,
             cache: RouteCache::new(DEFAULT_KEYSPACE, local),
             active: None,
             calls: 0,
@@ -147,7 +150,11 @@ impl Cluster {
             }
             Mode::Random => {
                 let timeout_ms = of.asker.timeout_ms();
-                (of.asker.draw(&self.keys), timeout_ms)
+                let next_page = of.next_page.take().filter(|_| of.rng.chance(700));
+                if next_page.is_some() {
+                    self.marks.hit(Mark::ScanResumed);
+                }
+                (next_page.map_or_else(|| of.asker.draw(&self.keys), Body::Scan), timeout_ms)
             }
             Mode::Script => match of.script.pop_front() {
                 Some(body) => (body, bound_ms.min(20_000)),
@@ -230,6 +237,9 @@ impl Cluster {
         let Some(active) = of.active.take() else { return };
         self.trace.note(self.now, "done", &[client as u64, of.calls, u64::from(answer.is_ok())]);
         self.trace.say(self.now, || format!("client {client}: {answer:?}"));
+        if let Ok(Answer::Scan(page)) = &answer {
+            of.next_page = active.recorded.next_scan(page);
+        }
         let verdict = match self.recorder.finish(self.now, &active.recorded, &answer) {
             Ok(seen) => {
                 of.asker.seen.extend(seen);

@@ -22,6 +22,7 @@ pub(crate) enum Undo {
     Slow(Vec<(usize, usize)>),
     SlowDisk(usize),
     DiskMargin(usize),
+    NoSpace(usize),
     Stop(usize, Nanos),
 }
 
@@ -77,6 +78,11 @@ impl Cluster {
                 let node = self.resolve(*target)?;
                 self.give(node, Input::DiskSpace { has_room: false });
                 Some((Undo::DiskMargin(node), *length))
+            }
+            Fault::NoSpace { target, length } => {
+                let node = self.resolve(*target)?;
+                self.nodes[node].disk.inject(DiskFault::NoSpace);
+                Some((Undo::NoSpace(node), *length))
             }
             Fault::LateTransfer { range, to, by } => {
                 let leader = self.leader_of(*range)?;
@@ -164,6 +170,7 @@ impl Cluster {
             }
             Undo::SlowDisk(node) => self.nodes[node].slow_sync = None,
             Undo::DiskMargin(node) => self.give(node, Input::DiskSpace { has_room: true }),
+            Undo::NoSpace(node) => self.nodes[node].disk.free_space(),
             Undo::Stop(node, down) => self.crash_for(node, down, false),
         }
     }

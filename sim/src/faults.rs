@@ -102,6 +102,10 @@ pub(crate) enum Fault {
         target: Target,
         down: Nanos,
     },
+    NoSpace {
+        target: Target,
+        length: Nanos,
+    },
     DiskMargin {
         target: Target,
         length: Nanos,
@@ -222,7 +226,8 @@ fn draw(knobs: &Knobs, rng: &mut Rng) -> Fault {
         }
         68..70 => Fault::SyncFails { target: target(knobs, rng), down },
         70..71 => Fault::WriteFails { target: target(knobs, rng), down },
-        71..73 => Fault::DiskMargin { target: target(knobs, rng), length: length(rng) },
+        71 => Fault::NoSpace { target: target(knobs, rng), length: length(rng) },
+        72 => Fault::DiskMargin { target: target(knobs, rng), length: length(rng) },
         73..78 => {
             let (slow, fast) = Clock::rates(knobs.config.clock_drift);
             Fault::ClockRate { node: node(knobs, rng), rate: rng.pick(&[slow, fast, 1_000_000]) }

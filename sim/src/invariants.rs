@@ -175,7 +175,10 @@ impl Invariants {
         let range = RangeId(message.range_id);
         let is = |kind: MessageType| message.message_type == kind as u32;
         let Some(durable) = self.durable[node].get(&range) else { return Ok(()) };
-        if is(MessageType::MsgAppendResponse) && !message.reject && message.index > durable.last_index() {
+        // What was promised in an older term may have been replaced in the same turn, by a newer leader.
+        let current = message.term >= durable.term;
+        let acknowledges = is(MessageType::MsgAppendResponse) && !message.reject && current;
+        if acknowledges && message.index > durable.last_index() {
             return fail(format!(
                 "I3: n{} {range} acknowledges index {}, durable is only {}",
                 node + 1,

@@ -65,6 +65,7 @@ marks! {
     Drained: "a node hands its ranges over and stops",
     RouteRefresh: "a client learns its routes anew",
     ClientUnknown: "a client is left without an outcome",
+    ScanResumed: "a scan goes on from its token",
     PairSeen: "a scan sees an atomic batch's keys",
 }
 

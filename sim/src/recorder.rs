@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use flotilla_proto::error::Action;
 use flotilla_proto::{Error, v1};
+use flotilla_router::core::token;
 use v1::request::Body;
 use v1::response::Body as Answer;
 use v1::write_op::Op;
@@ -24,6 +25,18 @@ pub(crate) struct Recorded {
     is_write: bool,
     atomic: bool,
     scan: Option<v1::ScanRequest>,
+}
+
+impl Recorded {
+    /// The scan that goes on where this one's page ended. Its bounds are only for [`Recorder`]: the token
+    /// replaces them.
+    pub(crate) fn next_scan(&self, page: &v1::ScanResponse) -> Option<v1::ScanRequest> {
+        let mut scan = self.scan.clone().filter(|_| !page.next_token.is_empty())?;
+        let span = token::decode(&page.next_token).ok()?;
+        (scan.start, scan.end, scan.reverse) = (span.start, span.end, span.reverse);
+        scan.token = page.next_token.clone();
+        Some(scan)
+    }
 }
 
 /// See the module.
