@@ -1,11 +1,17 @@
 //! Tests of the whole system: real processes on loopback, with real disks and real kills. One binary, because each
 //! one links RocksDB.
 
+mod admin;
+mod bad_input;
+mod cli;
 mod crash;
 mod embed;
 mod grpc;
+mod links;
 mod power;
+mod supervisor;
 mod support;
+mod tour;
 
 #[path = "../powercut/mod.rs"]
 mod powercut;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::cluster::binary;
+use super::eventually;
 
 /// What a command did.
 #[derive(Debug)]
@@ -51,12 +52,12 @@ pub fn flotilla<S: AsRef<OsStr>>(args: &[S]) -> Ran {
 
 /// The same, at these nodes.
 pub fn at<S: AsRef<OsStr>>(addr: &str, args: &[S]) -> Ran {
-    run(binary().args(args).args(["--addr", addr]), None)
+    run(binary().args(["--addr", addr]).args(args), None)
 }
 
 /// The same, with something on stdin.
 pub fn with_stdin<S: AsRef<OsStr>>(addr: &str, args: &[S], stdin: &[u8]) -> Ran {
-    run(binary().args(args).args(["--addr", addr]), Some(stdin))
+    run(binary().args(["--addr", addr]).args(args), Some(stdin))
 }
 
 /// Runs a prepared command to its end.
@@ -77,4 +78,23 @@ pub fn run(command: &mut Command, stdin: Option<&[u8]>) -> Ran {
         stdout: output.stdout,
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// Runs a command that might go on for ever if it were not refused.
+pub fn run_until_refused(command: &mut Command) -> Ran {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut pipe = child.stderr.take().expect("stderr is a pipe");
+    // Read beside, so that a talkative command does not wait for us.
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut pipe, &mut text).ok();
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let mut ended = None;
+    eventually(&format!("the end of {command:?}"), || {
+        ended = child.try_wait().expect("the child is ours");
+        ended.is_some()
+    });
+    let code = ended.and_then(|status| status.code()).unwrap_or(-1);
+    Ran { code, stdout: Vec::new(), stderr: reader.join().expect("it does not panic") }
 }

@@ -74,10 +74,9 @@ impl Cluster {
         cluster
     }
 
-    /// More flags for every node that is started from now on.
-    pub fn with_args(mut self, args: &[&str]) -> Self {
-        self.extra_args.extend(args.iter().map(|arg| (*arg).to_owned()));
-        self
+    /// Flags for every node that is started from now on, besides the usual ones or in their place.
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.extra_args = args.iter().map(|arg| (*arg).to_owned()).collect();
     }
 
     /// Where everything of it is.
@@ -110,23 +109,39 @@ impl Cluster {
 
     /// Starts a node, without waiting.
     pub fn start(&mut self, id: u64) {
-        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer)).collect();
-        let node = &mut self.nodes[id as usize - 1];
+        let node = self.node(id);
         assert!(node.child.is_none(), "node {id} runs already");
         let log = File::options().create(true).append(true).open(node.data.with_extension("log")).expect("a log file");
+        let mut command = self.command(id);
+        command.stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().expect("the binary starts");
+        self.nodes[id as usize - 1].child = Some(child);
+    }
+
+    /// What starts a node.
+    pub fn command(&self, id: u64) -> Command {
+        let node = self.node(id);
+        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer)).collect();
         let mut command = binary();
+        command.args(["start", "--bootstrap"]);
+        for (flag, value) in [
+            ("--cluster-name", "test"),
+            ("--memory-bytes", "33554432"),
+            ("--ballast-bytes", "1048576"),
+            ("--disk-margin-bytes", "1048576"),
+            ("--node-id", &id.to_string()),
+            ("--initial-nodes", &members.join(",")),
+            ("--client-listen", &node.client),
+            ("--peer-listen", &node.peer),
+            ("--http-listen", &node.http),
+            ("--data", &node.data.display().to_string()),
+        ] {
+            if !self.extra_args.iter().any(|extra| extra == flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(&self.extra_args).envs(node.environment.iter().cloned());
         command
-            .args(["start", "--bootstrap", "--cluster-name", "test", "--memory-bytes", "33554432"])
-            .args(["--ballast-bytes", "1048576", "--disk-margin-bytes", "1048576"])
-            .args(["--node-id", &id.to_string(), "--initial-nodes", &members.join(",")])
-            .args(["--client-listen", &node.client, "--peer-listen", &node.peer, "--http-listen", &node.http])
-            .arg("--data")
-            .arg(&node.data)
-            .args(&self.extra_args)
-            .envs(node.environment.iter().cloned())
-            .stdout(Stdio::null())
-            .stderr(log);
-        node.child = Some(command.spawn().expect("the binary starts"));
     }
 
     /// Waits until every running node serves all its ranges.

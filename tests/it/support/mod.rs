@@ -6,6 +6,7 @@ pub mod ports;
 pub mod recorder;
 pub mod rng;
 pub mod shared;
+pub mod supervisor;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,107 @@
+//! `flotilla run`: a local cluster in one command, as scripts run it, without a terminal.
+
+use std::process::Command;
+
+use crate::support::cli::{at, run};
+use crate::support::cluster::{BINARY, binary, end_with_this_thread};
+use crate::support::eventually;
+use crate::support::ports::free_base_port;
+use crate::support::supervisor::{Supervisor, runs};
+
+/// A command in a directory of its own.
+fn supervise(directory: &std::path::Path, base_port: u16) -> Command {
+    let mut command = binary();
+    command.current_dir(directory).args(["run", "--data", "data", "--base-port", &base_port.to_string()]);
+    command
+}
+
+/// Types a printed line into a shell.
+fn typed(line: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", line]).stdin(std::process::Stdio::null());
+    end_with_this_thread(&mut command);
+    command
+}
+
+#[test]
+fn the_whole_show_without_hands() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let ran = run(supervise(directory.path(), free_base_port()).arg("--once"), None).exits(0);
+    assert!(ran.text().lines().any(|line| line.starts_with("ready: ")), "{}", ran.text());
+    assert!(!ran.text().contains('\x1b'), "no colours without a terminal: {}", ran.text());
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
+fn a_cluster_is_shown_loses_a_node_takes_it_back_and_resumes() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let base_port = free_base_port();
+    let mut supervisor = Supervisor::start(&mut supervise(directory.path(), base_port));
+    let (mut pids, addresses) = supervisor.wait_ready();
+    let expected: Vec<String> = (0..3).map(|node| format!("127.0.0.1:{}", base_port + 100 * node)).collect();
+    assert_eq!(addresses, expected.join(","));
+    assert_eq!(pids.len(), 3, "{:?}", supervisor.seen);
+    assert!(pids.iter().all(|pid| runs(*pid)));
+    supervisor.wait_line("the last line of the head", |line| line == "Ctrl-C ends all nodes.");
+    assert!(!supervisor.seen.iter().any(|line| line.contains('\x1b')), "no colours without a terminal");
+
+    // The lines to paste, with the binary's full path.
+    let printed = supervisor.seen.clone();
+    let find = |words: &str| printed.iter().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{printed:?}"));
+    assert!(find("kv put").starts_with(BINARY), "{}", find("kv put"));
+    run(&mut typed(find("kv put")), None).exits(0);
+    assert_eq!(run(&mut typed(find("kv get")), None).exits(0).stdout, b"world");
+    assert_eq!(run(&mut typed(find("range list")), None).exits(0).text().lines().count(), 17);
+    let mut second = supervise(directory.path(), base_port);
+    run(&mut second, None).fails(1, &["error:", "is in use", "hint:"]);
+    run(&mut typed(find("kill -9")), None).exits(0);
+
+    supervisor.wait_line("word of the death", |line| line.contains("was killed (signal 9)"));
+    supervisor.wait_line("announcement of the line", |line| line.contains("To start it again"));
+    let start_line = supervisor.next_line();
+    assert!(start_line.starts_with(BINARY) && start_line.contains(" start "), "{start_line}");
+    supervisor.wait_line("word of the time without a leader", |line| line.contains("have leaders again"));
+    assert_eq!(at(&addresses, &["kv", "get", "hello"]).exits(0).stdout, b"world");
+    let mut again = typed(&format!("exec {start_line}")).spawn().expect("bash is there");
+    supervisor.wait_line("word of its return", |line| line.contains("is up again"));
+    supervisor.wait_line("word of its being level", |line| line.contains("is level with the others"));
+    at(&addresses, &["status", "--check"]).exits(0);
+
+    pids.push(again.id());
+    assert_eq!(supervisor.end(libc::SIGTERM), Some(0), "{:?}", supervisor.seen);
+    // Its pid is the test's to wait for; an orderly stop is one by its own exit code.
+    let ended = again.wait().expect("the child is ours");
+    assert_eq!(ended.code(), Some(0), "a node started by hand ends with the supervisor");
+    for pid in &pids {
+        assert!(!runs(*pid), "process {pid} was left behind");
+    }
+    resume_and_die(directory.path(), base_port);
+}
+
+/// Goes on with the data that is there; a supervisor that is killed takes its nodes with it.
+fn resume_and_die(directory: &std::path::Path, base_port: u16) {
+    let mut supervisor = Supervisor::start(&mut supervise(directory, base_port));
+    let (pids, addresses) = supervisor.wait_ready();
+    assert_eq!(at(&addresses, &["kv", "get", "hello"]).exits(0).stdout, b"world");
+    assert_eq!(supervisor.end(libc::SIGKILL), None);
+    eventually("the nodes to end with their supervisor", || !pids.iter().any(|pid| runs(*pid)));
+    // Which harms nothing.
+    let mut supervisor = Supervisor::start(&mut supervise(directory, base_port));
+    let (_, addresses) = supervisor.wait_ready();
+    assert_eq!(at(&addresses, &["kv", "get", "hello"]).exits(0).stdout, b"world");
+    assert_eq!(supervisor.end(libc::SIGINT), Some(0), "{:?}", supervisor.seen);
+}
+
+#[test]
+fn data_that_does_not_fit_the_command_line_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    let base_port = free_base_port();
+    let mut supervisor = Supervisor::start(supervise(directory.path(), base_port).args(["--nodes", "1"]));
+    let (pids, _) = supervisor.wait_ready();
+    assert_eq!(pids.len(), 1);
+    assert_eq!(supervisor.end(libc::SIGTERM), Some(0), "{:?}", supervisor.seen);
+    run(supervise(directory.path(), base_port).args(["--nodes", "3"]), None).fails(2, &["1 node", "--data"]);
+    // A store that is gone does not come back empty under its old id.
+    std::fs::remove_dir_all(directory.path().join("data/node-1")).expect("the test's own");
+    run(&mut supervise(directory.path(), base_port), None).fails(1, &["node-1", "hint:"]);
+}
