@@ -11,8 +11,8 @@ use flotilla_engine::apply::{ApplyStage, ApplyTask};
 use flotilla_engine::config::Config;
 use flotilla_engine::storage::Storage;
 use flotilla_engine::store::{
-    Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, Store, Token, TransferLeader,
-    Write, WriteAnswer,
+    Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, Store, Token, TransferAnswer,
+    TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_engine::{bootstrap, log_writer, recover, snapshot};
