@@ -80,7 +80,7 @@ impl Cluster {
     pub(crate) fn new(knobs: Knobs, options: Options) -> Self {
         let members: Vec<(NodeId, String)> =
             (0..knobs.nodes).map(|index| (id_of(index), format!("sim:{index}"))).collect();
-        let layout = bootstrap::layout("sim", &members, knobs.ranges, knobs.replicas)
+        let layout = flotilla_placement::layout("sim", &members, knobs.ranges, knobs.replicas)
             .expect("the knobs describe a layout that is possible");
         let network = Network::new(knobs.nodes, knobs.network.clone(), Rng::new(knobs.seed, 3));
         let mut cluster = Self {
@@ -118,7 +118,8 @@ impl Cluster {
 
     fn add_node(&mut self, index: usize) {
         let disk = SimDisk::new();
-        bootstrap::write(&disk, id_of(index), &self.layout).expect("a new disk takes its first records");
+        bootstrap::write(&disk, id_of(index), index as u64 + 1, &self.layout)
+            .expect("a new disk takes its first records");
         let (slow, fast) = Clock::rates(self.knobs.config.clock_drift);
         let rate = if self.knobs.fault_every == 0 { 1_000_000 } else { self.rng.between(slow, fast) };
         let base = self.rng.between(1, 1 << 50);

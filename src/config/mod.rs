@@ -172,8 +172,8 @@ impl Config {
             let what = format!("there are only {} nodes", members.len());
             return Err(ConfigError::value("initial-replicas", &self.initial_replicas.to_string(), &what));
         }
-        if self.initial_ranges == 0 || self.initial_ranges > flotilla_engine::bootstrap::RANGES_MAX {
-            let what = format!("1 to {}", flotilla_engine::bootstrap::RANGES_MAX);
+        if self.initial_ranges == 0 || self.initial_ranges > flotilla_placement::RANGES_MAX {
+            let what = format!("1 to {}", flotilla_placement::RANGES_MAX);
             return Err(ConfigError::value("initial-ranges", &self.initial_ranges.to_string(), &what));
         }
         self.log_filter().map(|_| ())

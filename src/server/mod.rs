@@ -309,8 +309,11 @@ fn node_config(
     let advertised = |setting: &str, listened: String| if setting.is_empty() { listened } else { setting.to_owned() };
     let mut node = NodeConfig::new(&config.data, node_id, tokio::runtime::Handle::current(), peer_listener);
     node.cluster_name.clone_from(&config.cluster_name);
-    node.ranges = config.initial_ranges;
-    node.replicas = config.replicas(members.len());
+    if config.bootstrap {
+        let replicas = config.replicas(members.len());
+        let layout = flotilla_placement::layout(&config.cluster_name, &members, config.initial_ranges, replicas);
+        node.layout = Some(layout.map_err(ServerError::Start)?);
+    }
     node.members = members;
     node.engine.read_mode = config.read_mode.into();
     node.memory_bytes = config.memory();

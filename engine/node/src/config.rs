@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_engine::config::Config;
-use flotilla_proto::NodeId;
+use flotilla_proto::{NodeId, v1};
 use tokio::runtime::Handle;
 
 /// What a node is started with. See [`NodeConfig::new`] for the defaults.
@@ -17,13 +17,12 @@ pub struct NodeConfig {
     pub node_id: NodeId,
     /// The cluster's name. A data directory of another cluster is refused.
     pub cluster_name: String,
-    /// All nodes, this one too, with their addresses between nodes. An empty directory is laid out for
-    /// these; on an initialised one they only say where the other nodes are now, and may be left out.
+    /// What an empty directory is laid out with: the same for all members of the new cluster. `None`:
+    /// an empty directory is refused. An initialised one has a layout, and this one is not looked at.
+    pub layout: Option<v1::Layout>,
+    /// Where the nodes are now, by their addresses between nodes: for those that have moved since the
+    /// layout was made. May be empty.
     pub members: Vec<(NodeId, String)>,
-    /// Ranges that an empty directory is laid out with.
-    pub ranges: u32,
-    /// Replicas of each of them.
-    pub replicas: usize,
     /// The engine's settings.
     pub engine: Config,
     /// Memory for write buffers and caches.
@@ -54,15 +53,14 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// The defaults: cluster "flotilla", 16 ranges with 3 replicas each, 512 MiB of memory.
+    /// The defaults: cluster "flotilla", no layout, 512 MiB of memory.
     pub fn new(data_dir: impl Into<PathBuf>, node_id: NodeId, runtime: Handle, peer_listener: TcpListener) -> Self {
         Self {
             data_dir: data_dir.into(),
             node_id,
             cluster_name: "flotilla".into(),
+            layout: None,
             members: Vec::new(),
-            ranges: 16,
-            replicas: 3,
             engine: Config::default(),
             memory_bytes: 512 << 20,
             runtime,

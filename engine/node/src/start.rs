@@ -81,6 +81,11 @@ pub enum StartError {
          allow it with --plaintext-off-loopback, or listen on 127.0.0.1"
     )]
     Plaintext(SocketAddr),
+    /// There is no store, and none was to be made.
+    #[error(
+        "{0} holds no store, and no layout for a new one was given: to go on with an old store check the data directory"
+    )]
+    NoLayout(String),
     /// The operating system.
     #[error("cannot {what}: {error}")]
     System {
@@ -138,14 +143,24 @@ fn open_files() -> Result<i32, StartError> {
     Ok(i32::try_from(have - OPEN_FILES_OTHER).unwrap_or(default).min(default))
 }
 
-fn layout(config: &NodeConfig) -> Result<v1::Layout, StartError> {
-    if !config.members.iter().any(|(node, _)| *node == config.node_id) {
+/// The layout for a store that is to be made.
+fn layout(config: &NodeConfig) -> Result<&v1::Layout, StartError> {
+    let Some(layout) = &config.layout else {
+        return Err(StartError::NoLayout(config.data_dir.display().to_string()));
+    };
+    if !layout.nodes.iter().any(|node| node.node_id == config.node_id.0) {
         return Err(StartError::Config(format!(
             "node {} is not among the members of the new cluster: name all nodes, this one too",
             config.node_id.0
         )));
     }
-    bootstrap::layout(&config.cluster_name, &config.members, config.ranges, config.replicas).map_err(StartError::Config)
+    if layout.cluster_name != config.cluster_name {
+        return Err(StartError::Config(format!(
+            "the layout is that of cluster \"{}\", and the node is to be one of cluster \"{}\"",
+            layout.cluster_name, config.cluster_name
+        )));
+    }
+    Ok(layout)
 }
 
 /// The data directory, made if there is none, and whether it was made.
@@ -153,7 +168,7 @@ fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity,
     let path = &config.data_dir;
     match StoreDirectory::probe(path)? {
         DirectoryState::Absent | DirectoryState::Empty => {
-            let identity = Identity::new(bootstrap::cluster_id(&layout(config)?), config.node_id);
+            let identity = Identity::new(bootstrap::cluster_id(layout(config)?), config.node_id);
             let directory = StoreDirectory::create(path, identity, config.ballast_bytes)?;
             Ok((Arc::new(directory), identity, true))
         }
@@ -178,10 +193,10 @@ fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -
         Some(boot) => boot,
         None => {
             let layout = layout(config)?;
-            if bootstrap::cluster_id(&layout) != identity.cluster_id {
+            if bootstrap::cluster_id(layout) != identity.cluster_id {
                 return Err(other_cluster(config, "another cluster"));
             }
-            bootstrap::write(storage, config.node_id, &layout).map_err(records)?;
+            bootstrap::write(storage, config.node_id, clock::random_u64(), layout).map_err(records)?;
             let missing = || StorageError::Corrupt { what: "what was just written cannot be read".into() };
             recover::load(storage).map_err(records)?.ok_or_else(missing).map_err(records)?
         }
@@ -204,28 +219,27 @@ fn other_cluster(config: &NodeConfig, whose: &str) -> StartError {
     ))
 }
 
-/// The other nodes: as laid out, at the addresses that the settings know better.
-fn other_nodes(config: &NodeConfig, boot: &Boot) -> Vec<(NodeId, String)> {
-    let laid_out = boot.layout.nodes.iter().map(|node| (NodeId(node.node_id), node.peer_addr.clone()));
-    laid_out
-        .filter(|(node, _)| *node != config.node_id)
-        .map(|(node, address)| {
-            let newer = config.members.iter().find(|(member, _)| *member == node);
-            (node, newer.map_or(address, |(_, address)| address.clone()))
-        })
-        .collect()
+/// All nodes: as laid out, at the addresses that the settings know better.
+fn addresses(config: &NodeConfig, boot: &Boot) -> impl Iterator<Item = (NodeId, String)> {
+    boot.layout.nodes.iter().map(|node| {
+        let id = NodeId(node.node_id);
+        let newer = config.members.iter().find(|(member, _)| *member == id);
+        (id, newer.map_or(&node.peer_addr, |(_, address)| address).clone())
+    })
 }
 
 /// The address that other nodes are told.
-fn own_peer_addr(config: &NodeConfig) -> String {
+fn own_peer_addr(config: &NodeConfig, boot: &Boot) -> String {
     if !config.peer_addr.is_empty() {
         return config.peer_addr.clone();
     }
-    let configured = || config.members.iter().find(|(node, _)| *node == config.node_id).map(|(_, at)| at.clone());
     match config.peer_listener.local_addr() {
         Ok(address) if !address.ip().is_unspecified() => address.to_string(),
         // A listener on all interfaces has no address that others could dial.
-        _ => configured().unwrap_or_default(),
+        _ => {
+            let known = addresses(config, boot).find(|(node, _)| *node == config.node_id);
+            known.map(|(_, address)| address).unwrap_or_default()
+        }
     }
 }
 
@@ -238,9 +252,10 @@ fn own_hello(config: &NodeConfig, boot: &Boot) -> v1::Hello {
         boot_id: clock::random_u64(),
         client_addr: config.client_addr.clone(),
         http_addr: config.http_addr.clone(),
-        peer_addr: own_peer_addr(config),
+        peer_addr: own_peer_addr(config, boot),
         version: env!("CARGO_PKG_VERSION").into(),
         to_node_id: 0,
+        store_id: boot.identity.store_id,
     }
 }
 
@@ -289,7 +304,7 @@ fn run<S: LocalStorage>(
     let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
     let shared = share(&config, storage, boot, &store);
     let hello = own_hello(&config, boot);
-    let nodes = other_nodes(&config, boot);
+    let nodes = addresses(&config, boot).filter(|(node, _)| *node != config.node_id).collect();
     let transport = Transport::start(transport::Setup {
         hello,
         nodes,

@@ -124,11 +124,11 @@ mod tests {
     /// A bootstrapped store of node 1.
     pub fn store(path: &Path) -> Arc<StoreDirectory> {
         let nodes = [(NodeId(1), "127.0.0.1:7301".to_owned())];
-        let layout = bootstrap::layout("test", &nodes, 4, 1).expect("layout");
+        let layout = flotilla_placement::layout("test", &nodes, 4, 1).expect("layout");
         let identity = Identity::new(bootstrap::cluster_id(&layout), NodeId(1));
         let directory = Arc::new(StoreDirectory::create(path, identity, 0).expect("create"));
         let storage = RocksStorage::open(directory.clone(), &Options::default()).expect("open");
-        bootstrap::write(&storage, NodeId(1), &layout).expect("write");
+        bootstrap::write(&storage, NodeId(1), 1, &layout).expect("write");
         directory
     }
 

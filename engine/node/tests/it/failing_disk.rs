@@ -88,9 +88,7 @@ fn single(directory: &std::path::Path) -> NodeConfig {
     let listener = listener();
     let address = listener.local_addr().expect("it is bound").to_string();
     let mut config = NodeConfig::new(directory, NodeId(1), Handle::current(), listener);
-    config.members = vec![(NodeId(1), address)];
-    config.replicas = 1;
-    config.ranges = 1;
+    config.layout = Some(flotilla_placement::layout("flotilla", &[(NodeId(1), address)], 1, 1).expect("possible"));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
     config.ballast_bytes = 0;

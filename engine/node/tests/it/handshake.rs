@@ -144,6 +144,7 @@ async fn two_clusters_at_each_others_addresses_say_so_on_both_sides() {
     let node = lonely(&cluster).await;
     let mut config: NodeConfig = cluster.config(1, listener());
     config.cluster_name = "other".into();
+    config.layout = Some(flotilla_placement::layout("other", &config.members, 1, 3).expect("possible"));
     config.members[0].1 = node.peer_address().to_string();
     let stranger = tokio::task::spawn_blocking(|| Node::start(config)).await.expect("no panic").expect("it starts");
     eventually("both tell of it", || {

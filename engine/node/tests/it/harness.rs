@@ -73,7 +73,7 @@ impl Cluster {
     pub fn config(&self, at: usize, listener: TcpListener) -> NodeConfig {
         let mut config = NodeConfig::new(self.data_dir(at), self.members[at].0, Handle::current(), listener);
         config.members.clone_from(&self.members);
-        config.ranges = self.ranges;
+        config.layout = Some(flotilla_placement::layout("flotilla", &self.members, self.ranges, 3).expect("possible"));
         config.engine = self.engine.clone();
         config.memory_bytes = 32 << 20;
         config.ballast_bytes = 0;

@@ -13,9 +13,7 @@ fn config(directory: &std::path::Path) -> NodeConfig {
     let listener = listener();
     let address = listener.local_addr().expect("it is bound").to_string();
     let mut config = NodeConfig::new(directory.join("data"), NodeId(1), Handle::current(), listener);
-    config.members = vec![(NodeId(1), address)];
-    config.replicas = 1;
-    config.ranges = 2;
+    config.layout = Some(flotilla_placement::layout("flotilla", &[(NodeId(1), address)], 2, 1).expect("possible"));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
     config.ballast_bytes = 1 << 20;
@@ -34,9 +32,9 @@ async fn a_node_is_made_once_and_resumes_from_then_on() {
     let id = node.cluster_id();
     node.stop().await.expect("nothing had failed");
     drop(node);
-    // At another address, and with no members named: the directory knows.
+    // At another address, and with no layout: the directory knows.
     let mut resumed = config(directory.path());
-    resumed.members.clear();
+    resumed.layout = None;
     let node = start(resumed).await.expect("it resumes");
     assert!(!node.was_bootstrapped());
     assert_eq!(node.cluster_id(), id);
@@ -51,9 +49,10 @@ async fn a_node_is_made_once_and_resumes_from_then_on() {
 async fn other_peoples_directories_and_wrong_settings_are_refused_in_words() {
     type Change = fn(&mut NodeConfig);
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let changes_before: [(Change, &str); 4] = [
-        (|config| config.members.clear(), "not among the members"),
-        (|config| config.replicas = 3, "each replica needs a node of its own"),
+    let changes_before: [(Change, &str); 5] = [
+        (|config| config.layout = None, "holds no store, and no layout for a new one was given"),
+        (|config| config.node_id = NodeId(2), "node 2 is not among the members"),
+        (|config| config.cluster_name = "other".into(), "the layout is that of cluster \"flotilla\""),
         (|config| config.engine.election_ticks = 1, "election"),
         (
             |config| config.peer_listener = TcpListener::bind("0.0.0.0:0").expect("a free port"),
