@@ -431,6 +431,9 @@ fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> raft::Config 
         // stands at: the follower then takes what it already has for the entries behind it, and
         // acknowledges entries it never got.
         batch_append: false,
+        // Followers learn what is committed from the next append or heartbeat: an empty append to tell it at once
+        // would double the messages of a range with one write under way.
+        skip_bcast_commit: true,
         // raft-rs refuses to start with less than one message.
         max_uncommitted_size: (config.range_proposal_bytes_max as u64 * 2).max(config.message_bytes_max),
         max_committed_size_per_ready: 1 << 20,
