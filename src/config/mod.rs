@@ -231,6 +231,15 @@ impl Config {
         if self.memory_bytes > 0 { self.memory_bytes } else { machine_memory_bytes() * 2 / 5 }
     }
 
+    /// The names of the settings that `other` has different values for.
+    pub fn changed(&self, other: &Self) -> Vec<String> {
+        let table = |config| toml::Table::try_from(config).expect("settings are numbers, texts and flags");
+        let (ours, theirs) = (table(self), table(other));
+        // A setting that is not given stands in neither or in one of them.
+        let names: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        names.into_iter().filter(|name| ours.get(*name) != theirs.get(*name)).cloned().collect()
+    }
+
     /// The settings as a TOML file.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("settings are numbers, texts and flags")

@@ -27,6 +27,15 @@ fn what_is_shown_can_be_loaded_again() {
 }
 
 #[test]
+fn what_differs_is_named() {
+    let config = Config::default();
+    let other = Config { node_id: Some(3), data: "elsewhere".into(), ..Default::default() };
+    assert_eq!(config.changed(&other), ["data", "node-id"]);
+    assert_eq!(other.changed(&config), ["data", "node-id"]);
+    assert!(config.changed(&config).is_empty());
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_known_one() {
     let error = load("clister-name = \"x\"", &[], &Overrides::default()).expect_err("unknown");
     assert!(

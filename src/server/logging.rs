@@ -36,9 +36,9 @@ impl LogHandle {
             }
             Err(error) => tracing::error!("{error}"),
         }
-        let same_but_level = Config { log_level: old.log_level.clone(), ..new.clone() };
-        if same_but_level != *old {
-            tracing::warn!("other settings have changed as well; they are taken over at the next start");
+        let waiting: Vec<String> = old.changed(new).into_iter().filter(|name| name != "log-level").collect();
+        if !waiting.is_empty() {
+            tracing::warn!("changed, but only taken over at the next start: {}", waiting.join(", "));
         }
     }
 }

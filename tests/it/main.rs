@@ -9,6 +9,7 @@ mod embed;
 mod grpc;
 mod links;
 mod power;
+mod settings;
 mod supervisor;
 mod support;
 mod tour;

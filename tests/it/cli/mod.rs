@@ -3,6 +3,7 @@
 mod kv;
 mod operate;
 mod tree;
+mod unknown;
 
 use crate::support::cli::{Ran, at, with_stdin};
 use crate::support::shared::shared;

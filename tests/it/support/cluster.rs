@@ -186,6 +186,11 @@ impl Cluster {
         ended.and_then(|status| status.code())
     }
 
+    /// Sends a signal to a running node.
+    pub fn signal(&self, id: u64, number: i32) {
+        signal(self.pid(id).expect("the node runs"), number);
+    }
+
     pub fn is_running(&mut self, id: u64) -> bool {
         let child = self.nodes[id as usize - 1].child.as_mut();
         child.is_some_and(|child| child.try_wait().expect("the child is ours").is_none())
