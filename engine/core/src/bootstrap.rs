@@ -84,4 +84,10 @@ mod tests {
         assert_ne!(id("a", &nodes(3)), id("b", &nodes(3)));
         assert_ne!(id("a", &nodes(3)), id("a", &nodes(4)));
     }
+
+    #[test]
+    fn golden() {
+        let identity = v1::StoreIdentity { cluster_id: 1, node_id: 3, format: FORMAT, store_id: 258 };
+        assert_eq!(record::encode(&identity)[4..], [1, 8, 1, 16, 3, 24, 1, 32, 0x82, 2]);
+    }
 }

@@ -45,6 +45,8 @@ pub enum MetaRecord {
     Identity = 0x01,
     /// [`flotilla_proto::v1::Layout`]
     Layout = 0x02,
+    /// [`flotilla_proto::v1::KnownStores`]
+    KnownStores = 0x03,
 }
 
 /// Key of a range's Raft state, in the family `log`.

@@ -36,7 +36,7 @@ use crate::replies::Wakes;
 use crate::requests::Answerer;
 use crate::slow::SlowLog;
 use crate::store_loop::StoreLoop;
-use crate::transport::{self, Transport};
+use crate::transport::{self, KnownStores, Transport};
 use crate::views::Views;
 
 /// File descriptors that are asked for.
@@ -188,7 +188,7 @@ fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity,
 
 /// The store's records; written first, if the directory was made but they are not there yet.
 fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -> Result<Boot, StartError> {
-    let records = |error| StartError::Records { directory: config.data_dir.display().to_string(), error };
+    let records = |error| unusable(config, error);
     let boot = match recover::load(storage).map_err(records)? {
         Some(boot) => boot,
         None => {
@@ -208,7 +208,15 @@ fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -
         let what = "its records name another node or cluster than its IDENTITY file".into();
         return Err(records(StorageError::Corrupt { what }));
     }
+    if boot.identity.store_id == 0 {
+        let what = "its identity has no store id: an unreleased version made it; make it anew".into();
+        return Err(records(StorageError::Corrupt { what }));
+    }
     Ok(boot)
+}
+
+fn unusable(config: &NodeConfig, error: StorageError) -> StartError {
+    StartError::Records { directory: config.data_dir.display().to_string(), error }
 }
 
 fn other_cluster(config: &NodeConfig, whose: &str) -> StartError {
@@ -302,12 +310,14 @@ fn run<S: LocalStorage>(
         engine.seed = clock::random_u64();
     }
     let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
+    let known_stores = KnownStores::load(&storage).map_err(|error| unusable(&config, error))?;
     let shared = share(&config, storage, boot, &store);
     let hello = own_hello(&config, boot);
     let nodes = addresses(&config, boot).filter(|(node, _)| *node != config.node_id).collect();
     let transport = Transport::start(transport::Setup {
         hello,
         nodes,
+        known_stores,
         listener: config.peer_listener,
         runtime: config.runtime,
         plaintext_off_loopback: config.plaintext_off_loopback,

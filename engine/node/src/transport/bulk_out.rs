@@ -51,7 +51,7 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>, mut queue: mpsc:
                 context.counters.snapshots_sent.add(1);
                 tracing::info!(node = %peer.node, %range, bytes, "sent a snapshot");
             }
-            Err(End::Refused(reason) | End::Broken(reason)) => {
+            Err(End::Refused(reason) | End::Replaced(reason) | End::Broken(reason)) => {
                 context.counters.snapshots_failed.add(1);
                 tracing::warn!(node = %peer.node, %range, reason, "a snapshot could not be sent");
             }
@@ -108,9 +108,9 @@ async fn connect(context: &Context, peer: &Peer) -> Result<Connection, End> {
     let shake = async {
         let mut answers = client.bulk(ReceiverStream::new(stream)).await?.into_inner();
         let theirs = expect_hello(&mut answers).await?;
-        match hello::check(&context.hello, &theirs, Some(peer.node)) {
+        match hello::admit(context, &theirs, Some(peer.node)).await {
             Ok(()) => Ok(answers),
-            Err(words) => Err(End::Refused(words)),
+            Err(refusal) => Err(End::Refused(refusal.words().into())),
         }
     };
     let answers =

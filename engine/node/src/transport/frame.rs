@@ -21,7 +21,7 @@ pub const HEAD_BYTES: usize = 16;
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 /// Largest frame.
 pub const FRAME_BYTES_MAX: usize = HEAD_BYTES + PAYLOAD_BYTES_MAX;
-/// Largest payload of a [`Frame::Hello`] or a [`Frame::Refused`].
+/// Largest payload of a [`Frame::Hello`], a [`Frame::Refused`] or a [`Frame::Replaced`].
 const SMALL_BYTES_MAX: usize = 16 << 10;
 /// Most memory that the messages of one frame may take once they are decoded, their bytes excepted.
 const DECODED_BYTES_MAX: usize = 64 << 20;
@@ -37,6 +37,8 @@ pub enum Frame {
     Chunk(Box<v1::SnapshotChunk>),
     /// The sender ends the connection: in words, why.
     Refused(String),
+    /// The same, because the receiver's store was replaced: it is to stop.
+    Replaced(String),
     /// A snapshot came whole.
     Received {
         /// Its id.
@@ -86,6 +88,7 @@ impl Frame {
             Self::Chunk(_) => 3,
             Self::Refused(_) => 4,
             Self::Received { .. } => 5,
+            Self::Replaced(_) => 6,
         }
     }
 
@@ -95,7 +98,7 @@ impl Frame {
             Self::Hello(hello) => encode(self.kind(), hello.encoded_len(), |buffer| hello.encode_raw(buffer)),
             Self::Batch(batch) => encode(self.kind(), batch.encoded_len(), |buffer| batch.encode_raw(buffer)),
             Self::Chunk(chunk) => encode(self.kind(), chunk.encoded_len(), |buffer| chunk.encode_raw(buffer)),
-            Self::Refused(words) => {
+            Self::Refused(words) | Self::Replaced(words) => {
                 let words: String = words.chars().take(SMALL_BYTES_MAX / 4).collect();
                 encode(self.kind(), words.len(), |buffer| buffer.put_slice(words.as_bytes()))
             }
@@ -122,6 +125,7 @@ impl Frame {
             4 => Self::Refused(String::from_utf8_lossy(&bytes).into_owned()),
             5 if length == 8 => Self::Received { snapshot_id: bytes.get_u64() },
             5 => return Err(FrameError::Payload(format!("{length} bytes instead of 8"))),
+            6 => Self::Replaced(String::from_utf8_lossy(&bytes).into_owned()),
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -249,6 +253,7 @@ mod tests {
             Frame::Batch(v1::PeerBatch::default()),
             Frame::Chunk(Box::new(v1::SnapshotChunk { snapshot_id: 3, message: Some(message), ..Default::default() })),
             Frame::Refused("another cluster".into()),
+            Frame::Replaced("another store".into()),
             Frame::Received { snapshot_id: 9 },
         ]
     }

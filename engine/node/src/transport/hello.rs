@@ -1,24 +1,89 @@
 //! The handshake: the first frame on a connection, in both directions.
 //!
 //! Both sides check what the other says, and refuse in words: another cluster, another node than the
-//! one meant, no protocol in common. A node's id is what it says it is, as long as connections are not
+//! one meant, no protocol in common, another store than the one it was met with
+//! ([`super::known_stores`]). A node's id is what it says it is, as long as connections are not
 //! authenticated by certificates.
 
 use flotilla_proto::{NodeId, v1};
+use tonic::Status;
+
+use super::Context;
+use super::frame::Frame;
 
 /// Oldest protocol between nodes that this version speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol between nodes that this version speaks.
 pub const PROTOCOL_MAX: u32 = 1;
 
+/// Why a connection is not let in, in words for people on both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The other side does not belong here, or says what cannot be understood.
+    Stranger(String),
+    /// The other side is a node that lost its store: it must stop.
+    Replaced(String),
+}
+
+impl Refusal {
+    /// The words.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::Stranger(words) | Self::Replaced(words) => words,
+        }
+    }
+
+    /// How a dialled side says it: as the stream's end.
+    pub fn to_status(&self) -> Status {
+        match self {
+            Self::Stranger(words) => Status::failed_precondition(words),
+            Self::Replaced(words) => Status::permission_denied(words),
+        }
+    }
+
+    /// How a dialling side says it: as its last frame.
+    pub fn to_frame(&self) -> Frame {
+        match self {
+            Self::Stranger(words) => Frame::Refused(words.clone()),
+            Self::Replaced(words) => Frame::Replaced(words.clone()),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(words: String) -> Self {
+        Self::Stranger(words)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(words: &str) -> Self {
+        Self::Stranger(words.into())
+    }
+}
+
 /// What this node says of itself to `to`.
 pub(crate) fn hello_to(own: &v1::Hello, to: NodeId) -> v1::Hello {
     v1::Hello { to_node_id: to.0, ..own.clone() }
 }
 
+/// Decides whether the other side is let in. `expected` is the node that was dialled.
+pub(crate) async fn admit(context: &Context, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), Refusal> {
+    check(&context.hello, theirs, expected)?;
+    if context.peers.get(NodeId(theirs.node_id)).is_none() {
+        let cluster = context.hello.cluster_id;
+        return Err(format!("node {} is not a member of cluster {cluster:016x}", theirs.node_id).into());
+    }
+    let admitted = context.known_stores.admit(theirs, &context.failure).await;
+    if context.failure.is_set() {
+        context.inbox.nudge();
+    }
+    admitted
+}
+
 /// Checks what the other side says; the error is for people on both sides. `expected` is the node that
 /// was dialled.
-pub(crate) fn check(own: &v1::Hello, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), String> {
+fn check(own: &v1::Hello, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), String> {
     if theirs.cluster_id != own.cluster_id {
         return Err(format!(
             "node {} belongs to cluster {:016x}, node {} to cluster {:016x}: check the addresses and the cluster's name",

@@ -47,16 +47,20 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) enum End {
     /// One side refused the other, in words.
     Refused(String),
+    /// The other side refused this one because its store was replaced.
+    Replaced(String),
     /// It broke.
     Broken(String),
 }
 
 impl From<Status> for End {
     fn from(status: Status) -> Self {
-        if status.code() == tonic::Code::FailedPrecondition {
-            return Self::Refused(status.message().into());
+        let words = status.message().into();
+        match status.code() {
+            tonic::Code::FailedPrecondition => Self::Refused(words),
+            tonic::Code::PermissionDenied => Self::Replaced(words),
+            _ => Self::Broken(words),
         }
-        Self::Broken(status.message().into())
     }
 }
 
@@ -70,6 +74,10 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
         context.counters.raft_messages_dropped.add(peer.outbox.end(None) as u64);
         let (words, refused) = match end {
             End::Refused(words) => (words, true),
+            End::Replaced(words) => {
+                context.replaced(peer.node, &words);
+                (words, true)
+            }
             End::Broken(words) => (words, false),
         };
         if refused {
@@ -113,11 +121,11 @@ async fn carry(context: &Context, peer: &Peer, mut answers: Streaming<Bytes>) ->
         Ok(Err(end)) => return end,
         Err(_) => return End::Broken("the handshake took too long".into()),
     };
-    if let Err(words) = hello::check(&context.hello, &theirs, Some(peer.node)) {
-        peer.outbox.end(Some(Frame::Refused(words.clone()).encode()));
+    if let Err(refusal) = hello::admit(context, &theirs, Some(peer.node)).await {
+        peer.outbox.end(Some(refusal.to_frame().encode()));
         // Only so that the words leave: what comes back does not matter any more.
         drop(timeout(LAST_WORDS_TIMEOUT, answers.message()).await);
-        return End::Refused(words);
+        return End::Refused(refusal.words().into());
     }
     peer.introduced(&theirs);
     peer.outbox.open();

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::frame::Frame;
+use super::hello::Refusal;
 use super::peers::Peer;
 use super::raft_out::HANDSHAKE_TIMEOUT;
 use super::{Context, bulk_in, hello};
@@ -74,15 +75,15 @@ impl PeerService {
 async fn serve(context: &Arc<Context>, mut frames: Streaming<Bytes>, answers: &Answers, from: &str, class: Class) {
     let welcomed = match timeout(HANDSHAKE_TIMEOUT, welcome(context, &mut frames)).await {
         Ok(welcomed) => welcomed,
-        Err(_) => Err("no handshake came in time".into()),
+        Err(_) => Err(Refusal::from("no handshake came in time")),
     };
     let peer = match welcomed {
         Ok(peer) => peer,
-        Err(words) => {
+        Err(refusal) => {
             context.counters.peer_refusals.add(1);
-            context.peers.refused(format!("{words} (from {})", host_of(from)));
+            context.peers.refused(format!("{} (from {})", refusal.words(), host_of(from)));
             // A caller that is gone needs no words.
-            drop(answers.send(Err(Status::failed_precondition(words))).await);
+            drop(answers.send(Err(refusal.to_status())).await);
             return;
         }
     };
@@ -106,16 +107,14 @@ fn host_of(address: &str) -> &str {
 }
 
 /// The caller, if its first frame says the right things.
-async fn welcome(context: &Context, frames: &mut Streaming<Bytes>) -> Result<Arc<Peer>, String> {
+async fn welcome(context: &Context, frames: &mut Streaming<Bytes>) -> Result<Arc<Peer>, Refusal> {
     let theirs = match next(context, frames).await? {
         Some(Frame::Hello(theirs)) => theirs,
         Some(_) => return Err("the first frame is not a handshake".into()),
         None => return Err("the connection was closed before the handshake".into()),
     };
-    hello::check(&context.hello, &theirs, None)?;
-    let peer = context.peers.get(NodeId(theirs.node_id)).ok_or_else(|| {
-        format!("node {} is not a member of cluster {:016x}", theirs.node_id, context.hello.cluster_id)
-    })?;
+    hello::admit(context, &theirs, None).await?;
+    let peer = context.peers.get(NodeId(theirs.node_id)).expect("who is admitted is a member");
     peer.introduced(&theirs);
     Ok(Arc::clone(peer))
 }
@@ -144,6 +143,10 @@ async fn take_frames(context: &Context, peer: &Peer, frames: &mut Streaming<Byte
             Frame::Refused(words) => {
                 context.counters.peer_refusals.add(1);
                 context.peers.refused(format!("node {} turned this one away: {words}", peer.node.0));
+                return Ok(());
+            }
+            Frame::Replaced(words) => {
+                context.replaced(peer.node, &words);
                 return Ok(());
             }
             Frame::Hello(_) | Frame::Chunk(_) | Frame::Received { .. } => {

@@ -44,6 +44,7 @@ fn samples() -> Vec<Bytes> {
         Frame::Batch(v1::PeerBatch { messages: vec![message; 4], disk_full: true }),
         Frame::Chunk(Box::new(chunk)),
         Frame::Refused("another cluster".into()),
+        Frame::Replaced("another store".into()),
         Frame::Received { snapshot_id: 9 },
     ]
     .iter()

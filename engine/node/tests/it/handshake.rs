@@ -78,6 +78,7 @@ fn hello_of(cluster_id: u64, node_id: u64, protocol: u32) -> v1::Hello {
         protocol_min: protocol,
         protocol_max: protocol,
         to_node_id: 1,
+        store_id: 7,
         ..Default::default()
     }
 }

@@ -6,4 +6,5 @@ mod frames;
 mod handshake;
 mod harness;
 mod partition;
+mod replaced_store;
 mod start;
