@@ -17,8 +17,12 @@ use tonic::{Status, Streaming};
 
 use super::NodeRouter;
 
-/// Requests of one stream that may be under way.
+/// Requests of one stream that may be under way,
 const IN_FLIGHT_MAX: usize = 8_192;
+/// and bytes of its answers that may wait for their reader.
+const UNREAD_BYTES_MAX: usize = 16 << 20;
+/// Requests of one message that are handed on before the bounds are looked at again.
+const SUBMIT_MAX: usize = 256;
 /// Bytes of answers in one message: below the decoder's limit by more than any one framing costs.
 const MESSAGE_BYTES_TARGET: usize = 1 << 20;
 
@@ -43,18 +47,25 @@ pub(super) fn serve(
 async fn read(node: Node, router: NodeRouter, mut requests: Streaming<v1::StreamRequest>, sink: ReplySink) {
     // A broken stream ends the reading like a closed one: answers under way still go out if they can.
     while let Ok(Some(batch)) = requests.message().await {
-        let mut here = Vec::with_capacity(batch.requests.len());
-        for request in batch.requests {
-            match place(&request) {
-                Place::Here => here.push(request),
-                Place::Routed(body) => route(router.clone(), sink.clone(), request.id, body),
-                Place::Nowhere(error) => sink.push(failure(request.id, &error)),
-            }
+        let mut requests = batch.requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            hand_on(&node, &router, requests.by_ref().take(SUBMIT_MAX), &sink);
+            sink.until_below(IN_FLIGHT_MAX, UNREAD_BYTES_MAX).await;
         }
-        if !here.is_empty() {
-            node.submit(here, &sink);
+    }
+}
+
+fn hand_on(node: &Node, router: &NodeRouter, requests: impl Iterator<Item = v1::Request>, sink: &ReplySink) {
+    let mut here = Vec::with_capacity(requests.size_hint().0);
+    for request in requests {
+        match place(&request) {
+            Place::Here => here.push(request),
+            Place::Routed(body) => route(router.clone(), sink.clone(), request.id, body),
+            Place::Nowhere(error) => sink.push(failure(request.id, &error)),
         }
-        sink.until_below(IN_FLIGHT_MAX).await;
+    }
+    if !here.is_empty() {
+        node.submit(here, sink);
     }
 }
 

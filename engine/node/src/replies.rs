@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use flotilla_proto::v1;
+use prost::Message;
 use tokio::sync::{Notify, oneshot};
 
 /// A pair for one stream of requests.
@@ -22,6 +23,8 @@ struct Shared {
     state: Mutex<State>,
     sinks: AtomicUsize,
     in_flight: AtomicUsize,
+    /// Bytes of answers that have not been taken.
+    bytes: AtomicUsize,
     room: Notify,
 }
 
@@ -58,11 +61,13 @@ impl ReplySink {
         self.shared.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until fewer than `max` are in flight: read no more from the client before.
-    pub async fn until_below(&self, max: usize) {
+    /// Waits until fewer than `max` are in flight, and answers of less than `bytes_max` wait to be taken:
+    /// read no more from the client before.
+    pub async fn until_below(&self, max: usize, bytes_max: usize) {
         loop {
             let room = self.shared.room.notified();
-            if self.in_flight() < max || self.shared.lock().closed {
+            let bytes = self.shared.bytes.load(Ordering::Acquire);
+            if self.in_flight() < max && bytes < bytes_max || self.shared.lock().closed {
                 return;
             }
             room.await;
@@ -89,6 +94,7 @@ impl ReplySink {
             self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
             return false;
         }
+        self.shared.bytes.fetch_add(response.encoded_len(), Ordering::AcqRel);
         state.ready.push(response);
         state.ready.len() == 1
     }
@@ -137,6 +143,7 @@ impl Replies {
                 state.waker = Some(context.waker().clone());
                 return Poll::Pending;
             }
+            self.shared.bytes.store(0, Ordering::Release);
             std::mem::take(&mut state.ready)
         };
         self.shared.in_flight.fetch_sub(ready.len(), Ordering::AcqRel);
@@ -228,12 +235,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn large_answers_that_nobody_takes_leave_no_room() {
+        let (sink, mut replies) = replies();
+        let value = v1::Record { value: vec![0; 1_000].into(), ..Default::default() };
+        let body = v1::response::Body::Get(v1::GetResponse { header: None, record: Some(value) });
+        sink.push(v1::Response { id: 1, body: Some(body) });
+        let waiting = tokio::spawn({
+            let sink = sink.clone();
+            async move { sink.until_below(usize::MAX, 1_000).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        replies.next().await;
+        waiting.await.expect("the waiter ends");
+    }
+
+    #[tokio::test]
     async fn whoever_waits_for_room_goes_on_when_answers_are_taken() {
         let (sink, mut replies) = replies();
         sink.push(response(1));
         let waiting = tokio::spawn({
             let sink = sink.clone();
-            async move { sink.until_below(1).await }
+            async move { sink.until_below(1, usize::MAX).await }
         });
         replies.next().await;
         waiting.await.expect("the waiter ends");
@@ -241,6 +264,6 @@ mod tests {
         drop(replies);
         assert!(!sink.answer(response(2)), "nobody is there to be woken");
         assert_eq!(sink.in_flight(), 0);
-        sink.until_below(1).await;
+        sink.until_below(1, usize::MAX).await;
     }
 }
