@@ -8,8 +8,9 @@ CHECKED := --profile checked
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 FLOTILLA := $(TARGET_DIR)/release/flotilla
 # Seeds of one `make sim`; CI's share is CI_SEEDS.
-SEEDS := 1000
-CI_SEEDS := 300
+SEEDS := 3000
+CI_SEEDS := 1000
+MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now
 
 .PHONY: run test bench sim mutants lint fmt docs bin setup
 
@@ -29,7 +30,12 @@ sim: setup
 
 # Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
 mutants: setup
-	scripts/mutants.sh
+	@set -e; for mutant in $(MUTANTS); do \
+		printf '%s: ' $$mutant; \
+		$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features mutant-$$mutant -- --seeds 200 --expect-failure; \
+	done
+	@printf 'no mutant, late proposals alone: '
+	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200
 
 # Measurements, with medians and spread; docs/performance.md says what they decided.
 bench: setup
