@@ -169,7 +169,7 @@ fn an_atomic_batch_over_a_border_is_refused_with_the_borders() {
         let status = kv.batch(v1::BatchRequest { header: None, ops, atomic: true }).await.expect_err("two ranges");
         let error = details(&status);
         assert_eq!((error.kind(), error.action()), (v1::ErrorKind::BatchSpansRanges, v1::ErrorAction::Fail));
-        assert_eq!(error.borders, [border.clone()]);
+        assert_eq!(error.borders, std::slice::from_ref(&border));
         for key in [Bytes::from_static(b"0border/a"), border] {
             assert_eq!(kv.get(get_request(key)).await.expect("it reads").into_inner().record, None);
         }

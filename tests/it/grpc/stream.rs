@@ -123,7 +123,7 @@ fn a_request_that_names_its_range_is_answered_by_that_replica_or_refused() {
             let error = error(&answers[&id]);
             assert_eq!((error.kind(), error.action()), (kind, v1::ErrorAction::RefreshRoute), "request {id}");
             if kind != v1::ErrorKind::RangeNotFound {
-                assert_eq!(error.descriptors, [place.descriptor.clone()], "what the replica knows");
+                assert_eq!(error.descriptors, std::slice::from_ref(&place.descriptor), "what the replica knows");
             }
         }
         error(&answers[&7]);
@@ -187,7 +187,7 @@ fn a_client_that_never_reads_stops_nobody_else() {
         println!(
             "{} MiB resident with {} MiB unread",
             resident >> 20,
-            UNREAD_VALUE_BYTES as u64 * UNREAD_REQUESTS >> 20
+            (UNREAD_VALUE_BYTES as u64 * UNREAD_REQUESTS) >> 20
         );
         drop(unread);
         feed.abort();
