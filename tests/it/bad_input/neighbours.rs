@@ -52,6 +52,32 @@ fn a_node_of_another_cluster_is_turned_away_in_words_on_both_sides() {
     assert!(nodes.as_array().expect("a list").iter().all(|node| node["state"] == "up"), "{nodes}");
 }
 
+/// An emptied directory under an old id has forgotten what it promised.
+#[test]
+fn a_node_that_comes_back_with_an_empty_disk_is_refused_and_stops() {
+    let mut cluster = Cluster::three();
+    let address = cluster.node(1).client.clone();
+    at(&address, &["kv", "put", "k", "v"]).exits(0);
+    cluster.kill(3);
+    let (data, kept) = (cluster.node(3).data.clone(), cluster.directory().join("kept"));
+    std::fs::rename(&data, &kept).expect("the test's own");
+    // With --bootstrap, as from a service unit that kept the flag.
+    cluster.start(3);
+    assert_eq!(cluster.wait_end(3), Some(1));
+    let log = cluster.log(3);
+    assert!(log.contains("node 3 is known with another store") && log.contains("error: "), "{log}");
+    let status = at(&address, &["status"]).exits(0);
+    assert!(status.text().contains("node 3 is down"), "{status:?}");
+    assert!(status.text().contains("node 3 is known with another store"), "{status:?}");
+    assert_eq!(at(&address, &["kv", "get", "k"]).exits(0).stdout, b"v");
+    // The old disk was only unplugged.
+    std::fs::remove_dir_all(&data).expect("the empty one");
+    std::fs::rename(&kept, &data).expect("the test's own");
+    cluster.start_all();
+    let nodes = at(&address, &["node", "list", "--output", "json"]).exits(0).json();
+    assert!(nodes.as_array().expect("a list").iter().all(|node| node["state"] == "up"), "{nodes}");
+}
+
 #[test]
 fn bytes_that_are_no_frames_do_no_harm() {
     let mut rng = Rng::new(seed());

@@ -163,6 +163,7 @@ fn a_client_that_never_reads_stops_nobody_else() {
         let mut others = kv(shared(), place.leader).await;
         others.put(put_request("0unread", vec![7; UNREAD_VALUE_BYTES])).await.expect("it writes");
 
+        let resident_before = resident_bytes(shared().pid(place.leader).expect("it runs"));
         let (send, requests) = tokio::sync::mpsc::channel(1);
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
         let mut greedy = kv(shared(), place.leader).await;
@@ -183,11 +184,13 @@ fn a_client_that_never_reads_stops_nobody_else() {
             others.put(put_request(key.clone(), "x")).await.expect("others are served");
             assert!(others.get(get_request(key)).await.expect("others are served").into_inner().record.is_some());
         }
-        let resident = resident_bytes(shared().pid(place.leader).expect("it runs"));
-        println!(
-            "{} MiB resident with {} MiB unread",
-            resident >> 20,
-            (UNREAD_VALUE_BYTES as u64 * UNREAD_REQUESTS) >> 20
+        let grown = resident_bytes(shared().pid(place.leader).expect("it runs")).saturating_sub(resident_before);
+        let asked = UNREAD_VALUE_BYTES as u64 * UNREAD_REQUESTS;
+        assert!(
+            grown < asked / 2,
+            "{} MiB more memory for {} MiB of answers that nobody reads",
+            grown >> 20,
+            asked >> 20
         );
         drop(unread);
         feed.abort();
