@@ -16,6 +16,8 @@ pub const SCAN_LIMIT_DEFAULT: u32 = 1_000;
 pub const SCAN_BYTES_DEFAULT: u32 = 1 << 20;
 /// Most bytes of keys and values in a scan page: an answer stays below [`DECODED_BYTES_MAX`].
 pub const SCAN_BYTES_MAX: u32 = 2 << 20;
+/// Most bytes of keys and values in any other answer; the rest up to [`DECODED_BYTES_MAX`] is for its frame.
+pub const ANSWER_BYTES_MAX: usize = 3 << 20;
 /// Largest Raft entry, in bytes.
 pub const ENTRY_BYTES_MAX: usize = 8 << 20;
 /// How long a request waits when it names no time-out, in milliseconds.

@@ -86,10 +86,7 @@ pub fn execute<R: Read + ?Sized>(
             Ok(v1::response::Body::Get(v1::GetResponse { header: None, record }))
         }
         ReadRequest::MultiGet(multi) => {
-            let mut results = Vec::with_capacity(multi.keys.len());
-            for key in &multi.keys {
-                results.push(v1::MultiGetResult { record: get_one(storage, descriptor, key)? });
-            }
+            let results = multi_get(storage, descriptor, &multi.keys)?;
             Ok(v1::response::Body::MultiGet(v1::MultiGetResponse { header: None, results }))
         }
         ReadRequest::Scan(request) => Ok(v1::response::Body::Scan(scan(storage, descriptor, request)?)),
@@ -123,6 +120,27 @@ fn get_one<R: Read + ?Sized>(
     let Some(stored) = stored else { return Ok(None) };
     let (version, value) = record::decode_value(stored).map_err(failed)?;
     Ok(Some(v1::Record { key: Bytes::new(), value, version }))
+}
+
+/// Several keys. Stops as soon as the answer is too large to be sent: what is read is held in memory.
+fn multi_get<R: Read + ?Sized>(
+    storage: &R,
+    descriptor: &v1::RangeDescriptor,
+    keys: &[Bytes],
+) -> Result<Vec<v1::MultiGetResult>, Error> {
+    let mut results = Vec::with_capacity(keys.len());
+    let mut bytes = 0;
+    for key in keys {
+        let record = get_one(storage, descriptor, key)?;
+        bytes += record.as_ref().map_or(0, |record| record.value.len());
+        if bytes > limits::ANSWER_BYTES_MAX {
+            let max = limits::ANSWER_BYTES_MAX;
+            let what = format!("a multi-get whose values have more than {max} bytes");
+            return Err(Error::invalid(what, "ask for fewer keys"));
+        }
+        results.push(v1::MultiGetResult { record });
+    }
+    Ok(results)
 }
 
 /// One page of one range. `next_token` is here the bare user key to go on with: forward the next
@@ -218,5 +236,47 @@ impl<'a> Page<'a> {
 
     fn finish(self) -> Result<v1::ScanResponse, Error> {
         self.error.map_or(Ok(self.response), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::storage::{self, Visit};
+
+    /// Every key has a value of 1 MiB.
+    #[derive(Default)]
+    struct Large {
+        gets: Cell<usize>,
+    }
+
+    impl Read for Large {
+        fn get(&self, _: Family, _: &[u8]) -> storage::Result<Option<Bytes>> {
+            self.gets.set(self.gets.get() + 1);
+            Ok(Some(record::encode_value(7, &[0; limits::VALUE_BYTES_MAX]).into()))
+        }
+
+        fn scan(&self, _: Family, _: &[u8], _: &[u8], _: Direction, _: &mut Visit<'_>) -> storage::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_multi_get_that_finds_too_much_stops_reading() {
+        let storage = Large::default();
+        let descriptor = v1::RangeDescriptor { range_id: 2, keyspace_id: 1, ..Default::default() };
+        let read = |keys| {
+            let request = v1::MultiGetRequest { header: None, keys: vec![Bytes::from_static(b"key"); keys] };
+            execute(&storage, &descriptor, ReadRequest::MultiGet(&request))
+        };
+        let most = limits::ANSWER_BYTES_MAX / limits::VALUE_BYTES_MAX;
+        let Ok(v1::response::Body::MultiGet(answer)) = read(most) else { panic!("it fits") };
+        assert_eq!(answer.results.len(), most);
+        storage.gets.set(0);
+        let error = read(limits::BATCH_OPS_MAX).expect_err("it does not fit");
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error:?}");
+        assert_eq!(storage.gets.get(), most + 1, "no more is read than what shows that it does not fit");
     }
 }

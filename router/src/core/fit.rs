@@ -4,12 +4,10 @@
 //! way there ambiguous. So whoever sends an answer over a network passes it through [`fit`] first,
 //! and a [`Call`](super::Call) does so with the answers that it joins.
 
+pub use flotilla_proto::limits::ANSWER_BYTES_MAX;
 use flotilla_proto::{Error, v1};
 use v1::batch_result::Outcome;
 use v1::response::Body as Answer;
-
-/// Most bytes of keys and values in an answer.
-pub const ANSWER_BYTES_MAX: usize = 3 << 20;
 
 /// The answer, or what can be said instead. A read that found too much is refused; of a write, which
 /// has happened, the values that it found (`current`) are left out from the first on that finds no
