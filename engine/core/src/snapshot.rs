@@ -200,3 +200,26 @@ pub fn fill<B: WriteBatch>(batch: &mut B, data: &SnapshotData) -> storage::Resul
     batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(applied));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let mut chunks = Chunks::default();
+        chunks.push(b"key", b"va");
+        chunks.push(b"k", b"");
+        let chunk =
+            [&[0xf3, 0xad, 0x7c, 0xbf][..], &[0, 0, 0, 3, 0, 0, 0, 2], b"keyva", &[0, 0, 0, 1, 0, 0, 0, 0], b"k"]
+                .concat();
+        assert_eq!(chunks.finish(), [Bytes::from(chunk.clone())]);
+        let mut records = Vec::new();
+        for_each_record(&chunk.into(), |key, value| {
+            records.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })
+        .expect("it is whole");
+        assert_eq!(records, [(b"key".to_vec(), b"va".to_vec()), (b"k".to_vec(), Vec::new())]);
+    }
+}

@@ -29,6 +29,10 @@ pub(crate) struct Watermark {
 
 impl Watermark {
     pub(crate) fn write(self, path: &Path) -> Result<(), DirectoryError> {
+        write_atomically(path, &self.to_bytes())
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(BYTES);
         bytes.extend_from_slice(MAGIC);
         for number in [self.synced, self.opened_at, self.first_wal] {
@@ -36,7 +40,7 @@ impl Watermark {
         }
         bytes.push(u8::from(self.clean_stop));
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
-        write_atomically(path, &bytes)
+        bytes
     }
 
     /// `None`: there is none, as in a directory whose store was never opened.
@@ -60,5 +64,20 @@ impl Watermark {
             first_wal: number(2)?,
             clean_stop: body.last() == Some(&1),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let watermark = Watermark { synced: 258, opened_at: 7, first_wal: 12, clean_stop: true };
+        let mut bytes = b"flWater1".to_vec();
+        bytes.extend([0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 12, 1]);
+        bytes.extend([0x3d, 0x2a, 0xd3, 0xaf]);
+        assert_eq!(watermark.to_bytes(), bytes);
+        assert_eq!(Watermark::parse(&bytes), Some(watermark));
     }
 }

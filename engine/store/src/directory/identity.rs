@@ -6,7 +6,7 @@
 //! format 1
 //! cluster 00f3a5c2d1e4b697
 //! node 3
-//! crc32 8d5a1c20
+//! crc32 8f64becc
 //! ```
 //! Invariant: the lines `flotilla data directory`, `format N` and the crc at the end are the same in all
 //! formats, so that any program can tell that a directory is too new for it.
@@ -98,5 +98,18 @@ pub(super) fn read(path: &Path) -> Result<Identity, DirectoryError> {
         Ok(Parsed::Identity(identity)) => Ok(identity),
         Ok(Parsed::Newer(found)) => Err(DirectoryError::NewerFormat { path: path.into(), found }),
         Err(what) => Err(DirectoryError::IdentityCorrupt { path: path.into(), what }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let identity = Identity::new(0x00f3_a5c2_d1e4_b697, NodeId(3));
+        let text = "flotilla data directory\nformat 1\ncluster 00f3a5c2d1e4b697\nnode 3\ncrc32 8f64becc\n";
+        assert_eq!(identity.to_text(), text);
+        assert!(matches!(parse(text.as_bytes()), Ok(Parsed::Identity(read)) if read == identity));
     }
 }

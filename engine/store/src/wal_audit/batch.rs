@@ -98,3 +98,15 @@ impl Batch {
         self.first.saturating_add(self.count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let bytes = [b'f', b'l', b'S', b'y', 0, 0, 0, 0, 0, 0, 1, 2];
+        assert_eq!(mark(258), bytes);
+        assert_eq!(marked(&bytes), Some(258));
+    }
+}

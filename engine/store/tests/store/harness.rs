@@ -70,13 +70,14 @@ fn listing(data: &Path) -> BTreeMap<PathBuf, u64> {
     files
 }
 
-/// The WAL files of a data directory with their sizes, oldest first.
+/// The WAL files of a data directory with their sizes, oldest first. RocksDB may delete one that is done
+/// with at any time: that one is left out.
 pub fn wals(data: &Path) -> BTreeMap<PathBuf, u64> {
     fs::read_dir(data.join("db"))
         .expect("the database's folder can be listed")
         .map(|entry| entry.expect("the folder can be listed").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .map(|path| (path.clone(), path.metadata().expect("the file is there").len()))
+        .filter_map(|path| path.metadata().ok().map(|metadata| (path, metadata.len())))
         .collect()
 }
 
