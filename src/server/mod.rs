@@ -22,7 +22,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_node::{Node, NodeConfig};
+use flotilla_node::{Doors, Node, NodeConfig, Proof};
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
@@ -30,7 +30,6 @@ use flotilla_store::{DirectoryState, StoreDirectory};
 use tokio::net::TcpListener as AsyncListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
 
 use crate::config::{Config, ConfigError, Listen};
 use routes::{NodeRoutes, NodeTransport};
@@ -40,6 +39,10 @@ pub use logging::{LogHandle, init as init_logging};
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Clients' connections at once.
+const CONNECTIONS_MAX: usize = 4_096;
+/// How long a connection may take to begin with HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections may open so many streams each.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Bytes of a request's header list.
@@ -183,7 +186,7 @@ impl Server {
     }
 
     fn serve_grpc(&mut self, listener: TcpListener) -> Result<(), ServerError> {
-        let incoming = TcpIncoming::from(asynchronous(listener)?).with_nodelay(Some(true));
+        let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone());
         let (health_reporter, health) = tonic_health::server::health_reporter();

@@ -18,6 +18,8 @@ pub trait LocalStorage: Storage + Clone {
     fn properties(&self) -> Properties;
     /// Counters since it was opened.
     fn statistics(&self) -> Statistics;
+    /// About how many bytes each of these spans of data has on disk.
+    fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64>;
 }
 
 impl LocalStorage for RocksStorage {
@@ -39,6 +41,10 @@ impl LocalStorage for RocksStorage {
 
     fn statistics(&self) -> Statistics {
         Self::statistics(self)
+    }
+
+    fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
+        Self::data_bytes(self, spans)
     }
 }
 

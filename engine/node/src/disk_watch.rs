@@ -2,23 +2,28 @@
 //!
 //! Every second: is there room above the margin? Below it the store refuses proposals, while reads and
 //! truncation go on; the ballast file keeps a node startable whose disk is full to the brim. Every few
-//! seconds: notes durably how far the log is synced, so that the next start notices a lost tail.
+//! seconds: notes durably how far the log is synced, so that the next start notices a lost tail; and tells the
+//! store about how large its ranges are.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use flotilla_engine::store::Input;
+use flotilla_engine::keys;
+use flotilla_engine::store::{Input, ReadView};
+use flotilla_proto::{KeyspaceId, RangeId};
 use flotilla_store::{DiskSpace, StoreDirectory, disk_space};
 
 use crate::disk::LocalStorage;
 use crate::failure::Failure;
 use crate::inbox::Inbox;
+use crate::views::Views;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Rounds between two notes of how far the log is synced.
+/// Rounds between two notes of how far the log is synced, and between two looks at the ranges' sizes.
 const ROUNDS_PER_NOTE: u64 = 5;
 /// The margin, unless settings say otherwise.
 const MARGIN_BYTES: u64 = 1 << 30;
@@ -93,6 +98,7 @@ pub(crate) struct DiskWatch<S> {
     pub storage: S,
     pub state: Arc<DiskState>,
     pub inbox: Arc<Inbox>,
+    pub views: Arc<Views>,
     pub failure: Arc<Failure>,
     /// Its other end is dropped to end the thread.
     pub stop: Receiver<()>,
@@ -102,18 +108,35 @@ impl<S: LocalStorage> DiskWatch<S> {
     /// Watches until told to stop.
     pub fn run(self) {
         let mut known = None;
+        let mut sizes = BTreeMap::new();
         let mut rounds: u64 = 0;
         loop {
             self.look(self.directory.path(), &mut known);
             rounds += 1;
-            if rounds.is_multiple_of(ROUNDS_PER_NOTE)
-                && let Err(error) = self.storage.note_synced()
-            {
-                tracing::warn!(%error, "how far the log is synced could not be noted");
+            if rounds.is_multiple_of(ROUNDS_PER_NOTE) {
+                if let Err(error) = self.storage.note_synced() {
+                    tracing::warn!(%error, "how far the log is synced could not be noted");
+                }
+                self.measure(&mut sizes);
             }
             match self.stop.recv_timeout(INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Tells the store of each range whose size has changed.
+    fn measure(&self, sizes: &mut BTreeMap<RangeId, u64>) {
+        let views = self.views.all();
+        let span = |view: &Arc<ReadView>| {
+            let range = &view.descriptor;
+            keys::data_span(KeyspaceId(range.keyspace_id), &range.start, &range.end)
+        };
+        let spans: Vec<_> = views.iter().map(span).collect();
+        for (view, bytes) in views.iter().zip(self.storage.data_bytes(&spans)) {
+            if sizes.insert(view.range(), bytes) != Some(bytes) {
+                self.inbox.input(Input::RangeSize { range: view.range(), bytes });
             }
         }
     }

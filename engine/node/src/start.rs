@@ -387,6 +387,7 @@ fn spawn<S: LocalStorage>(
         storage: shared.reads.storage.clone(),
         state: Arc::clone(&shared.disk),
         inbox: Arc::clone(&shared.inbox),
+        views: Arc::clone(&shared.views),
         failure: Arc::clone(&shared.failure),
         stop,
     };

@@ -78,6 +78,13 @@ impl RocksStorage {
         sum
     }
 
+    /// About how many bytes each of these spans of data has in table files: compressed, and without what
+    /// only memtables hold yet.
+    pub fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
+        let spans: Vec<_> = spans.iter().map(|(start, end)| rocksdb::Range::new(start, end)).collect();
+        self.database().get_approximate_sizes_cf(self.handle(Family::State), &spans)
+    }
+
     /// What RocksDB has done since it was opened.
     pub fn statistics(&self) -> Statistics {
         let count = |ticker| self.database_options().get_ticker_count(ticker);

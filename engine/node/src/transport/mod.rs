@@ -27,9 +27,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::counters::Counters;
+use crate::doors::{Doors, Proof};
 use crate::failure::Failure;
 use crate::inbox::Inbox;
 use bulk_out::Rate;
@@ -47,6 +47,8 @@ mod service {
 const SNAPSHOTS_AT_ONCE: usize = 2;
 /// Snapshots of all ranges together leave at this rate.
 const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Connections that the port takes at once: two from each other node, and those that have not broken yet.
+const CONNECTIONS_MAX: usize = 256;
 /// How long the port's connections may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -247,13 +249,14 @@ async fn serve(context: Arc<Context>, listener: tokio::net::TcpListener) {
     let mut shutdown = context.shutdown.subscribe();
     let peer_service = server::PeerService { context: Arc::clone(&context) };
     let service = service::peer_server::PeerServer::new(peer_service).max_decoding_message_size(frame::FRAME_BYTES_MAX);
+    let doors = Doors::new(listener, CONNECTIONS_MAX, raft_out::HANDSHAKE_TIMEOUT, Proof::Handshake);
     let served = Server::builder()
         .http2_keepalive_interval(Some(raft_out::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(raft_out::KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(raft_out::WINDOW_BYTES)
         .initial_connection_window_size(raft_out::WINDOW_BYTES)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(doors, async move {
             // The sender lives in the context.
             drop(shutdown.wait_for(|down| *down).await);
         })

@@ -20,6 +20,7 @@ use super::hello::Refusal;
 use super::peers::Peer;
 use super::raft_out::HANDSHAKE_TIMEOUT;
 use super::{Context, bulk_in, hello};
+use crate::doors::Caller;
 use crate::failure::AbortOnPanic;
 use crate::inbox::{Frame as TakenFrame, Item};
 
@@ -59,12 +60,12 @@ impl PeerService {
     fn accept(&self, request: Request<Streaming<Bytes>>, class: Class) -> Response<AnswerStream> {
         let (answers, stream) = mpsc::channel(4);
         let context = Arc::clone(&self.context);
-        let from = request.remote_addr().map_or_else(|| "an unknown address".into(), |address| address.to_string());
+        let caller = request.extensions().get::<Caller>().cloned();
         tokio::spawn(async move {
             let _guard = AbortOnPanic("a connection from another node");
             let mut shutdown = context.shutdown.subscribe();
             tokio::select! {
-                () = serve(&context, request.into_inner(), &answers, &from, class) => {}
+                () = serve(&context, request.into_inner(), &answers, caller.as_ref(), class) => {}
                 _ = shutdown.wait_for(|down| *down) => {}
             }
         });
@@ -72,7 +73,13 @@ impl PeerService {
     }
 }
 
-async fn serve(context: &Arc<Context>, mut frames: Streaming<Bytes>, answers: &Answers, from: &str, class: Class) {
+async fn serve(
+    context: &Arc<Context>,
+    mut frames: Streaming<Bytes>,
+    answers: &Answers,
+    caller: Option<&Caller>,
+    class: Class,
+) {
     let welcomed = match timeout(HANDSHAKE_TIMEOUT, welcome(context, &mut frames)).await {
         Ok(welcomed) => welcomed,
         Err(_) => Err(Refusal::from("no handshake came in time")),
@@ -81,12 +88,17 @@ async fn serve(context: &Arc<Context>, mut frames: Streaming<Bytes>, answers: &A
         Ok(peer) => peer,
         Err(refusal) => {
             context.counters.peer_refusals.add(1);
-            context.peers.refused(format!("{} (from {})", refusal.words(), host_of(from)));
+            // Without the port, which changes with each try.
+            let from = caller.map_or_else(|| "an unknown address".into(), |caller| caller.address().ip().to_string());
+            context.peers.refused(format!("{} (from {from})", refusal.words()));
             // A caller that is gone needs no words.
             drop(answers.send(Err(refusal.to_status())).await);
             return;
         }
     };
+    if let Some(caller) = caller {
+        caller.known();
+    }
     let hello = Frame::Hello(Box::new(hello::hello_to(&context.hello, peer.node))).encode();
     if answers.send(Ok(hello)).await.is_err() {
         return;
@@ -99,11 +111,6 @@ async fn serve(context: &Arc<Context>, mut frames: Streaming<Bytes>, answers: &A
         tracing::warn!(node = %peer.node, reason = words, "ended the connection of a node");
         drop(answers.send(Err(Status::aborted(words))).await);
     }
-}
-
-/// Without the port, which changes with each try.
-fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
 /// The caller, if its first frame says the right things.

@@ -81,6 +81,10 @@ impl LocalStorage for FailingSync {
     fn statistics(&self) -> Statistics {
         self.storage.statistics()
     }
+
+    fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
+        self.storage.data_bytes(spans)
+    }
 }
 
 /// A cluster of one node.

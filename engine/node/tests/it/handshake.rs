@@ -5,6 +5,8 @@ use flotilla_engine::config::ReadMode;
 use flotilla_node::transport::frame::Frame;
 use flotilla_node::{Node, NodeConfig};
 use flotilla_proto::{NodeId, v1};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
@@ -169,5 +171,21 @@ async fn addresses_off_this_machine_are_not_dialled_in_plain_text() {
         problems.iter().any(|problem| problem.contains("node 2") && problem.contains("--plaintext-off-loopback"))
     })
     .await;
+    node.stop().await.expect("nothing had failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_never_get_to_a_handshake_are_closed() {
+    let cluster = not_started();
+    let node = lonely(&cluster).await;
+    // HTTP/2's first bytes and an empty SETTINGS frame: a connection, but nobody knows whose.
+    let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    for said in [&[][..], &preface] {
+        let mut connection = TcpStream::connect(node.peer_address()).await.expect("it listens");
+        connection.write_all(said).await.expect("it is sent");
+        let mut answer = Vec::new();
+        // A reset is an end too.
+        drop(timeout(DEADLINE, connection.read_to_end(&mut answer)).await.expect("it is closed"));
+    }
     node.stop().await.expect("nothing had failed");
 }

@@ -136,3 +136,27 @@ fn rocksdb_was_set_up_as_decided() {
         assert!(settings.iter().any(|line| line.ends_with(wanted)), "RocksDB's log does not say {wanted:?}");
     }
 }
+
+#[test]
+fn sizes_of_spans_are_about_right() {
+    let path = temporary();
+    let store = create(path.path());
+    // No pattern that could be compressed.
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    for n in 0..1024_u32 {
+        let value: Vec<u8> = (0..1024).map(|_| noise()).collect();
+        put(&store, Family::State, &keys::data(KeyspaceId(1), &n.to_be_bytes()), &value);
+    }
+    store.flush(Family::State).expect("a sound store flushes");
+    let span = |start: &[u8], end: &[u8]| keys::data_span(KeyspaceId(1), start, end);
+    let middle = 512_u32.to_be_bytes();
+    let sizes = store.data_bytes(&[span(b"", b""), span(b"", &middle), span(&middle, b""), span(b"\xff", b"")]);
+    let about = |bytes: u64, wanted: u64| bytes.abs_diff(wanted) < wanted / 5;
+    assert!(about(sizes[0], 1 << 20) && about(sizes[1], 1 << 19) && about(sizes[2], 1 << 19), "{sizes:?}");
+    assert_eq!((sizes.len(), sizes[3]), (4, 0), "{sizes:?}");
+    assert!(store.data_bytes(&[]).is_empty());
+}
