@@ -15,6 +15,7 @@ use flotilla_benches::args::{Args, Extra};
 use flotilla_benches::stats::Table;
 use serde_json::Value;
 
+// The shim that slows fsync down.
 #[path = "../../tests/powercut/mod.rs"]
 mod powercut;
 

@@ -16,3 +16,5 @@ mod tour;
 
 #[path = "../powercut/mod.rs"]
 mod powercut;
+#[path = "../powercut/tests.rs"]
+mod powercut_tests;

@@ -15,9 +15,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fs, io};
 
-#[cfg(test)]
-mod tests;
-
 const SOURCES: [(&str, &str); 5] = [
     ("powercut.h", include_str!("powercut.h")),
     ("shim.c", include_str!("shim.c")),

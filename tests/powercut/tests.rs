@@ -1,7 +1,7 @@
 //! The shim's own tests. Each runs one scene in a process of its own (this test program again, under the shim),
 //! which ends in a power cut; then looks at what is left on disk.
 
-use super::{Control, PowerCut};
+use crate::powercut::{Control, PowerCut};
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
