@@ -25,7 +25,7 @@ use rocksdb::{
     WriteOptions,
 };
 
-use crate::directory::StoreDirectory;
+use crate::directory::{StoreDirectory, sync_directory};
 use crate::error::{OpenError, storage_error};
 use crate::options::{self, Options};
 use crate::wal_audit::{self, Torn};
@@ -106,6 +106,8 @@ impl RocksStorage {
         };
         // RocksDB flushes what it replays before it returns, so all of it is durable.
         let first_wal = wal_audit::numbers_of(&folder, "log")?.last().copied().unwrap_or(0);
+        // The new file's name must be as durable as the watermark that names it.
+        sync_directory(&folder)?;
         let watermark = Watermark { synced: last_sequence, opened_at: last_sequence, first_wal, clean_stop: false };
         watermark.write(&directory.watermark())?;
         let mut cached_read_options = ReadOptions::default();

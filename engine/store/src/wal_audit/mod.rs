@@ -94,6 +94,12 @@ pub(crate) fn audit(folder: &Path, watermark: Option<Watermark>) -> Result<Audit
         wals.push(Wal { path, number, bytes });
     }
     let watermark = watermark.unwrap_or_default();
+    // The file that was opened last time was in its directory before the watermark named it.
+    let is_first = |wal: &Wal| wal.number == watermark.first_wal;
+    if watermark.first_wal > 0 && watermark.first_wal >= manifest.min_wal && !wals.iter().any(is_first) {
+        let path = folder.join(format!("{:06}.log", watermark.first_wal));
+        return Err(OpenError::corrupt(&path, "it is missing, and what it held was not flushed to table files"));
+    }
     let mut reading = Reading { wals: &wals, manifest, watermark, next: None, batches: 0, marked: 0 };
     if wals.first().is_some_and(|wal| wal.number == watermark.first_wal) {
         reading.next = Some(watermark.opened_at + 1);

@@ -460,3 +460,26 @@ fn torn_ends_are_no_cause_for_alarm() {
         }
     }
 }
+
+/// Before the first watermark after a start, nothing else tells that there was such a file.
+#[test]
+fn a_wal_that_is_missing_right_after_a_start_is_noticed() {
+    let data = TempDir::new().expect("a temporary directory can be made");
+    let store = create(data.path());
+    let mut batch = store.batch();
+    batch.put(Family::Log, b"key", b"value");
+    store.write(batch).expect("it writes");
+    store.sync().expect("it syncs");
+    let copied = TempDir::new().expect("a temporary directory can be made");
+    copy(data.path(), copied.path());
+    for wal in wals(copied.path()).into_keys() {
+        fs::remove_file(wal).expect("the file is there");
+    }
+    match open(copied.path()) {
+        Err(OpenError::Corrupt { file, what }) => {
+            assert!(file.extension().is_some_and(|extension| extension == "log"), "{}", file.display());
+            assert!(what.contains("missing"), "{what}");
+        }
+        other => panic!("{:?}", other.map(|_| "it opened")),
+    }
+}
