@@ -48,8 +48,9 @@ lint: setup
 fmt:
 	$(CARGO) fmt --all
 
+# For those who work on it: private items are shown, and may be linked to.
 docs: setup
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 
 # The path of the built binary.
 bin: setup

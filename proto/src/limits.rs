@@ -1,4 +1,4 @@
-//! The limits at the edges, one place for all interfaces (DESIGN, section 7).
+//! The limits at the edges, one place for all interfaces.
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 8 << 10;

@@ -2,7 +2,7 @@
 //!
 //! [`core`] decides, without doing any input or output; [`Router`] carries out what it decides,
 //! over a [`Transport`]. A node's server uses it to serve any request that any client sends it;
-//! [`Client`] is the same code outside. See DESIGN, section 6.
+//! [`Client`] is the same code outside.
 
 pub mod client;
 pub mod core;

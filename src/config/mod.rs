@@ -1,6 +1,6 @@
 //! A node's settings: one set of names for the file, the environment and the flags.
 //!
-//! Layers, later ones win: defaults, the TOML file, FLOTILLA_<NAME> in the environment, flags. A key
+//! Layers, later ones win: defaults, the TOML file, `FLOTILLA_<NAME>` in the environment, flags. A key
 //! that is not known is refused with the nearest one that is; nothing is taken silently.
 
 mod layers;

@@ -99,7 +99,7 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// The exit code of DESIGN section 7.
+    /// The exit code: 2 for a wrong configuration, 1 for all else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,

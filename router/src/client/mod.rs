@@ -7,6 +7,9 @@
 //! In a node the same [`Router`] stands behind the gRPC server, with a transport that calls the
 //! node's own store directly and others by [`GrpcTransport`].
 
+// Time and tasks come in here.
+#![allow(clippy::disallowed_methods, reason = "the shell is where the core is told the time")]
+
 mod admin;
 mod api;
 mod connection;

@@ -9,6 +9,9 @@
 //! - [`decide`]: what to do after each failure.
 //! - [`token`]: the paging token of scans.
 
+// The order of a hash map is not that of the seed.
+#![warn(clippy::iter_over_hash_type)]
+
 mod cache;
 mod call;
 mod check;

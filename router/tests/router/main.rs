@@ -1,5 +1,7 @@
 //! The router against fake clusters: its core in one thread from a seed, its shell over loopback.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests of the async shell")]
+
 mod fake_cluster;
 mod fake_node;
 mod property;

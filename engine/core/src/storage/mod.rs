@@ -2,7 +2,7 @@
 //! one write-ahead log that a sync makes durable.
 //!
 //! Implemented by flotilla-store over RocksDB and by flotilla-sim's simulated disk; both pass
-//! [`conformance`]. The core itself never calls these: the stages around it do (log writer, apply,
+//! the suite `conformance`. The core itself never calls these: the stages around it do (log writer, apply,
 //! reads, recovery, snapshots), which are written against the traits so that the simulation runs
 //! the very same code.
 //!

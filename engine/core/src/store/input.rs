@@ -145,7 +145,7 @@ pub struct Envelope {
     pub snapshot: Option<SnapshotData>,
 }
 
-/// A range's whole state at one index, in memory: the small form (engine-notes 1).
+/// A range's whole state at one index, in memory: the small form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotData {
     /// Descriptor and applied state; what Raft's snapshot metadata is made from.
