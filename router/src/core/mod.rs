@@ -6,7 +6,7 @@
 //!
 //! - [`RouteCache`]: key -> range -> leader, never going back in epoch.
 //! - [`Call`]: one request on its way: cut by range, sent, repeated where that is safe, joined.
-//! - [`decide`]: what to do after each failure.
+//! - [`mod@decide`]: what to do after each failure.
 //! - [`token`]: the paging token of scans.
 
 // The order of a hash map is not that of the seed.
