@@ -38,7 +38,7 @@ mutants: setup
 	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200
 
 # Measurements, with medians and spread; docs/performance.md says what they decided.
-bench: setup
+bench: bin
 	$(CARGO) bench --package flotilla-benches $(ARGS)
 
 lint: setup
