@@ -39,7 +39,8 @@ impl Counters {
             if node.client_addr.is_empty() || !node.live {
                 continue;
             }
-            let status = client.node_status(NodeId(node.node_id)).await?;
+            // One that has just gone, and counts as live for a moment yet: told like a restart.
+            let Ok(status) = client.node_status(NodeId(node.node_id)).await else { continue };
             let boot = status.node.as_ref().map_or(0, |node| node.boot_id);
             nodes.insert(node.node_id, (boot, status.counters.unwrap_or_default()));
         }
