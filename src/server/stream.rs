@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use flotilla_node::{Node, Replies, ReplySink, replies};
 use flotilla_proto::{Error, v1};
+use flotilla_router::core::header_of;
 use prost::Message;
 use tokio::sync::watch;
 use tokio_stream::Stream;
@@ -58,10 +59,11 @@ async fn read(node: Node, router: NodeRouter, mut requests: Streaming<v1::Stream
 fn hand_on(node: &Node, router: &NodeRouter, requests: impl Iterator<Item = v1::Request>, sink: &ReplySink) {
     let mut here = Vec::with_capacity(requests.size_hint().0);
     for request in requests {
-        match place(&request) {
-            Place::Here => here.push(request),
-            Place::Routed(body) => route(router.clone(), sink.clone(), request.id, body),
-            Place::Nowhere(error) => sink.push(failure(request.id, &error)),
+        let id = request.id;
+        match place(request) {
+            Place::Here(request) => here.push(request),
+            Place::Routed(body) => route(router.clone(), sink.clone(), id, body),
+            Place::Nowhere(error) => sink.push(failure(id, &error)),
         }
     }
     if !here.is_empty() {
@@ -70,26 +72,22 @@ fn hand_on(node: &Node, router: &NodeRouter, requests: impl Iterator<Item = v1::
 }
 
 enum Place {
-    Here,
+    Here(v1::Request),
     Routed(v1::request::Body),
     Nowhere(Error),
 }
 
-fn place(request: &v1::Request) -> Place {
-    use v1::request::Body;
-    let Some(body) = &request.body else {
+fn place(request: v1::Request) -> Place {
+    let Some(body) = request.body else {
         return Place::Nowhere(Error::invalid("a request without a body", "set get, multi_get, write or scan"));
     };
-    if let Err(error) = flotilla_router::core::check(body) {
+    if let Err(error) = flotilla_router::core::check(&body) {
         return Place::Nowhere(error);
     }
-    let header = match body {
-        Body::Get(request) => &request.header,
-        Body::MultiGet(request) => &request.header,
-        Body::Write(request) => &request.header,
-        Body::Scan(request) => &request.header,
-    };
-    if header.as_ref().is_some_and(|header| header.range_id != 0) { Place::Here } else { Place::Routed(body.clone()) }
+    if header_of(&body).is_some_and(|header| header.range_id != 0) {
+        return Place::Here(v1::Request { id: request.id, body: Some(body) });
+    }
+    Place::Routed(body)
 }
 
 fn route(router: NodeRouter, sink: ReplySink, id: u64, body: v1::request::Body) {

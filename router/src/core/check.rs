@@ -38,7 +38,7 @@ pub fn check(body: &v1::request::Body) -> Result<()> {
 }
 
 /// The header of a request, of whatever kind.
-pub(crate) fn header_of(body: &Body) -> Option<&v1::RequestHeader> {
+pub fn header_of(body: &Body) -> Option<&v1::RequestHeader> {
     match body {
         Body::Get(request) => request.header.as_ref(),
         Body::MultiGet(request) => request.header.as_ref(),

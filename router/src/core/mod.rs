@@ -23,8 +23,7 @@ mod work;
 
 pub use cache::{Route, RouteCache};
 pub use call::{ANSWER_GRACE, Call, CallOutcome, Step};
-pub(crate) use check::header_of;
-pub use check::{SCAN_RECORDS_MAX, check};
+pub use check::{SCAN_RECORDS_MAX, check, header_of};
 pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
 pub use fit::{ANSWER_BYTES_MAX, fit};
 
