@@ -54,6 +54,7 @@ pub fn layout(
                     role: v1::ReplicaRole::Voter.into(),
                 })
                 .collect(),
+            next_replica_id: replicas as u64 + 1,
         })
         .collect();
     Ok(v1::Layout {

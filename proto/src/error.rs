@@ -103,6 +103,12 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// Fail: a keyspace has this name already.
+    #[error("there is a keyspace \"{name}\" already")]
+    KeyspaceExists {
+        /// The name.
+        name: String,
+    },
     /// Fail: data on disk or on the wire is not what was written.
     #[error("corrupt data: {what}")]
     Corruption {
@@ -158,6 +164,7 @@ impl Error {
             Self::BatchSpansRanges { .. }
             | Self::InvalidArgument { .. }
             | Self::KeyspaceNotFound { .. }
+            | Self::KeyspaceExists { .. }
             | Self::Corruption { .. }
             | Self::ClusterMismatch { .. } => Action::Fail,
             Self::Ambiguous { .. } => Action::Ambiguous,
@@ -179,6 +186,7 @@ impl Error {
             Self::DiskFull { .. } => v1::ErrorKind::DiskFull,
             Self::Unavailable { .. } => v1::ErrorKind::Unavailable,
             Self::KeyspaceNotFound { .. } => v1::ErrorKind::KeyspaceNotFound,
+            Self::KeyspaceExists { .. } => v1::ErrorKind::KeyspaceExists,
             Self::Corruption { .. } => v1::ErrorKind::Corruption,
             Self::ClusterMismatch { .. } => v1::ErrorKind::ClusterMismatch,
         }
@@ -202,7 +210,8 @@ impl Error {
             Self::Timeout { .. } => "send it again; if it goes on, see `flotilla status`".into(),
             Self::DiskFull { .. } => "free disk space on these nodes, or delete keys; reads and deletes go on".into(),
             Self::Unavailable { .. } => "try another node, or this one later; see `flotilla status`".into(),
-            Self::KeyspaceNotFound { .. } => format!("the only keyspace is \"{}\"", crate::ids::DEFAULT_KEYSPACE_NAME),
+            Self::KeyspaceNotFound { .. } => "`flotilla keyspace list` shows the keyspaces there are".into(),
+            Self::KeyspaceExists { .. } => "choose another name, or drop that keyspace first".into(),
             Self::Corruption { .. } => "keep the data directory for inspection; the other replicas hold the data".into(),
             Self::ClusterMismatch { .. } => "check the addresses: they must be those of one cluster".into(),
         }
@@ -214,6 +223,7 @@ impl Error {
                 Code::FailedPrecondition
             }
             Self::RangeNotFound { .. } | Self::KeyspaceNotFound { .. } => Code::NotFound,
+            Self::KeyspaceExists { .. } => Code::AlreadyExists,
             Self::ServerBusy { .. } | Self::DiskFull { .. } => Code::ResourceExhausted,
             Self::Ambiguous { .. } => Code::Unknown,
             Self::BatchSpansRanges { .. } | Self::InvalidArgument { .. } => Code::InvalidArgument,
@@ -267,7 +277,7 @@ fn message_of(error: &Error) -> String {
             reason.clone()
         }
         Error::Timeout { stage } => stage.clone(),
-        Error::KeyspaceNotFound { name } => name.clone(),
+        Error::KeyspaceNotFound { name } | Error::KeyspaceExists { name } => name.clone(),
         Error::Corruption { what } => what.clone(),
         other => other.to_string(),
     }
@@ -294,6 +304,7 @@ impl From<v1::Error> for Error {
             v1::ErrorKind::DiskFull => Self::DiskFull { nodes: wire.node_ids.into_iter().map(NodeId).collect() },
             v1::ErrorKind::Unavailable => Self::Unavailable { reason: message },
             v1::ErrorKind::KeyspaceNotFound => Self::KeyspaceNotFound { name: message },
+            v1::ErrorKind::KeyspaceExists => Self::KeyspaceExists { name: message },
             v1::ErrorKind::Corruption => Self::Corruption { what: message },
             v1::ErrorKind::ClusterMismatch => Self::ClusterMismatch { what: message },
             // A newer node's error that this one has no name for: only its action is known, and an
@@ -347,6 +358,7 @@ mod tests {
             Error::DiskFull { nodes: vec![NodeId(1), NodeId(3)] },
             Error::Unavailable { reason: "stopping".into() },
             Error::KeyspaceNotFound { name: "x".into() },
+            Error::KeyspaceExists { name: "x".into() },
             Error::Corruption { what: "crc of entry 7".into() },
             Error::ClusterMismatch { what: "cluster 1, not 2".into() },
         ]

@@ -44,3 +44,9 @@ pub const DEFAULT_KEYSPACE: KeyspaceId = KeyspaceId(1);
 
 /// Name of [`DEFAULT_KEYSPACE`].
 pub const DEFAULT_KEYSPACE_NAME: &str = "default";
+
+/// The keyspace of the system range: the placement service's own state. Not offered to clients.
+pub const SYSTEM_KEYSPACE: KeyspaceId = KeyspaceId(0xFFFF_FFFE);
+
+/// The one range of [`SYSTEM_KEYSPACE`]: never split, merged or dropped.
+pub const SYSTEM_RANGE: RangeId = RangeId(1);

@@ -66,6 +66,7 @@ pub fn to_wire(message: Message) -> v1::PeerMessage {
             term: meta.term,
             voters: meta.get_conf_state().voters.clone(),
             learners: meta.get_conf_state().learners.clone(),
+            voters_outgoing: meta.get_conf_state().voters_outgoing.clone(),
         }
     });
     v1::PeerMessage {
@@ -185,6 +186,8 @@ pub fn snapshot(meta: &v1::SnapshotMeta) -> Snapshot {
     let target = snapshot.mut_metadata();
     target.index = meta.index;
     target.term = meta.term;
-    target.set_conf_state(ConfState::from((meta.voters.clone(), meta.learners.clone())));
+    let mut conf = ConfState::from((meta.voters.clone(), meta.learners.clone()));
+    conf.voters_outgoing.clone_from(&meta.voters_outgoing);
+    target.set_conf_state(conf);
     snapshot
 }

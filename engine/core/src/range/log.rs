@@ -78,7 +78,14 @@ pub(crate) fn conf_state(descriptor: &v1::RangeDescriptor) -> ConfState {
     let of_role = |role: v1::ReplicaRole| -> Vec<u64> {
         descriptor.replicas.iter().filter(|replica| replica.role() == role).map(|replica| replica.replica_id).collect()
     };
-    ConfState::from((of_role(v1::ReplicaRole::Voter), of_role(v1::ReplicaRole::Learner)))
+    let voters = [of_role(v1::ReplicaRole::Voter), of_role(v1::ReplicaRole::VoterIncoming)].concat();
+    let outgoing = of_role(v1::ReplicaRole::VoterOutgoing);
+    let mut conf = ConfState::from((voters, of_role(v1::ReplicaRole::Learner)));
+    // raft-rs: not joint as long as the outgoing set is empty. Those who stay vote in both.
+    if !outgoing.is_empty() || conf.voters.len() > of_role(v1::ReplicaRole::Voter).len() {
+        conf.voters_outgoing = [of_role(v1::ReplicaRole::Voter), outgoing].concat();
+    }
+    conf
 }
 
 impl RangeLog {
@@ -403,5 +410,6 @@ fn snapshot_of(descriptor: &v1::RangeDescriptor, applied: v1::AppliedState) -> S
         term: applied.term,
         voters: conf.voters,
         learners: conf.learners,
+        voters_outgoing: conf.voters_outgoing,
     })
 }
