@@ -130,9 +130,10 @@ impl Process {
                 descriptor: Some((*view.descriptor).clone()),
                 leader_node_id: view.leader.map_or(0, |node| node.0),
                 term: view.term,
+                data_bytes: 0,
             },
-            None => v1::RangeStatus { descriptor: Some(born.clone()), leader_node_id: 0, term: 0 },
+            None => v1::RangeStatus { descriptor: Some(born.clone()), leader_node_id: 0, term: 0, data_bytes: 0 },
         });
-        v1::ListRangesResponse { ranges: ranges.collect(), nodes: vec![] }
+        v1::ListRangesResponse { ranges: ranges.collect(), nodes: vec![], keyspaces: vec![] }
     }
 }

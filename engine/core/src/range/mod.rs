@@ -345,6 +345,7 @@ impl Range {
             term,
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
             requests,
+            change: None,
         };
         let entry = Entry { data: command::encode(&command), ..Default::default() };
         let mut message = Message { from: self.replica, ..Default::default() };

@@ -60,6 +60,7 @@ impl Range {
                 descriptor: Some((*self.descriptor).clone()),
                 leader_node_id: self.leader().unwrap_or_default().0,
                 term: raft.term,
+                data_bytes: self.data_bytes,
             }),
             replica: Some(replica),
         }

@@ -226,8 +226,13 @@ fn a_snapshot_that_is_not_what_it_says_is_refused() {
         let mut data = snapshot_of(&cluster, 1);
         let mut message = message(&cluster, 1, 2, MsgSnapshot);
         let applied = data.header.applied.expect("set");
-        let meta =
-            v1::SnapshotMeta { index: applied.index, term: applied.term, voters: vec![1, 2, 3], learners: vec![], voters_outgoing: vec![] };
+        let meta = v1::SnapshotMeta {
+            index: applied.index,
+            term: applied.term,
+            voters: vec![1, 2, 3],
+            learners: vec![],
+            voters_outgoing: vec![],
+        };
         message.snapshot = Some(meta);
         change(&mut message, &mut data);
         let before = cluster.summary(2);
@@ -250,7 +255,13 @@ fn a_snapshot_tied_to_another_message_is_not_taken_for_the_checked_one() {
     forged.chunks = std::sync::Arc::new(vec![]);
     let applied = data.header.applied.expect("set");
     let mut real = message(&cluster, 1, 2, MsgSnapshot);
-    let meta = v1::SnapshotMeta { index: applied.index, term: applied.term, voters: vec![1, 2, 3], learners: vec![], voters_outgoing: vec![] };
+    let meta = v1::SnapshotMeta {
+        index: applied.index,
+        term: applied.term,
+        voters: vec![1, 2, 3],
+        learners: vec![],
+        voters_outgoing: vec![],
+    };
     real.snapshot = Some(meta);
     let mut heartbeat = message(&cluster, 1, 2, MsgHeartbeat);
     heartbeat.commit = 0;

@@ -22,7 +22,8 @@ impl Draw {
 
 fn samples() -> Vec<Bytes> {
     let entry = v1::LogEntry { entry_type: 0, term: 6, index: 7, data: Bytes::from_static(b"some data") };
-    let meta = v1::SnapshotMeta { index: 9, term: 6, voters: vec![1, 2, 3], learners: vec![4], voters_outgoing: vec![] };
+    let meta =
+        v1::SnapshotMeta { index: 9, term: 6, voters: vec![1, 2, 3], learners: vec![4], voters_outgoing: vec![] };
     let message = v1::PeerMessage {
         range_id: 2,
         term: 6,
