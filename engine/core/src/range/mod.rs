@@ -11,6 +11,7 @@
 //! - proposals are made only by a leader that is not handing over, and stamped with its term.
 
 mod barriers;
+mod install;
 #[cfg(feature = "fault-late-proposals")]
 mod late;
 mod lease;

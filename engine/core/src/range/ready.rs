@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_proto::{Error, v1};
-use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
-use raft::{Ready, SnapshotStatus, StateRole};
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{SnapshotStatus, StateRole};
 
 use super::{Range, Turn, Unpersisted};
 use crate::apply::{Applied, ApplyTask, ApplyWork};
@@ -36,9 +36,7 @@ impl Range {
         while !self.snapshot_must_wait() && self.raft.has_ready() {
             self.collect_ready(turn);
         }
-        if !self.snapshot_must_wait() {
-            self.incoming_snapshots.clear();
-        }
+        self.forget_refused_snapshots();
         self.follow_role(turn);
         self.draw_election_timeout(&turn.shared.config);
         self.collect_reads_of_old(turn);
@@ -48,11 +46,6 @@ impl Range {
         }
         self.publish(turn);
         self.barriers.release(self.readable_index(), &self.view, &mut turn.effects.barriers);
-    }
-
-    /// A snapshot replaces data that entries under way in the apply stage still change.
-    fn snapshot_must_wait(&self) -> bool {
-        self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty()) && self.apply_scheduled > self.applied.0
     }
 
     fn collect_ready(&mut self, turn: &mut Turn<'_>) {
@@ -80,22 +73,6 @@ impl Range {
         self.send(turn, at_once);
         self.hold_or_send(turn, number, held, item);
         self.schedule_apply(turn, committed);
-    }
-
-    /// Raft's own part of a snapshot that it has accepted, and the data that came with it.
-    fn install_snapshot(&mut self, ready: &Ready) -> Option<(SnapshotData, Option<(u64, u64)>)> {
-        let snapshot: &Snapshot = ready.snapshot();
-        if snapshot.is_empty() {
-            return None;
-        }
-        let meta = snapshot.get_metadata();
-        let brought = std::mem::take(&mut self.incoming_snapshots);
-        let is_this = |data: &SnapshotData| {
-            data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (meta.index, meta.term))
-        };
-        let data = brought.into_iter().find(is_this).expect("Raft restores only what a message has brought");
-        let removed = self.raft.mut_store().install(snapshot);
-        Some((data, removed))
     }
 
     /// The Raft state to be written, if what must be durable of it has changed.
@@ -150,27 +127,6 @@ impl Range {
                 self.snapshot_persisted(turn, &data);
             }
         }
-    }
-
-    /// A snapshot stands on disk in place of all that the range had.
-    fn snapshot_persisted(&mut self, turn: &mut Turn<'_>, data: &SnapshotData) {
-        let applied = data.header.applied.expect("checked when it was received");
-        let descriptor = data.header.descriptor.clone().expect("checked when it was received");
-        self.descriptor = Arc::new(descriptor);
-        self.voters = super::log::conf_state(&self.descriptor).voters;
-        self.applied = (applied.index, applied.term);
-        self.checksum = applied.checksum;
-        self.apply_scheduled = applied.index;
-        self.apply_bytes.clear();
-        self.applied_marks.clear();
-        self.applied_durable = applied.index;
-        self.raft.advance_apply_to(applied.index);
-        let before = self.proposals.bytes();
-        self.proposals.leapt(applied.index, &mut turn.effects.writes);
-        self.release_bytes(turn, before);
-        let work = ApplyWork::Replaced { descriptor: self.descriptor.clone(), applied };
-        turn.effects.applies.push(ApplyTask { range: self.id, work });
-        turn.effects.events.push(Event::SnapshotApplied { range: self.id, index: applied.index });
     }
 
     fn schedule_apply(&mut self, turn: &mut Turn<'_>, committed: Vec<Entry>) {

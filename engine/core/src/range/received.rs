@@ -11,7 +11,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::{Range, Turn};
 use crate::store::{Envelope, Event, SnapshotData};
 use crate::time::BootTime;
-use crate::{snapshot, wire};
+use crate::wire;
 
 impl Range {
     /// A message from another node.
@@ -34,7 +34,7 @@ impl Range {
         let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
         let kind = message.get_msg_type();
         self.check_message(turn, &message, envelope.snapshot.as_ref())?;
-        self.incoming_snapshots.extend(envelope.snapshot);
+        self.bring_snapshot(envelope.snapshot);
         let (from, term) = (message.from, message.term);
         let stepped = self.raft.step(message).map_err(|error| error.to_string());
         self.draw_election_timeout(&turn.shared.config);
@@ -77,10 +77,7 @@ impl Range {
                 turn.effects.fatal = Some(self.synced_data_is_gone(message.commit));
                 Err("synced data is gone".into())
             }
-            MessageType::MsgSnapshot => {
-                let data = data.ok_or("a snapshot message without data")?;
-                snapshot::check(data, message.get_snapshot().get_metadata(), &self.descriptor, self.replica)
-            }
+            MessageType::MsgSnapshot => self.check_snapshot(message, data),
             _ => Ok(()),
         }
     }
@@ -101,13 +98,6 @@ impl Range {
             self.id,
             self.raft.raft.raft_log.last_index()
         )
-    }
-
-    /// Whether a snapshot that Raft has accepted is not durable yet. Until then Raft's log begins behind entries
-    /// that it takes for applied: it can neither campaign (raft-rs: a fatal error) nor be truncated.
-    pub(super) fn installs_snapshot(&self) -> bool {
-        self.unpersisted.iter().any(|held| held.snapshot.is_some())
-            || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
     }
 
     fn apply_backlog(&self) -> usize {
