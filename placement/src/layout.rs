@@ -1,23 +1,16 @@
-//! The layout that a cluster is born with: ranges over the keys' alphabet, replicas and first leaders
-//! dealt round the nodes.
+//! Ranges laid out over given nodes, all replicas at once: for tests and simulations of the parts that do not grow
+//! their clusters. A real cluster is born with single replicas on its first node, and grows: see [`crate::birth`].
 //!
-//! Every node of a new cluster is told the same members and computes the same layout: it depends on
-//! the arguments alone, and not on the order of the nodes.
+//! The layout depends on the arguments alone, and not on the order of the nodes.
 
+use flotilla_proto::ids::{DEFAULT_KEYSPACE, SYSTEM_KEYSPACE, SYSTEM_RANGE};
 use flotilla_proto::{NodeId, v1};
 
-/// First range id given out; 1 is reserved for the system range.
-const FIRST_RANGE_ID: u64 = 2;
+use crate::birth::FIRST_RANGE_ID;
+use crate::borders::{RANGES_MAX, bounds, descriptor};
 
-/// Most ranges that a layout may have.
-pub const RANGES_MAX: u32 = 100_000;
-
-/// The characters that range borders are made of, in order: where keys are made of these, as paths
-/// and names are, ranges of equal width get about equal shares.
-const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-
-/// The layout of a new cluster: `ranges` ranges of the default keyspace, each with `replicas`
-/// replicas on `nodes`. The error says what is wrong with the arguments.
+/// `ranges` ranges of the default keyspace, each with `replicas` replicas on `nodes`; the system range is not among
+/// them, see [`system_range`]. The error says what is wrong with the arguments.
 pub fn layout(
     cluster_name: &str,
     nodes: &[(NodeId, String)],
@@ -25,7 +18,7 @@ pub fn layout(
     replicas: usize,
 ) -> Result<v1::Layout, String> {
     if ranges == 0 || ranges > RANGES_MAX {
-        return Err(format!("{ranges} ranges: a cluster is born with 1 to {RANGES_MAX}"));
+        return Err(format!("{ranges} ranges: a keyspace is born with 1 to {RANGES_MAX}"));
     }
     if replicas == 0 || replicas > nodes.len() {
         return Err(format!("{replicas} replicas on {} nodes: each replica needs a node of its own", nodes.len()));
@@ -38,55 +31,26 @@ pub fn layout(
     if let Some(pair) = nodes.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(format!("node id {} is given twice", pair[0].0.0));
     }
-    let borders = borders(ranges);
-    let descriptors = (0..ranges as usize)
-        .map(|at| v1::RangeDescriptor {
-            range_id: FIRST_RANGE_ID + at as u64,
-            keyspace_id: flotilla_proto::ids::DEFAULT_KEYSPACE.0,
-            start: if at == 0 { Vec::new() } else { borders[at - 1].clone() }.into(),
-            end: borders.get(at).cloned().unwrap_or_default().into(),
-            epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+    let ranges = bounds(ranges)
+        .into_iter()
+        .enumerate()
+        .map(|(at, bounds)| {
             // The first replica leads first: dealt round, so that leaders are spread.
-            replicas: (0..replicas)
-                .map(|step| v1::ReplicaDescriptor {
-                    replica_id: step as u64 + 1,
-                    node_id: nodes[(at + step) % nodes.len()].0.0,
-                    role: v1::ReplicaRole::Voter.into(),
-                })
-                .collect(),
-            next_replica_id: replicas as u64 + 1,
+            let on: Vec<u64> = (0..replicas).map(|step| nodes[(at + step) % nodes.len()].0.0).collect();
+            descriptor(FIRST_RANGE_ID + at as u64, DEFAULT_KEYSPACE.0, bounds, &on)
         })
         .collect();
     Ok(v1::Layout {
-        ranges: descriptors,
+        ranges,
         nodes: nodes.into_iter().map(|(node, peer_addr)| v1::LayoutNode { node_id: node.0, peer_addr }).collect(),
         cluster_name: cluster_name.into(),
     })
 }
 
-/// `ranges - 1` borders that cut the alphabet's strings into equal shares, as short as they can be
-/// told apart.
-fn borders(ranges: u32) -> Vec<Vec<u8>> {
-    let base = ALPHABET.len() as u64;
-    let mut digits = 1;
-    while base.pow(digits) < u64::from(ranges) * 4 {
-        digits += 1;
-    }
-    let all = base.pow(digits);
-    (1..u64::from(ranges))
-        .map(|at| {
-            let mut number = at * all / u64::from(ranges);
-            let mut border = vec![0; digits as usize];
-            for place in border.iter_mut().rev() {
-                *place = ALPHABET[(number % base) as usize];
-                number /= base;
-            }
-            while border.len() > 1 && border.last() == Some(&ALPHABET[0]) {
-                border.pop();
-            }
-            border
-        })
-        .collect()
+/// The system range with a replica on each of `nodes`.
+pub fn system_range(nodes: &[NodeId]) -> v1::RangeDescriptor {
+    let on: Vec<u64> = nodes.iter().map(|node| node.0).collect();
+    descriptor(SYSTEM_RANGE.0, SYSTEM_KEYSPACE.0, Default::default(), &on)
 }
 
 #[cfg(test)]
@@ -98,17 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn ranges_tile_the_keyspace_and_leaders_are_spread() {
+    fn leaders_are_spread() {
         for count in [1, 2, 16, 61, 62, 63, 256, 5_000] {
             let layout = layout("test", &nodes(3), count, 3).expect("valid arguments");
-            assert_eq!(layout.ranges.len(), count as usize);
-            assert!(layout.ranges[0].start.is_empty() && layout.ranges[count as usize - 1].end.is_empty());
-            for pair in layout.ranges.windows(2) {
-                assert_eq!(pair[0].end, pair[1].start);
-                assert!(pair[0].start < pair[0].end, "{pair:?}");
-            }
             let led = |node| layout.ranges.iter().filter(|range| range.replicas[0].node_id == node).count();
             assert!((1..=3).all(|node| led(node) >= count as usize / 3));
+            assert!(layout.ranges.iter().all(|range| range.next_replica_id == 4));
         }
     }
 

@@ -1,12 +1,25 @@
-//! flotilla-placement: decisions about where replicas live. Pure logic: what it knows of the world it is
-//! told, and it does nothing itself.
+//! flotilla-placement: decisions about where replicas live, and the service that takes them. Pure logic: what it
+//! knows of the world it is told, and it does nothing itself.
 //!
-//! Today that is one decision, taken once: the layout of a new cluster. The engine is given the result
-//! and does not know this crate; the two meet in src and sim.
+//! The [`Service`] runs where the system range is led. Nodes report to it; it keeps the routing table, gives out ids,
+//! and decides which replicas and leaders move. Its records (nodes, keyspaces, ids, orders) lie in the system range
+//! and change by ordinary writes there; nothing leaves the service that rests on a write not yet acknowledged, so
+//! that a deposed service cannot act.
 
 // The order of a hash map is not that of the input.
 #![warn(clippy::iter_over_hash_type)]
 
+mod birth;
+mod borders;
+mod config;
 mod layout;
+pub mod names;
+mod records;
+mod service;
 
-pub use layout::{RANGES_MAX, layout};
+pub use birth::Bootstrap;
+pub use borders::RANGES_MAX;
+pub use config::Config;
+pub use layout::{layout, system_range};
+pub use records::{Change, Counter};
+pub use service::{Answer, Effects, Outcome, Request, Response, Service, Token, Write, WriteId};

@@ -1,0 +1,52 @@
+//! Settings of the placement service: times and bounds, all with the product's defaults.
+
+use std::time::Duration;
+
+/// What the service may do, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// A node that reported within this time is live: it may be given replicas and leaders.
+    pub node_live_for: Duration,
+    /// A node silent for longer is dead: its replicas are rebuilt elsewhere.
+    pub node_dead_after: Duration,
+    /// Orders under way at once that one node may be the source of, and that it may be the target of, where
+    /// their ranges are large. A small range weighs a sixteenth of a large one.
+    pub moves_per_node: u32,
+    /// Transfers of leadership under way at once from and to one node.
+    pub leader_moves_per_node: u32,
+    /// An order that has not been fulfilled in this time is given up.
+    pub order_time_limit: Duration,
+    /// How long a report's answer waits for the write that it caused; it leaves without it then.
+    pub answer_wait: Duration,
+    /// How long `CreateKeyspace` waits for all ranges of the keyspace to be led.
+    pub create_wait: Duration,
+    /// Ids in a block that a node is given for the children of its splits.
+    pub range_ids_per_block: u32,
+    /// `split_bytes` of a keyspace that names none.
+    pub split_bytes: u64,
+    /// Most encoded bytes of routes in one answer; the rest goes into the next ones.
+    pub answer_routes_bytes: usize,
+    /// Ranges that one round of decisions looks at, so that a round stays short however many ranges need something.
+    pub ranges_per_round: usize,
+    /// The versions of the protocol between nodes that this cluster speaks.
+    pub protocol: (u32, u32),
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_live_for: Duration::from_secs(3),
+            node_dead_after: Duration::from_secs(300),
+            moves_per_node: 2,
+            leader_moves_per_node: 8,
+            order_time_limit: Duration::from_secs(600),
+            answer_wait: Duration::from_secs(1),
+            create_wait: Duration::from_secs(20),
+            range_ids_per_block: 1_000,
+            split_bytes: 256 << 20,
+            answer_routes_bytes: 1 << 20,
+            ranges_per_round: 2_000,
+            protocol: (1, 1),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a keyspace may be called, and what its settings may be.
+
+use flotilla_proto::{Error, Result, v1};
+
+/// The system range's keyspace: it has a name, so that its replicas can be set; clients do not see it.
+pub const SYSTEM_KEYSPACE_NAME: &str = "system";
+
+/// Longest name of a keyspace.
+pub const NAME_CHARS_MAX: usize = 64;
+/// Most replicas that a keyspace may ask for.
+pub const REPLICAS_MAX: u32 = 7;
+/// Smallest size that a range may be split at: below, splitting would cost more than it could gain.
+pub const SPLIT_BYTES_MIN: u64 = 1 << 10;
+
+/// Refuses a name that no new keyspace may have.
+pub fn check_name(name: &str) -> Result<()> {
+    let hint = format!("names have 1 to {NAME_CHARS_MAX} characters of a-z, A-Z, 0-9, \"_\", \"-\" and \".\"");
+    if name.is_empty() {
+        return Err(Error::invalid("a keyspace needs a name", hint));
+    }
+    if let Some(bad) = name.chars().find(|char| !char.is_ascii_alphanumeric() && !"_-.".contains(*char)) {
+        return Err(Error::invalid(format!("keyspace name {name:?} has the character {bad:?}"), hint));
+    }
+    if name.len() > NAME_CHARS_MAX {
+        return Err(Error::invalid(format!("keyspace name of {} characters", name.len()), hint));
+    }
+    if name == SYSTEM_KEYSPACE_NAME {
+        let what = format!("the name \"{SYSTEM_KEYSPACE_NAME}\" is reserved for the cluster's own records");
+        return Err(Error::invalid(what, "choose another name"));
+    }
+    Ok(())
+}
+
+/// Refuses a number of replicas that no keyspace may ask for.
+pub fn check_replicas(replicas: u32) -> Result<()> {
+    if replicas == 0 || replicas > REPLICAS_MAX {
+        let hint = format!("1 to {REPLICAS_MAX} are allowed; odd numbers outlive most failures for their cost");
+        return Err(Error::invalid(format!("{replicas} replicas"), hint));
+    }
+    Ok(())
+}
+
+/// Refuses a split boundary that means nothing.
+pub fn check_boundary(boundary: &v1::SplitBoundary) -> Result<()> {
+    use v1::split_boundary::Rule;
+    match boundary.rule {
+        Some(Rule::AfterDelimiter(byte)) if byte > 255 => {
+            Err(Error::invalid(format!("delimiter {byte}"), "a delimiter is one byte: 0 to 255"))
+        }
+        Some(Rule::PrefixLen(len)) if !(1..=255).contains(&len) => {
+            Err(Error::invalid(format!("a prefix of {len} bytes"), "prefixes have 1 to 255 bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a size to split at that would keep a range splitting for nothing.
+pub fn check_split_bytes(bytes: u64) -> Result<()> {
+    if bytes != 0 && bytes < SPLIT_BYTES_MIN {
+        let hint = format!("at least {SPLIT_BYTES_MIN} bytes, or 0 for never by size");
+        return Err(Error::invalid(format!("ranges split at {bytes} bytes"), hint));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_held_to_the_rules() {
+        for good in ["a", "default", "A-b_c.9", &"x".repeat(64)] {
+            check_name(good).expect(good);
+        }
+        for bad in ["", "a b", "a/b", "ä", "system", "a\n", &"x".repeat(65)] {
+            let error = check_name(bad).expect_err(bad);
+            assert!(!error.hint().is_empty());
+        }
+    }
+
+    #[test]
+    fn settings_are_held_to_their_bounds() {
+        use v1::split_boundary::Rule;
+        assert!(check_replicas(1).is_ok() && check_replicas(7).is_ok());
+        assert!(check_replicas(0).is_err() && check_replicas(8).is_err());
+        let boundary = |rule| check_boundary(&v1::SplitBoundary { rule: Some(rule) }).is_ok();
+        assert!(boundary(Rule::AfterDelimiter(0)) && boundary(Rule::AfterDelimiter(255)));
+        assert!(!boundary(Rule::AfterDelimiter(256)) && !boundary(Rule::PrefixLen(0)));
+        assert!(boundary(Rule::PrefixLen(1)) && boundary(Rule::PrefixLen(255)) && !boundary(Rule::PrefixLen(256)));
+        assert!(check_boundary(&v1::SplitBoundary { rule: None }).is_ok());
+        assert!(check_split_bytes(0).is_ok() && check_split_bytes(4096).is_ok() && check_split_bytes(1).is_err());
+    }
+}
