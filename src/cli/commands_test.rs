@@ -42,7 +42,7 @@ impl Fixture {
     fn run_bytes(&self, words: &[&str]) -> (u8, Vec<u8>) {
         let line = ["flotilla", "--addr", &self.address].into_iter().chain(words.iter().copied());
         let cli = Cli::try_parse_from(line).expect("valid command line");
-        let code = super::run(cli).map_or_else(|failure| failure.code(), |()| 0);
+        let code = super::execute(cli).map_or_else(|failure| failure.code(), |()| 0);
         (code, captured::take())
     }
 
@@ -210,7 +210,7 @@ fn without_a_cluster_there_is_an_error_and_no_wait() {
     for words in [&["kv", "get", "a"][..], &["status", "--check"], &["range", "list"]] {
         let address = port.to_string();
         let line = ["flotilla", "--addr", &address].into_iter().chain(words.iter().copied());
-        let failure = super::run(Cli::try_parse_from(line).expect("valid")).expect_err("nobody there");
+        let failure = super::execute(Cli::try_parse_from(line).expect("valid")).expect_err("nobody there");
         assert_eq!(failure.code(), 1);
         assert!(failure.to_string().contains("flotilla run"), "{failure}");
     }

@@ -15,6 +15,7 @@ pub mod kv;
 mod node;
 pub mod output;
 mod range;
+pub mod run;
 mod start;
 mod status;
 mod version;
@@ -44,7 +45,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run a local cluster: all its nodes, ended together
-    Run(crate::supervisor::RunArgs),
+    Run(run::RunArgs),
     /// Run one node
     Start(start::StartArgs),
     /// Read and write keys
@@ -76,7 +77,7 @@ enum Command {
 pub fn main() -> ExitCode {
     // clap prints usage errors by itself and exits with 2.
     let cli = Cli::parse();
-    match run(cli) {
+    match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             failure.print();
@@ -85,7 +86,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result {
+fn execute(cli: Cli) -> Result {
     let Cli { global, command } = cli;
     match command {
         Command::Run(args) => crate::supervisor::run(args, &global),

@@ -18,38 +18,19 @@ mod sample;
 mod show;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::block_on;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
+use crate::cli::run::RunArgs;
 use cluster::Cluster;
 use plan::Plan;
 
 /// The first node's port for clients.
 const BASE_PORT: u16 = 7300;
-
-#[derive(clap::Args, Debug)]
-pub struct RunArgs {
-    /// How many nodes; a cluster that is there already keeps its number [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::NODES_MAX)))]
-    nodes: Option<u32>,
-    /// Where the nodes keep their data; goes on with what is there [default: flotilla-data]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Node I listens at this + 100 x (I - 1) for clients, + 1 for nodes, + 2 for http [default: 7300]
-    #[arg(long, value_name = "PORT")]
-    base_port: Option<u16>,
-    /// Store this file tree in a new cluster (of a git checkout, the files that git knows)
-    #[arg(long, value_name = "DIR")]
-    sample: Option<PathBuf>,
-    /// Show all of it once, without hands: start, store, kill a node, read back, restart it, stop.
-    /// Uses a temporary directory and free ports unless --data and --base-port are given
-    #[arg(long)]
-    once: bool,
-}
 
 /// The command.
 pub fn run(args: RunArgs, global: &Global) -> Result {
@@ -84,8 +65,7 @@ impl Signals {
 
 async fn serve(args: RunArgs, global: &Global) -> Result {
     let mut signals = Signals::new()?;
-    let data = args.data.as_deref().unwrap_or(Path::new("flotilla-data"));
-    let plan = Plan::new(data, args.nodes, args.base_port.unwrap_or(BASE_PORT))?;
+    let plan = Plan::new(args.data(), args.nodes, args.base_port.unwrap_or(BASE_PORT))?;
     checks::all(&plan)?;
     let mut cluster = Cluster::start(plan)?;
     let result = tokio::select! {

@@ -17,11 +17,12 @@ use super::level::Levelling;
 use super::outage::Outage;
 use super::plan::Plan;
 use super::show::{self, say};
-use super::{BASE_PORT, RunArgs, Signals, checks, sample};
+use super::{BASE_PORT, Signals, checks, sample};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
 use crate::cli::kv::import;
 use crate::cli::output::{duration, plural};
+use crate::cli::run::RunArgs;
 
 /// How long ranges may take to get leaders, and a node to become level.
 const PATIENCE: Duration = Duration::from_secs(60);

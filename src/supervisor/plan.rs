@@ -16,6 +16,7 @@ use flotilla_store::{DirectoryState, StoreDirectory};
 use serde_json::{Value, json};
 
 use crate::cli::failure::{Failure, Result};
+use crate::cli::run::NODES_MAX;
 
 /// The cluster's name.
 const CLUSTER_NAME: &str = "local";
@@ -24,8 +25,6 @@ const MEMORY_BYTES: u64 = 512 << 20;
 const HOST: &str = "127.0.0.1";
 /// From one node's ports to the next one's.
 const PORT_STEP: u32 = 100;
-/// Most nodes of a local cluster.
-pub const NODES_MAX: u32 = 9;
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq)]
