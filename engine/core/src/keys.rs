@@ -35,6 +35,13 @@ pub enum RangeRecord {
     Descriptor = 0x01,
     /// [`flotilla_proto::v1::AppliedState`]
     Applied = 0x02,
+    /// [`flotilla_proto::v1::Tombstone`]: of replicas that were destroyed. Outlives the others.
+    Tombstone = 0x03,
+}
+
+impl RangeRecord {
+    /// Those that exist as long as the replica does.
+    pub const OF_A_REPLICA: [Self; 2] = [Self::Descriptor, Self::Applied];
 }
 
 /// What a store keeps about itself in the family `meta`.
@@ -145,6 +152,12 @@ pub fn data_span(keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> (Vec<u8>, Ve
     let first = if start.is_empty() { data_head(keyspace, 0) } else { data(keyspace, start) };
     let last = if end.is_empty() { data_head(KeyspaceId(keyspace.0 + 1), 0) } else { data(keyspace, end) };
     (first, last)
+}
+
+/// All spans of the family `state` that hold what belongs to the user keys `[start, end)`, in order: what a snapshot
+/// carries and replaces, what goes with a replica, what counts as its size.
+pub fn range_spans(keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    vec![data_span(keyspace, start, end)]
 }
 
 /// The user key in a data key; `None` if it is not one.

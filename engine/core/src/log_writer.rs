@@ -33,13 +33,16 @@ fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()
         }
     }
     if let Some(data) = &item.snapshot {
-        snapshot::fill(batch, data)?;
+        snapshot::fill(batch, data, item.replaces.as_deref())?;
     }
     for entry in &item.entries {
         batch.put(Family::Log, &keys::log_entry(item.range, entry.index), &record::encode_entry(entry));
     }
     if let Some(state) = &item.raft_state {
         batch.put(Family::Log, &keys::raft_state(item.range), &record::encode(state));
+    }
+    if let Some(destroy) = &item.destroy {
+        snapshot::fill_destroy(batch, destroy);
     }
     Ok(())
 }

@@ -18,13 +18,13 @@ use raft::eraftpb::{Message, Snapshot};
 use super::{Range, Turn};
 use crate::apply::{ApplyTask, ApplyWork};
 use crate::snapshot;
-use crate::store::{Event, SnapshotData};
+use crate::store::{Event, LogItem, SnapshotData};
 
 impl Range {
     /// What a snapshot message must hold before Raft hears of it.
     pub(super) fn check_snapshot(&self, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
         let data = data.ok_or("a snapshot message without data")?;
-        snapshot::check(data, message.get_snapshot().get_metadata(), &self.descriptor, self.replica)
+        snapshot::check(data, message.get_snapshot().get_metadata(), Some(&self.descriptor), self.replica)
     }
 
     /// Keeps what a message brought, until Raft has taken or refused it.
@@ -45,10 +45,10 @@ impl Range {
     }
 
     /// Raft's own part of a snapshot that it has accepted, and the data that came with it.
-    pub(super) fn install_snapshot(&mut self, ready: &Ready) -> Option<(SnapshotData, Option<(u64, u64)>)> {
+    pub(super) fn install_snapshot(&mut self, ready: &Ready, item: &mut LogItem) {
         let snapshot: &Snapshot = ready.snapshot();
         if snapshot.is_empty() {
-            return None;
+            return;
         }
         let meta = snapshot.get_metadata();
         let brought = std::mem::take(&mut self.incoming_snapshots);
@@ -56,8 +56,9 @@ impl Range {
             data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (meta.index, meta.term))
         };
         let data = brought.into_iter().find(is_this).expect("Raft restores only what a message has brought");
-        let removed = self.raft.mut_store().install(snapshot);
-        Some((data, removed))
+        item.snapshot = Some(data);
+        item.replaces = Some(self.descriptor.clone());
+        item.remove.extend(self.raft.mut_store().install(snapshot));
     }
 
     /// Whether a snapshot that Raft has accepted is not durable yet. Until then Raft's log begins behind entries

@@ -54,17 +54,13 @@ impl Range {
             self.barriers.confirm(&state.request_ctx, state.index);
         }
         let at_once = ready.take_messages();
-        let snapshot = self.install_snapshot(&ready);
-        let entries = ready.take_entries();
+        let mut item = LogItem::new(self.id);
+        self.install_snapshot(&ready, &mut item);
+        item.entries = ready.take_entries();
         let state_changed = ready.must_sync();
         let held = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let number = ready.number();
-        let mut item = LogItem { range: self.id, raft_state: None, entries, remove: Vec::new(), snapshot: None };
-        if let Some((data, removed)) = snapshot {
-            item.snapshot = Some(data);
-            item.remove.extend(removed);
-        }
         item.remove.extend(self.raft.mut_store().append(&item.entries));
         self.raft.advance_append_async(ready);
         if state_changed {
@@ -95,8 +91,7 @@ impl Range {
     }
 
     fn hold_or_send(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem) {
-        let writes =
-            item.raft_state.is_some() || item.snapshot.is_some() || !item.entries.is_empty() || !item.remove.is_empty();
+        let writes = !item.is_empty();
         if !writes && self.unpersisted.is_empty() {
             self.raft.on_persist_ready(ready);
             self.send(turn, messages);

@@ -45,13 +45,7 @@ impl Range {
         let (truncated_index, truncated_term) = self.raft.store().truncated();
         let commit = self.raft.raft.raft_log.committed;
         let state = v1::RaftState { commit, truncated_index, truncated_term, ..self.written_state };
-        turn.items.push(LogItem {
-            range: self.id,
-            raft_state: Some(state),
-            entries: Vec::new(),
-            remove: vec![removed],
-            snapshot: None,
-        });
+        turn.items.push(LogItem { raft_state: Some(state), remove: vec![removed], ..LogItem::new(self.id) });
         turn.effects.events.push(Event::LogTruncated { range: self.id, index });
     }
 

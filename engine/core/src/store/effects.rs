@@ -88,6 +88,43 @@ pub struct LogItem {
     pub remove: Vec<(u64, u64)>,
     /// A snapshot that replaces the range's whole state and log.
     pub snapshot: Option<SnapshotData>,
+    /// With a snapshot: the range as the replica knew it before, whose data goes.
+    pub replaces: Option<Arc<v1::RangeDescriptor>>,
+    /// The replica is no more: everything of it goes but the tombstone.
+    pub destroy: Option<Destroy>,
+}
+
+impl LogItem {
+    /// One that changes nothing yet.
+    pub fn new(range: RangeId) -> Self {
+        Self {
+            range,
+            raft_state: None,
+            entries: Vec::new(),
+            remove: Vec::new(),
+            snapshot: None,
+            replaces: None,
+            destroy: None,
+        }
+    }
+
+    /// Whether there is anything in it to be written.
+    pub fn is_empty(&self) -> bool {
+        self.raft_state.is_none()
+            && self.entries.is_empty()
+            && self.remove.is_empty()
+            && self.snapshot.is_none()
+            && self.destroy.is_none()
+    }
+}
+
+/// A replica that is to be destroyed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destroy {
+    /// The range as the replica knows it: its spans are emptied.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// What stays, written in the same batch: so that no late message brings the replica back.
+    pub tombstone: v1::Tombstone,
 }
 
 /// What readers may know of a range without asking the store. Published as a whole; the newest wins.

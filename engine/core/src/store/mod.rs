@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 
-pub use effects::{Effects, Event, FetchLog, LogBatch, LogItem, ReadView, TransferAnswer, WriteAnswer};
+pub use effects::{Destroy, Effects, Event, FetchLog, LogBatch, LogItem, ReadView, TransferAnswer, WriteAnswer};
 pub use input::{Envelope, Input, ReadBarrier, SnapshotData, Token, TransferLeader, Write};
 
 use crate::config::Config;

@@ -27,7 +27,7 @@ fn fresh() -> Stage {
 }
 
 fn command(requests: Vec<v1::WriteRequest>) -> v1::Command {
-    v1::Command { range_id: RANGE.0, replica_id: 1, term: 6, epoch_version: 1, requests }
+    v1::Command { range_id: RANGE.0, replica_id: 1, term: 6, epoch_version: 1, requests, change: None }
 }
 
 fn put_if_absent(key: &str, value: &str) -> v1::WriteOp {

@@ -146,7 +146,7 @@ fn a_log_batch_removes_then_writes_whatever_the_span() {
             log_writer::fill(&mut batch, &LogBatch { sequence: 1, items: vec![item] }).expect("no snapshot in it");
             disk.write(batch).expect("the disk is well");
         };
-        let item = LogItem { range: RANGE, raft_state: None, entries: vec![], remove: vec![], snapshot: None };
+        let item = LogItem::new(RANGE);
         write(LogItem { entries: (1..=removed + 2).map(at).collect(), ..item.clone() });
         write(LogItem { entries: vec![at(3)], remove: vec![(3, removed + 2)], ..item });
         let left = recover::read_log(&disk, RANGE, 1, u64::MAX, u64::MAX).expect("readable");

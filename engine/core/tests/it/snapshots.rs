@@ -1,10 +1,13 @@
 //! Snapshots: sent to a follower whose entries are gone, installed whole or not at all, and never under an apply
 //! that is still on its way.
 
+use std::sync::Arc;
+
 use flotilla_engine::config::Config;
-use flotilla_engine::snapshot;
-use flotilla_engine::storage::Family;
-use flotilla_engine::store::{Envelope, Event, Input};
+use flotilla_engine::keys::{self, RangeRecord};
+use flotilla_engine::storage::{Family, Storage};
+use flotilla_engine::store::{Destroy, Envelope, Event, Input, LogBatch, LogItem};
+use flotilla_engine::{log_writer, snapshot};
 use flotilla_proto::error::Action;
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType;
@@ -66,6 +69,7 @@ fn snapshot_to(cluster: &Cluster, to: u64) -> Input {
             term: applied.term,
             voters: vec![1, 2, 3],
             learners: vec![],
+            voters_outgoing: vec![],
         }),
         ..Default::default()
     };
@@ -244,4 +248,42 @@ fn a_proposal_that_a_snapshot_leapt_over_has_an_unknown_outcome() {
     assert_eq!(installed(&cluster, 1).len(), 1);
     assert_eq!(cluster.answer(7).as_ref().map_err(|error| error.action()), Err(Action::Ambiguous));
     assert_eq!(cluster.summary(1).proposal_bytes, 0);
+}
+
+#[test]
+fn a_snapshot_empties_the_span_that_the_replica_held_before() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    for (token, key) in [(1, "a"), (2, "m"), (3, "z")] {
+        cluster.put(1, token, key, "old");
+        cluster.settle();
+    }
+    let disk = &*cluster.node(2).disk;
+    let mut data = snapshot::make(disk, RANGE).expect("it can be made");
+    let before = data.header.descriptor.clone().expect("set");
+    // As after a split at "n": the right half is another range's, and none of it is in the snapshot.
+    let after = data.header.descriptor.as_mut().expect("set");
+    (after.end, after.epoch) = (b"n".as_slice().into(), Some(v1::Epoch { conf_ver: 1, version: 2 }));
+    (data.chunks, data.header.records) = (Arc::default(), 0);
+    let replaces = Some(Arc::new(before));
+    let item = LogItem { snapshot: Some(data.clone()), replaces, ..LogItem::new(RANGE) };
+    let mut batch = disk.batch();
+    log_writer::fill(&mut batch, &LogBatch { sequence: 1, items: vec![item] }).expect("sound");
+    disk.write(batch).expect("the disk is well");
+    assert_eq!(snapshot::make(disk, RANGE).expect("it can be made"), data);
+    assert!(disk.contents().keys().all(|(family, key)| *family != Family::State || key[0] != 2), "no data is left");
+}
+
+#[test]
+fn of_a_destroyed_replica_the_tombstone_stays_and_nothing_else() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    write_many(&mut cluster, 0..20);
+    let disk = &*cluster.node(2).disk;
+    let descriptor = cluster.summary(2).descriptor;
+    let destroy = Some(Destroy { descriptor, tombstone: v1::Tombstone { replica_id: 2 } });
+    let mut batch = disk.batch();
+    let items = vec![LogItem { destroy, ..LogItem::new(RANGE) }];
+    log_writer::fill(&mut batch, &LogBatch { sequence: 1, items }).expect("sound");
+    disk.write(batch).expect("the disk is well");
+    let left: Vec<_> = disk.contents().into_keys().filter(|(family, _)| *family != Family::Meta).collect();
+    assert_eq!(left, [(Family::State, keys::range_record(RANGE, RangeRecord::Tombstone).to_vec())]);
 }
