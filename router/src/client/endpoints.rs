@@ -74,13 +74,36 @@ impl Endpoints {
         self.known().nodes.get(&node).cloned()
     }
 
-    /// The Admin service at an address. The connection is made by the first call.
+    /// The address to try at this turn: all of them, one after the other, the one that answered last
+    /// first.
+    pub(super) fn address_at(&self, turn: usize) -> String {
+        let mut addresses = self.addresses();
+        // There is always one: those that were given never go.
+        addresses.swap_remove(turn % addresses.len())
+    }
+
+    /// Notes an address that has just answered.
+    pub(super) fn answered(&self, address: &str) {
+        self.known().last = Some(address.to_string());
+    }
+
+    /// The Admin service at an address.
     pub(super) fn admin(&self, address: &str) -> Result<AdminClient<Channel>> {
+        self.channel(address).map(admin)
+    }
+
+    /// How long a node may take over a short answer: one that hangs must not hold up the others.
+    pub(super) fn patience(&self) -> Duration {
+        self.shared.connect_timeout.saturating_mul(2)
+    }
+
+    /// The channel to an address. The connection is made by the first call.
+    pub(super) fn channel(&self, address: &str) -> Result<Channel> {
         let endpoint = endpoint(address, self.shared.connect_timeout)
             .map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
         let mut known = self.known();
         let channel = known.channels.entry(address.to_string()).or_insert_with(|| endpoint.connect_lazy());
-        Ok(AdminClient::new(channel.clone()).max_decoding_message_size(DECODED_BYTES_MAX))
+        Ok(channel.clone())
     }
 
     /// Asks one node after the other until one can answer; if none can, says why of each.
@@ -90,11 +113,10 @@ impl Endpoints {
     {
         let mut failures = vec![];
         for address in self.addresses() {
-            // A node that hangs must not hold up the others.
-            let limit = self.shared.connect_timeout.saturating_mul(2);
+            let limit = self.patience();
             match timeout(limit, ask(self.admin(&address)?)).await {
                 Ok(Ok(answer)) => {
-                    self.known().last = Some(address);
+                    self.answered(&address);
                     return Ok(answer.into_inner());
                 }
                 Ok(Err(status)) => match error::from_status(&status) {
@@ -110,11 +132,22 @@ impl Endpoints {
 
     /// Keeps the nodes' addresses.
     pub(super) fn learn(&self, nodes: &[v1::NodeInfo]) {
-        let mut known = self.known();
-        for node in nodes.iter().filter(|node| !node.client_addr.is_empty()) {
-            known.nodes.insert(NodeId(node.node_id), node.client_addr.clone());
+        for node in nodes {
+            self.learn_address(NodeId(node.node_id), &node.client_addr);
         }
     }
+
+    /// Keeps a node's address; an empty one says nothing.
+    pub(super) fn learn_address(&self, node: NodeId, address: &str) {
+        if !address.is_empty() {
+            self.known().nodes.insert(node, address.to_string());
+        }
+    }
+}
+
+/// The Admin service over a channel.
+pub(super) fn admin(channel: Channel) -> AdminClient<Channel> {
+    AdminClient::new(channel).max_decoding_message_size(DECODED_BYTES_MAX)
 }
 
 impl RouteSource for Endpoints {

@@ -15,14 +15,18 @@ mod api;
 mod connection;
 mod endpoints;
 mod grpc;
+mod placement;
 mod router;
 mod rpc;
 mod scan;
+mod seek;
 mod transport;
 mod types;
 
+pub use admin::SplitAt;
 pub use api::{Client, ClientConfig};
 pub use grpc::{GrpcConfig, GrpcTransport};
+pub use placement::PlacementClient;
 pub use router::{Router, RouterConfig};
 pub use scan::ScanPages;
 pub use transport::{RouteSource, Transport};

@@ -127,6 +127,11 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         self.cache().set_leader(range, leader, term);
     }
 
+    /// Takes news of some ranges in.
+    pub fn learn_ranges(&self, descriptors: &[v1::RangeDescriptor]) {
+        self.cache().merge_each(descriptors);
+    }
+
     /// The range that holds a key, as far as is known here.
     pub fn range_of(&self, key: &[u8]) -> Option<v1::RangeDescriptor> {
         self.cache().lookup(key).map(|route: &Route| route.descriptor.clone())

@@ -98,6 +98,16 @@ impl RouteCache {
         true
     }
 
+    /// Takes in what a node knows of a span; says whether any of it was new.
+    pub fn merge_each(&mut self, descriptors: &[v1::RangeDescriptor]) -> bool {
+        // Ranges known already come first: a child of a split evicts its parent, leader hint and all,
+        // unless the parent has made room for it before.
+        let known = |descriptor: &&v1::RangeDescriptor| self.by_id(RangeId(descriptor.range_id)).is_some();
+        let (known, new): (Vec<_>, Vec<_>) = descriptors.iter().partition(known);
+        let learned = known.into_iter().chain(new).filter(|descriptor| self.merge(descriptor));
+        learned.count() > 0
+    }
+
     /// Takes in a node's list of ranges, with the leaders it knows.
     pub fn merge_all(&mut self, routes: &v1::ListRangesResponse) {
         for status in &routes.ranges {
@@ -204,6 +214,7 @@ mod tests {
             end: Bytes::copy_from_slice(end.as_bytes()),
             epoch: Some(v1::Epoch { conf_ver, version }),
             replicas: (1..=3).map(|node| v1::ReplicaDescriptor { replica_id: node, node_id: node, role: 0 }).collect(),
+            next_replica_id: 4,
         }
     }
 

@@ -402,12 +402,12 @@ impl Call {
 fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
     match failure {
         Failure::Answer(Error::NotLeader { leader, descriptors, .. }) => {
-            let learned = merge_each(cache, descriptors);
+            let learned = cache.merge_each(descriptors);
             cache.redirect(flight.range, flight.node, *leader);
             learned
         }
         Failure::Answer(Error::EpochMismatch { descriptors, .. } | Error::KeyNotInRange { descriptors, .. }) => {
-            merge_each(cache, descriptors)
+            cache.merge_each(descriptors)
         }
         Failure::NotSent(_)
         | Failure::Broken(_)
@@ -417,15 +417,6 @@ fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
         }
         _ => false,
     }
-}
-
-fn merge_each(cache: &mut RouteCache, descriptors: &[v1::RangeDescriptor]) -> bool {
-    // Ranges known already come first: a child of a split evicts its parent, leader hint and all,
-    // unless the parent has made room for it before.
-    let known = |descriptor: &&v1::RangeDescriptor| cache.by_id(RangeId(descriptor.range_id)).is_some();
-    let (known, new): (Vec<_>, Vec<_>) = descriptors.iter().partition(known);
-    let learned = known.into_iter().chain(new).filter(|descriptor| cache.merge(descriptor));
-    learned.count() > 0
 }
 
 fn header_of(body: &v1::response::Body) -> Option<&v1::ResponseHeader> {

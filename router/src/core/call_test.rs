@@ -20,6 +20,7 @@ fn descriptor(id: u64, start: &'static str, end: &'static str, version: u64) -> 
         end: end.into(),
         epoch: Some(v1::Epoch { conf_ver: 1, version }),
         replicas: (1..=3).map(replica).collect(),
+        next_replica_id: 4,
     }
 }
 

@@ -17,6 +17,7 @@ fn cache(borders: &[&'static str]) -> RouteCache {
             end: borders.get(at + 1).map_or("", |end| *end).into(),
             epoch,
             replicas,
+            next_replica_id: 2,
         };
         assert!(cache.merge(&descriptor));
         cache.set_leader(flotilla_proto::RangeId(at as u64 + 2), NodeId(1), 1);

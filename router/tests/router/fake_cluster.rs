@@ -146,8 +146,9 @@ impl Cluster {
             descriptor: Some(range.descriptor.clone()),
             leader_node_id: if random.percent(30) { 0 } else { range.leader.0 },
             term: range.term,
+            data_bytes: 0,
         };
-        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), nodes: vec![] }
+        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), ..Default::default() }
     }
 
     /// A node's answer.

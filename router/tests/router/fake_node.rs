@@ -13,8 +13,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
-use v1::admin_server::{Admin, AdminServer};
+use v1::admin_server::AdminServer;
 use v1::kv_server::{Kv, KvServer};
+use v1::placement_server::PlacementServer;
 use v1::request::Body;
 use v1::response::Body as Answer;
 use v1::write_op::Op;
@@ -39,6 +40,11 @@ pub struct Truth {
     pub addresses: BTreeMap<u64, SocketAddr>,
     /// Keys asked for, in order of arrival.
     pub arrived: Vec<Bytes>,
+    /// Orders given, in order of arrival, in words.
+    pub orders: Vec<String>,
+    /// Orders are taken and never answered.
+    pub hold_orders: bool,
+    pub keyspaces: BTreeMap<String, v1::Keyspace>,
     /// Messages that requests arrived in, and streams opened.
     pub batches: usize,
     pub streams: usize,
@@ -55,7 +61,8 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let truth = Truth { leaders: BTreeMap::from([(2, NodeId(1)), (3, NodeId(2))]), ..Truth::default() };
+        let truth =
+            Truth { leaders: BTreeMap::from([(1, NodeId(2)), (2, NodeId(1)), (3, NodeId(2))]), ..Truth::default() };
         Self {
             truth: Arc::new(Mutex::new(truth)),
             manner: watch::Sender::new(Manner::Answer),
@@ -92,6 +99,7 @@ impl World {
             let listener = TcpListener::from_std(listener).expect("it is non-blocking");
             tonic::transport::Server::builder()
                 .add_service(KvServer::new(service.clone()))
+                .add_service(PlacementServer::new(service.clone()))
                 .add_service(AdminServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
@@ -125,12 +133,12 @@ impl Drop for Node {
 }
 
 #[derive(Clone)]
-struct Service {
-    node: NodeId,
-    world: World,
+pub(super) struct Service {
+    pub(super) node: NodeId,
+    pub(super) world: World,
 }
 
-fn descriptor(range: u64) -> v1::RangeDescriptor {
+pub(super) fn descriptor(range: u64) -> v1::RangeDescriptor {
     let (start, end) = if range == 2 { ("", "m") } else { ("m", "") };
     v1::RangeDescriptor {
         range_id: range,
@@ -139,6 +147,7 @@ fn descriptor(range: u64) -> v1::RangeDescriptor {
         end: end.into(),
         epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
         replicas: (1..=2).map(|node| v1::ReplicaDescriptor { replica_id: node, node_id: node, role: 0 }).collect(),
+        next_replica_id: 3,
     }
 }
 
@@ -311,7 +320,7 @@ impl Service {
         }
     }
 
-    fn nodes(&self) -> Vec<v1::NodeInfo> {
+    pub(super) fn nodes(&self) -> Vec<v1::NodeInfo> {
         let truth = self.world.truth();
         let info = |(node, address): (&u64, &SocketAddr)| v1::NodeInfo {
             node_id: *node,
@@ -322,13 +331,13 @@ impl Service {
         truth.addresses.iter().map(info).collect()
     }
 
-    fn status(&self, range: u64) -> v1::RangeStatus {
+    pub(super) fn status(&self, range: u64) -> v1::RangeStatus {
         let leader = self.world.truth().leaders[&range];
-        v1::RangeStatus { descriptor: Some(descriptor(range)), leader_node_id: leader.0, term: 1 }
+        v1::RangeStatus { descriptor: Some(descriptor(range)), leader_node_id: leader.0, term: 1, data_bytes: 0 }
     }
 
-    fn lead(&self, range: u64) -> Result<(), Status> {
-        let known: BTreeSet<u64> = [2, 3].into();
+    pub(super) fn lead(&self, range: u64) -> Result<(), Status> {
+        let known: BTreeSet<u64> = [1, 2, 3].into();
         if !known.contains(&range) {
             return Err(Error::RangeNotFound { range: RangeId(range) }.into());
         }
@@ -340,7 +349,7 @@ impl Service {
     }
 }
 
-type Rpc<A> = Result<Response<A>, Status>;
+pub(super) type Rpc<A> = Result<Response<A>, Status>;
 
 fn only_streams<A>() -> Rpc<A> {
     Err(Status::unimplemented("the client uses the stream"))
@@ -384,38 +393,5 @@ impl Kv for Service {
 
     async fn scan(&self, _: Request<v1::ScanRequest>) -> Rpc<v1::ScanResponse> {
         only_streams()
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for Service {
-    async fn list_ranges(&self, _: Request<v1::ListRangesRequest>) -> Rpc<v1::ListRangesResponse> {
-        let ranges = [2, 3].map(|range| self.status(range)).to_vec();
-        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes() }))
-    }
-
-    async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Rpc<v1::GetRangeResponse> {
-        let request = request.into_inner();
-        if !request.local {
-            self.lead(request.range_id)?;
-        }
-        let replica = Some(v1::ReplicaStatus { node_id: self.node.0, ..Default::default() });
-        Ok(Response::new(v1::GetRangeResponse { status: Some(self.status(request.range_id)), replica }))
-    }
-
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Rpc<v1::ListNodesResponse> {
-        Ok(Response::new(v1::ListNodesResponse { nodes: self.nodes() }))
-    }
-
-    async fn transfer_leader(&self, request: Request<v1::TransferLeaderRequest>) -> Rpc<v1::TransferLeaderResponse> {
-        let request = request.into_inner();
-        self.lead(request.range_id)?;
-        self.world.truth().leaders.insert(request.range_id, NodeId(request.to_node_id));
-        Ok(Response::new(v1::TransferLeaderResponse { leader_node_id: request.to_node_id, term: 2 }))
-    }
-
-    async fn node_status(&self, _: Request<v1::NodeStatusRequest>) -> Rpc<v1::NodeStatusResponse> {
-        let node = Some(v1::NodeInfo { node_id: self.node.0, ..Default::default() });
-        Ok(Response::new(v1::NodeStatusResponse { node, ..Default::default() }))
     }
 }

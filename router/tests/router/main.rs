@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests of the async shell")]
 
+mod admin;
+mod fake_admin;
 mod fake_cluster;
 mod fake_node;
 mod property;

@@ -1,20 +1,25 @@
 //! The client library: what the cluster is made of, and orders to it.
+//!
+//! Orders about a range go to its leader ([`ranges`]), those about nodes and keyspaces to the leader
+//! of the system range, where the placement service runs ([`keyspaces`], and moves and drains).
+
+mod keyspaces;
+mod ranges;
 
 use std::future::Future;
 use std::time::Duration;
 
-use flotilla_proto::error::Action;
 use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use v1::admin_client::AdminClient;
 
 use super::api::Client;
-use super::endpoints::{Endpoints, RpcResult, answer};
+use super::endpoints::{Endpoints, RpcResult, admin, answer};
+use super::seek::{Repeat, Seek};
 use super::transport::{RouteSource, Transport};
 
-/// How long to wait before a range's leader is looked for again.
-const PAUSE: Duration = Duration::from_millis(50);
+pub use ranges::SplitAt;
 
 impl Client {
     /// The ranges with their leaders, and the nodes, as any one node knows them.
@@ -46,7 +51,7 @@ impl Client {
         let ask = |mut admin: AdminClient<Channel>| async move { admin.get_range(request).await };
         match local_on {
             Some(node) => self.ask_node(node, ask).await,
-            None => self.ask_leader(range, ask).await,
+            None => self.ask_leader(range, self.question(), ask).await,
         }
     }
 
@@ -58,7 +63,7 @@ impl Client {
     pub async fn transfer_leader(&self, range: RangeId, to: NodeId) -> Result<v1::TransferLeaderResponse> {
         let request = v1::TransferLeaderRequest { range_id: range.0, to_node_id: to.0, timeout_ms: self.timeout_ms() };
         let ask = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
-        let answer = self.ask_leader(range, ask).await?;
+        let answer = self.ask_leader(range, self.order(Repeat::Freely), ask).await?;
         // The routes follow by themselves; this saves the next request a redirect.
         self.router().learn_leader(range, NodeId(answer.leader_node_id), answer.term);
         Ok(answer)
@@ -120,39 +125,34 @@ impl Client {
         self.ask_at(&address, self.deadline(), &ask).await
     }
 
-    /// Asks the range's leader; looks for it again while nodes say that they do not lead.
-    async fn ask_leader<A, F>(&self, range: RangeId, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    /// Asks the range's leader, wherever it goes meanwhile.
+    async fn ask_leader<A, F>(&self, range: RangeId, order: Order, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
-        let deadline = self.deadline();
-        let mut hint = self.router().leader_of(range);
-        let mut last: Option<Error> = None;
-        while Instant::now() < deadline {
-            let address = hint.and_then(|leader| self.endpoints().address_of(leader));
-            let result = match &address {
-                Some(address) => self.ask_at(address, deadline, &ask).await,
-                // Any node knows whether there is such a range, and who leads it.
-                None => self.endpoints().ask_any(&ask).await,
-            };
-            let error = match result {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            let told = match &error {
-                Error::NotLeader { leader, .. } => *leader,
-                Error::Unavailable { .. } => None,
-                other if other.action() == Action::Retry => hint,
-                other => return Err(other.clone()),
-            };
-            last = Some(error);
-            sleep(PAUSE).await;
-            hint = match told {
-                Some(leader) => Some(leader),
-                None => self.list_ranges().await.ok().and_then(|_| self.router().leader_of(range)),
-            };
-        }
-        let last = last.map_or_else(|| "nobody was asked".to_string(), |error| error.to_string());
-        Err(Error::Timeout { stage: format!("while it looked for the leader of range {} (last: {last})", range.0) })
+        let Order { repeat, attempt, timeout } = order;
+        let seek = Seek { endpoints: self.endpoints(), range, repeat, deadline: Instant::now() + timeout, attempt };
+        let learned = |routes: &v1::ListRangesResponse| self.router().merge(routes);
+        seek.run(self.router().leader_of(range), learned, |channel| ask(admin(channel))).await
     }
+
+    /// A question: may be repeated at will, and is answered soon.
+    fn question(&self) -> Order {
+        Order { repeat: Repeat::Freely, attempt: self.endpoints().patience(), timeout: self.timeout() }
+    }
+
+    /// An order that takes its time.
+    fn order(&self, repeat: Repeat) -> Order {
+        Order { repeat, attempt: self.timeout(), timeout: self.timeout() }
+    }
+}
+
+/// How a leader is asked.
+#[derive(Clone, Copy)]
+struct Order {
+    repeat: Repeat,
+    /// How long one node may take.
+    attempt: Duration,
+    /// How long all of it may take.
+    timeout: Duration,
 }

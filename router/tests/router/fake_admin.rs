@@ -1,0 +1,140 @@
+//! The Admin and Placement services of a test's node: orders are written down, and only the leader of
+//! the range that they belong to takes them.
+
+use flotilla_proto::{Error, NodeId, v1};
+use tonic::{Request, Response};
+use v1::admin_server::Admin;
+use v1::placement_server::Placement;
+
+use super::fake_node::{Rpc, Service, descriptor};
+
+impl Service {
+    /// Notes an order, if this node leads the range.
+    fn take(&self, range: u64, order: String) -> Result<(), tonic::Status> {
+        self.lead(range)?;
+        self.world.truth().orders.push(format!("n{} {order}", self.node.0));
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    async fn list_ranges(&self, _: Request<v1::ListRangesRequest>) -> Rpc<v1::ListRangesResponse> {
+        let ranges = [2, 3].map(|range| self.status(range)).to_vec();
+        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: vec![] }))
+    }
+
+    async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Rpc<v1::GetRangeResponse> {
+        let request = request.into_inner();
+        if !request.local {
+            self.lead(request.range_id)?;
+        }
+        let replica = Some(v1::ReplicaStatus { node_id: self.node.0, ..Default::default() });
+        Ok(Response::new(v1::GetRangeResponse { status: Some(self.status(request.range_id)), replica }))
+    }
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Rpc<v1::ListNodesResponse> {
+        Ok(Response::new(v1::ListNodesResponse { nodes: self.nodes() }))
+    }
+
+    async fn transfer_leader(&self, request: Request<v1::TransferLeaderRequest>) -> Rpc<v1::TransferLeaderResponse> {
+        let request = request.into_inner();
+        self.lead(request.range_id)?;
+        self.world.truth().leaders.insert(request.range_id, NodeId(request.to_node_id));
+        Ok(Response::new(v1::TransferLeaderResponse { leader_node_id: request.to_node_id, term: 2 }))
+    }
+
+    async fn node_status(&self, _: Request<v1::NodeStatusRequest>) -> Rpc<v1::NodeStatusResponse> {
+        let node = Some(v1::NodeInfo { node_id: self.node.0, ..Default::default() });
+        Ok(Response::new(v1::NodeStatusResponse { node, ..Default::default() }))
+    }
+
+    async fn split_range(&self, request: Request<v1::SplitRangeRequest>) -> Rpc<v1::SplitRangeResponse> {
+        let request = request.into_inner();
+        self.take(request.range_id, format!("split {:?} {}", request.keys, request.parts))?;
+        Ok(Response::new(v1::SplitRangeResponse { ranges: vec![descriptor(request.range_id)] }))
+    }
+
+    async fn check_range(&self, request: Request<v1::CheckRangeRequest>) -> Rpc<v1::CheckRangeResponse> {
+        self.take(request.into_inner().range_id, "check".into())?;
+        Ok(Response::new(v1::CheckRangeResponse { index: 7, ..Default::default() }))
+    }
+
+    async fn range_checksum(&self, request: Request<v1::RangeChecksumRequest>) -> Rpc<v1::RangeChecksumResponse> {
+        let index = request.into_inner().check_id;
+        Ok(Response::new(v1::RangeChecksumResponse { index, spans: vec![] }))
+    }
+
+    async fn range_events(&self, _: Request<v1::RangeEventsRequest>) -> Rpc<v1::RangeEventsResponse> {
+        let event = v1::RangeEvent { node_id: self.node.0, ..Default::default() };
+        Ok(Response::new(v1::RangeEventsResponse { events: vec![event] }))
+    }
+
+    async fn move_replica(&self, request: Request<v1::MoveReplicaRequest>) -> Rpc<v1::MoveReplicaResponse> {
+        let v1::MoveReplicaRequest { range_id, from_node_id, to_node_id, timeout_ms } = request.into_inner();
+        self.take(1, format!("move r{range_id} n{from_node_id} n{to_node_id}"))?;
+        Ok(Response::new(v1::MoveReplicaResponse { done: timeout_ms > 0 }))
+    }
+
+    async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Rpc<v1::DrainNodeResponse> {
+        let request = request.into_inner();
+        self.take(1, format!("drain n{} {}", request.node_id, request.undo))?;
+        Ok(Response::new(v1::DrainNodeResponse {}))
+    }
+
+    async fn create_keyspace(&self, request: Request<v1::CreateKeyspaceRequest>) -> Rpc<v1::CreateKeyspaceResponse> {
+        let request = request.into_inner();
+        self.take(1, format!("create {}", request.name))?;
+        let held = self.world.truth().hold_orders;
+        if held {
+            std::future::pending::<()>().await;
+        }
+        let mut truth = self.world.truth();
+        if truth.keyspaces.contains_key(&request.name) {
+            return Err(Error::KeyspaceExists { name: request.name }.into());
+        }
+        let keyspace_id = 2 + truth.keyspaces.len() as u64;
+        let keyspace = v1::Keyspace { keyspace_id, name: request.name.clone(), ..Default::default() };
+        truth.keyspaces.insert(request.name, keyspace.clone());
+        Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some(keyspace) }))
+    }
+
+    async fn list_keyspaces(&self, _: Request<v1::ListKeyspacesRequest>) -> Rpc<v1::ListKeyspacesResponse> {
+        self.lead(1)?;
+        let keyspaces = self.world.truth().keyspaces.values().cloned().collect();
+        Ok(Response::new(v1::ListKeyspacesResponse { keyspaces }))
+    }
+
+    async fn set_keyspace(&self, request: Request<v1::SetKeyspaceRequest>) -> Rpc<v1::SetKeyspaceResponse> {
+        self.lead(1)?;
+        let request = request.into_inner();
+        let mut truth = self.world.truth();
+        let Some(keyspace) = truth.keyspaces.get_mut(&request.name) else {
+            return Err(Error::KeyspaceNotFound { name: request.name }.into());
+        };
+        keyspace.replicas = request.replicas.unwrap_or(keyspace.replicas);
+        Ok(Response::new(v1::SetKeyspaceResponse { keyspace: Some(keyspace.clone()) }))
+    }
+
+    async fn drop_keyspace(&self, request: Request<v1::DropKeyspaceRequest>) -> Rpc<v1::DropKeyspaceResponse> {
+        let name = request.into_inner().name;
+        self.take(1, format!("drop {name}"))?;
+        match self.world.truth().keyspaces.remove(&name) {
+            Some(_) => Ok(Response::new(v1::DropKeyspaceResponse {})),
+            None => Err(Error::KeyspaceNotFound { name }.into()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Placement for Service {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Rpc<v1::JoinResponse> {
+        self.take(1, format!("join s{}", request.into_inner().store_id))?;
+        Ok(Response::new(v1::JoinResponse { node_id: 9, ..Default::default() }))
+    }
+
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Rpc<v1::ReportResponse> {
+        self.take(1, format!("report {}", request.into_inner().sequence))?;
+        Ok(Response::new(v1::ReportResponse { reign: 4, ..Default::default() }))
+    }
+}
