@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes};
 use flotilla_proto::v1;
 use prost::Message;
 
-/// The command version that this build writes, and the newest it can apply.
-pub const VERSION: u8 = 1;
+/// The newest command version that this build can apply: 1 has writes alone, 2 changes of the range too.
+pub const VERSION: u8 = 2;
 
 const HEAD_BYTES: usize = 4 + 1;
 
@@ -31,7 +31,8 @@ pub enum CommandError {
 /// The bytes of a command.
 pub fn encode(command: &v1::Command) -> Bytes {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + command.encoded_len());
-    bytes.extend_from_slice(&[0, 0, 0, 0, VERSION]);
+    let version = if command.change.is_some() { VERSION } else { 1 };
+    bytes.extend_from_slice(&[0, 0, 0, 0, version]);
     command.encode_raw(&mut bytes);
     let crc = crc32fast::hash(&bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_be_bytes());
@@ -48,7 +49,7 @@ pub fn decode(mut bytes: Bytes) -> Result<(v1::Command, u32), CommandError> {
         return Err(CommandError::Corrupt("its crc32 does not match".into()));
     }
     let version = bytes.get_u8();
-    if version != VERSION {
+    if version == 0 || version > VERSION {
         return Err(CommandError::UnknownVersion(version));
     }
     let command = v1::Command::decode(bytes).map_err(|error| CommandError::Corrupt(error.to_string()))?;

@@ -37,6 +37,8 @@ pub struct Config {
     pub cache_bytes_max: usize,
     /// Bytes of committed entries that may wait for the apply stage, per range.
     pub apply_bytes_max: usize,
+    /// A follower that lacks at most so many committed entries counts as level: it may become a voter.
+    pub level_lag_entries: u64,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -68,6 +70,7 @@ impl Default for Config {
             log_lagging_bytes_max: 64 << 20,
             cache_bytes_max: 256 << 10,
             apply_bytes_max: 16 << 20,
+            level_lag_entries: 128,
             seed: 0,
         }
     }
@@ -78,6 +81,11 @@ impl Config {
     /// because it may have promised its silence to a leader before.
     pub fn vote_silence(&self) -> Duration {
         self.lease.mul_f64(1.0 + self.clock_drift)
+    }
+
+    /// The shortest election time-out.
+    pub fn election_timeout(&self) -> Duration {
+        self.tick.saturating_mul(u32::try_from(self.election_ticks).unwrap_or(u32::MAX))
     }
 
     /// What is wrong with these settings, if anything.

@@ -4,6 +4,7 @@
 //! the last sequence number: one sync for all ranges of the node, however many batches collected
 //! while the one before was under way. The threads and the queue are the caller's.
 
+use crate::apply;
 use crate::keys;
 use crate::record;
 use crate::snapshot;
@@ -31,6 +32,9 @@ fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()
                 batch.delete(Family::Log, &keys::log_entry(item.range, index));
             }
         }
+    }
+    if let Some(descriptor) = &item.begins {
+        apply::put_range(batch, descriptor, &apply::initial_applied(), &apply::initial_raft_state());
     }
     if let Some(data) = &item.snapshot {
         snapshot::fill(batch, data, item.replaces.as_deref())?;

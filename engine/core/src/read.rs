@@ -45,18 +45,23 @@ pub enum Admission {
 }
 
 /// Whether a request's epoch is the one this replica has: behind or ahead, it is refused.
-pub fn check_epoch(descriptor: &v1::RangeDescriptor, epoch: Option<&v1::Epoch>) -> Result<(), Error> {
+pub fn check_epoch(
+    descriptor: &v1::RangeDescriptor,
+    siblings: &[v1::RangeDescriptor],
+    epoch: Option<&v1::Epoch>,
+) -> Result<(), Error> {
     let ours = descriptor.epoch.unwrap_or_default();
     // Replicas may change without a change of the keys served: only the version decides.
     if epoch.is_some_and(|epoch| epoch.version == ours.version) {
         return Ok(());
     }
-    Err(Error::EpochMismatch { range: RangeId(descriptor.range_id), descriptors: vec![descriptor.clone()] })
+    let descriptors = std::iter::once(descriptor).chain(siblings).cloned().collect();
+    Err(Error::EpochMismatch { range: RangeId(descriptor.range_id), descriptors })
 }
 
 /// Whether this replica may answer a read with this header now.
 pub fn admit(view: &ReadView, now: BootTime, mode: ReadMode, header: &v1::RequestHeader) -> Admission {
-    if let Err(error) = check_epoch(&view.descriptor, header.epoch.as_ref()) {
+    if let Err(error) = check_epoch(&view.descriptor, &view.siblings, header.epoch.as_ref()) {
         return Admission::Refused(error);
     }
     if header.consistency() == v1::ReadConsistency::Stale {

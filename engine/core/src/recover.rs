@@ -11,10 +11,12 @@ use bytes::Bytes;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::Entry;
 
-use crate::bootstrap::FORMAT;
+use crate::apply::{initial_raft_state, own_replica};
+use crate::bootstrap::{FORMAT, INITIAL_INDEX};
 use crate::keys::{self, MetaRecord, RangeRecord};
 use crate::record;
 use crate::storage::{self, Direction, Family, Read, Storage, StorageError};
+use crate::store::Destroy;
 
 /// A store's records.
 #[derive(Clone, Debug)]
@@ -25,6 +27,10 @@ pub struct Boot {
     pub layout: v1::Layout,
     /// The replicas on this store, by range id.
     pub ranges: Vec<RangeBoot>,
+    /// Replicas whose removal was applied, and that have not gone from the disk yet.
+    pub removed: Vec<Destroy>,
+    /// Replicas of a range up to this id are gone from this store.
+    pub tombstones: BTreeMap<RangeId, u64>,
 }
 
 /// One replica's records.
@@ -47,6 +53,27 @@ pub struct RangeBoot {
     pub entries: Vec<Entry>,
 }
 
+impl RangeBoot {
+    /// A replica whose range begins with it.
+    pub fn initial(descriptor: Arc<v1::RangeDescriptor>, applied: v1::AppliedState) -> Self {
+        Self {
+            descriptor,
+            raft: initial_raft_state(),
+            applied,
+            terms: Vec::new(),
+            last_index: INITIAL_INDEX,
+            entry_bytes: Vec::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// A replica that waits for the snapshot that it begins with.
+    pub(crate) fn blank(descriptor: Arc<v1::RangeDescriptor>) -> Self {
+        let applied = v1::AppliedState::default();
+        Self { raft: v1::RaftState::default(), last_index: 0, ..Self::initial(descriptor, applied) }
+    }
+}
+
 fn corrupt(what: String) -> StorageError {
     StorageError::Corrupt { what }
 }
@@ -65,13 +92,30 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
         .get(Family::Meta, &keys::meta(MetaRecord::Layout))?
         .ok_or_else(|| corrupt("the store has an identity but no layout".into()))?;
     let layout = record::decode(&layout, "cluster layout")?;
-    let mut ranges = range_states(storage)?;
+    let (mut ranges, tombstones) = range_states(storage)?;
     raft_states(storage, &mut ranges)?;
+    let removed = take_removed(&mut ranges, &tombstones, identity.node_id);
     logs(storage, &mut ranges)?;
     for range in ranges.values() {
         check(range)?;
     }
-    Ok(Some(Boot { identity, layout, ranges: ranges.into_values().collect() }))
+    Ok(Some(Boot { identity, layout, ranges: ranges.into_values().collect(), removed, tombstones }))
+}
+
+/// Takes out what was removed from its range, by its descriptor or by a tombstone, before the process ended.
+fn take_removed(ranges: &mut Ranges, tombstones: &BTreeMap<RangeId, u64>, node: u64) -> Vec<Destroy> {
+    let gone = |range: &RangeId, boot: &RangeBoot| {
+        let upto = tombstones.get(range).copied().unwrap_or_default();
+        own_replica(&boot.descriptor, node).is_none_or(|own| own <= upto).then_some(upto)
+    };
+    let gone: Vec<(RangeId, u64)> =
+        ranges.iter().filter_map(|(range, boot)| gone(range, boot).map(|upto| (*range, upto))).collect();
+    gone.into_iter()
+        .filter_map(|(range, replica_id)| {
+            let descriptor = ranges.remove(&range)?.descriptor;
+            Some(Destroy { descriptor, tombstone: v1::Tombstone { replica_id } })
+        })
+        .collect()
 }
 
 type Ranges = BTreeMap<RangeId, RangeBoot>;
@@ -94,8 +138,9 @@ fn scan<S: Storage>(
     failed.map_or(Ok(()), Err)
 }
 
-fn range_states<S: Storage>(storage: &S) -> storage::Result<Ranges> {
+fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<RangeId, u64>)> {
     let mut descriptors = BTreeMap::new();
+    let mut tombstones = BTreeMap::new();
     let mut applied: BTreeMap<RangeId, v1::AppliedState> = BTreeMap::new();
     let (start, end) = keys::range_records();
     scan(storage, Family::State, (&start, &end), |key, value| {
@@ -106,6 +151,9 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<Ranges> {
             descriptors.insert(range, descriptor);
         } else if what == RangeRecord::Applied as u8 {
             applied.insert(range, record::decode(value, &format!("applied state of range {range}"))?);
+        } else if what == RangeRecord::Tombstone as u8 {
+            let tombstone: v1::Tombstone = record::decode(value, &format!("tombstone of range {range}"))?;
+            tombstones.insert(range, tombstone.replica_id);
         } else {
             return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
         }
@@ -114,23 +162,12 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<Ranges> {
     let mut ranges = Ranges::new();
     for (range, descriptor) in descriptors {
         let applied = applied.remove(&range).ok_or_else(|| corrupt(format!("range {range} has no applied state")))?;
-        ranges.insert(
-            range,
-            RangeBoot {
-                descriptor: Arc::new(descriptor),
-                raft: v1::RaftState::default(),
-                last_index: 0,
-                entry_bytes: Vec::new(),
-                terms: Vec::new(),
-                entries: Vec::new(),
-                applied,
-            },
-        );
+        ranges.insert(range, RangeBoot { applied, ..RangeBoot::blank(Arc::new(descriptor)) });
     }
     if let Some(range) = applied.keys().next() {
         return Err(corrupt(format!("range {range} has applied state but no descriptor")));
     }
-    Ok(ranges)
+    Ok((ranges, tombstones))
 }
 
 fn raft_states<S: Storage>(storage: &S, ranges: &mut Ranges) -> storage::Result<()> {

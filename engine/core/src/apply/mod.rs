@@ -8,6 +8,7 @@
 //! A compare-and-swap is evaluated here, so nothing but the range's own log is on its path. What
 //! cannot be decoded stops the store: skipping it would make this replica differ.
 
+mod change;
 mod ops;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,9 +19,12 @@ use raft::eraftpb::{Entry, EntryType};
 
 use crate::command::{self, CommandError};
 use crate::keys::{self, RangeRecord};
+use crate::membership;
 use crate::record;
 use crate::recover::Boot;
 use crate::storage::{Family, Storage, StorageError, WriteBatch};
+pub use change::{ChangeApplied, Child, RangeChange, initial_applied, initial_raft_state};
+pub(crate) use change::{own_replica, put_range};
 use ops::Pass;
 
 /// Something for the apply stage to do, in one range.
@@ -44,6 +48,20 @@ pub enum ApplyWork {
         /// The snapshot's applied state.
         applied: v1::AppliedState,
     },
+    /// The replica is gone.
+    Removed,
+}
+
+/// An index at which every replica computes its checksum. The storage holds just what was applied up to it while
+/// [`ApplyStage::apply`] shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Names the check.
+    pub check_id: u64,
+    /// The range as it is there.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// The index.
+    pub index: u64,
 }
 
 /// What applying a task did. The data can be read; it is durable only after a later sync.
@@ -59,6 +77,10 @@ pub struct Applied {
     pub checksum: u32,
     /// The outcome of each entry that carried requests.
     pub results: Vec<EntryResults>,
+    /// The outcome of each entry that changed the range itself.
+    pub changes: Vec<ChangeApplied>,
+    /// About how many bytes were written.
+    pub bytes: u64,
 }
 
 /// The outcome of one entry.
@@ -79,6 +101,8 @@ pub enum ApplyRefusal {
     Stamp,
     /// The range's version has changed since it was evaluated.
     Epoch,
+    /// A change of the range that does not follow from what the range is.
+    Change,
 }
 
 /// Why the apply stage cannot go on. Fatal for the store.
@@ -102,13 +126,19 @@ pub enum ApplyError {
 /// The apply stage of a store: what each range has applied.
 #[derive(Debug)]
 pub struct ApplyStage {
+    node: u64,
     ranges: BTreeMap<RangeId, RangeApply>,
+    /// Part of a split that this mutant writes with the next pass.
+    #[cfg(feature = "mutant-replayed-split-overwrites")]
+    late: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Debug)]
 struct RangeApply {
     descriptor: Arc<v1::RangeDescriptor>,
     applied: v1::AppliedState,
+    /// It was removed: what comes behind is none of its business.
+    removed: bool,
 }
 
 impl ApplyStage {
@@ -116,65 +146,167 @@ impl ApplyStage {
     pub fn new(boot: &Boot) -> Self {
         let ranges = boot.ranges.iter().map(|range| {
             let id = RangeId(range.descriptor.range_id);
-            (id, RangeApply { descriptor: range.descriptor.clone(), applied: range.applied })
+            (id, RangeApply::new(range.descriptor.clone(), range.applied))
         });
-        Self { ranges: ranges.collect() }
+        Self {
+            node: boot.identity.node_id,
+            ranges: ranges.collect(),
+            #[cfg(feature = "mutant-replayed-split-overwrites")]
+            late: Vec::new(),
+        }
     }
 
-    /// Carries tasks out, in their order, with one write of the storage. After an error the store must
-    /// stop: what was computed was not written.
-    pub fn apply<S: Storage>(&mut self, storage: &S, tasks: Vec<ApplyTask>) -> Result<Vec<Applied>, ApplyError> {
+    /// Carries tasks out, in their order, with one write of the storage, or one more for each checkpoint among
+    /// them. After an error the store must stop: what was computed was not written.
+    pub fn apply<S: Storage>(
+        &mut self,
+        storage: &S,
+        tasks: Vec<ApplyTask>,
+        show: &mut dyn FnMut(&S, Checkpoint),
+    ) -> Result<Vec<Applied>, ApplyError> {
         let mut pass = Pass { storage, batch: storage.batch(), overlay: HashMap::new() };
+        #[cfg(feature = "mutant-replayed-split-overwrites")]
+        for (key, value) in self.late.drain(..) {
+            pass.batch.put(Family::State, &key, &value);
+        }
         let mut done = Vec::with_capacity(tasks.len());
         for task in tasks {
-            let range = match task.work {
+            match task.work {
                 ApplyWork::Replaced { descriptor, applied } => {
-                    self.ranges.insert(task.range, RangeApply { descriptor, applied });
-                    continue;
+                    self.ranges.insert(task.range, RangeApply::new(descriptor, applied));
                 }
-                ApplyWork::Entries(entries) => {
-                    let range = self.ranges.get_mut(&task.range).expect("tasks are only made for ranges of this store");
-                    done.push(range.apply(&mut pass, task.range, entries)?);
-                    range
-                }
-            };
-            let key = keys::range_record(task.range, RangeRecord::Applied);
-            pass.batch.put(Family::State, &key, &record::encode(&range.applied));
+                ApplyWork::Removed => drop(self.ranges.remove(&task.range)),
+                ApplyWork::Entries(entries) => done.push(self.apply_entries(&mut pass, task.range, entries, show)?),
+            }
         }
-        let batch = pass.batch;
-        if !batch.is_empty() {
-            storage.write(batch)?;
+        flush(&mut pass)?;
+        Ok(done)
+    }
+
+    fn apply_entries<S: Storage>(
+        &mut self,
+        pass: &mut Pass<'_, S>,
+        id: RangeId,
+        entries: Vec<Entry>,
+        show: &mut dyn FnMut(&S, Checkpoint),
+    ) -> Result<Applied, ApplyError> {
+        let node = self.node;
+        let range = self.ranges.get_mut(&id).expect("tasks are only made for ranges of this store");
+        let mut done = Applied {
+            range: id,
+            index: range.applied.index,
+            term: range.applied.term,
+            checksum: range.applied.checksum,
+            results: Vec::with_capacity(entries.len()),
+            changes: Vec::new(),
+            bytes: 0,
+        };
+        if range.removed {
+            return Ok(done);
+        }
+        let mut before = pass.batch.size_bytes();
+        let mut born = Vec::new();
+        for entry in entries {
+            let changed = range.apply(pass, node, id, entry, &mut done)?;
+            match changed {
+                None => {}
+                Some(RangeChange::Split { children, .. }) => born.extend(children),
+                Some(RangeChange::Checksum { check_id }) => {
+                    range.write_applied(pass, id);
+                    done.bytes += (pass.batch.size_bytes() - before) as u64;
+                    flush(pass)?;
+                    before = 0;
+                    let (descriptor, index) = (range.descriptor.clone(), range.applied.index);
+                    show(pass.storage, Checkpoint { check_id, descriptor, index });
+                }
+                // Nothing behind its own removal concerns this replica.
+                Some(RangeChange::Replicas { removed: true, .. }) => {
+                    range.removed = true;
+                    break;
+                }
+                Some(RangeChange::Replicas { .. }) => {}
+            }
+        }
+        range.write_applied(pass, id);
+        done.bytes += pass.batch.size_bytes().saturating_sub(before) as u64;
+        (done.index, done.term, done.checksum) = (range.applied.index, range.applied.term, range.applied.checksum);
+        #[cfg(feature = "mutant-replayed-split-overwrites")]
+        if !born.is_empty() {
+            let parent = self.ranges.get(&id).expect("it was just applied to");
+            self.late = parent.records(id);
+            for (key, _) in &self.late {
+                let old = pass.storage.get(Family::State, key)?.unwrap_or_default();
+                pass.batch.put(Family::State, key, &old);
+            }
+        }
+        for child in born.into_iter().filter(|child| child.born) {
+            let range = RangeApply::new(child.descriptor.clone(), child.applied);
+            self.ranges.insert(RangeId(child.descriptor.range_id), range);
         }
         Ok(done)
     }
 }
 
+/// Writes what a pass has gathered.
+fn flush<S: Storage>(pass: &mut Pass<'_, S>) -> Result<(), StorageError> {
+    if pass.batch.is_empty() {
+        return Ok(());
+    }
+    pass.overlay.clear();
+    pass.storage.write(std::mem::replace(&mut pass.batch, pass.storage.batch()))
+}
+
 impl RangeApply {
+    fn new(descriptor: Arc<v1::RangeDescriptor>, applied: v1::AppliedState) -> Self {
+        Self { descriptor, applied, removed: false }
+    }
+
+    /// Applies one entry. What it changes about the range is returned, if it does, and noted in `done` as well.
     fn apply<S: Storage>(
         &mut self,
         pass: &mut Pass<'_, S>,
+        node: u64,
         range: RangeId,
-        entries: Vec<Entry>,
-    ) -> Result<Applied, ApplyError> {
-        let mut results = Vec::with_capacity(entries.len());
-        for entry in entries {
-            assert_eq!(entry.index, self.applied.index + 1, "entries of {range} are applied in order, each once");
-            let (index, term) = (entry.index, entry.term);
-            if entry.get_entry_type() != EntryType::EntryNormal {
-                return Err(ApplyError::Command { range, index, error: CommandError::UnknownEntryType });
+        entry: Entry,
+        done: &mut Applied,
+    ) -> Result<Option<RangeChange>, ApplyError> {
+        assert_eq!(entry.index, self.applied.index + 1, "entries of {range} are applied in order, each once");
+        let (index, term) = (entry.index, entry.term);
+        let mut changed = None;
+        let kind = entry.get_entry_type();
+        // A new leader's first entry is empty.
+        if !entry.data.is_empty() || kind != EntryType::EntryNormal {
+            let failed = |error| ApplyError::Command { range, index, error };
+            let data = match kind {
+                EntryType::EntryNormal => entry.data,
+                EntryType::EntryConfChangeV2 if !entry.data.is_empty() => {
+                    membership::context(entry.data).map_err(failed)?
+                }
+                _ => return Err(failed(CommandError::UnknownEntryType)),
+            };
+            let (command, crc) = command::decode(data).map_err(failed)?;
+            self.mix(&crc.to_be_bytes());
+            let refusal = self.refusal(&command, range, term);
+            if command.change.is_none() {
+                let requests = match refusal {
+                    Some(refusal) => Err(refusal),
+                    None => Ok(self.apply_requests(pass, &command)?),
+                };
+                done.results.push(EntryResults { index, term, requests });
+            } else {
+                let outcome = match refusal {
+                    Some(refusal) => Err(refusal),
+                    None => self.apply_change(pass, node, &command)?,
+                };
+                changed = outcome.as_ref().ok().cloned();
+                done.changes.push(ChangeApplied { index, term, outcome });
             }
-            // A new leader's first entry is empty.
-            if !entry.data.is_empty() {
-                let requests = self.apply_command(pass, range, entry)?;
-                results.push(EntryResults { index, term, requests });
-            }
-            self.applied.index = index;
-            self.applied.term = term;
-            self.mix(&index.to_be_bytes());
-            self.mix(&term.to_be_bytes());
         }
-        let v1::AppliedState { index, term, checksum, .. } = self.applied;
-        Ok(Applied { range, index, term, checksum, results })
+        self.applied.index = index;
+        self.applied.term = term;
+        self.mix(&index.to_be_bytes());
+        self.mix(&term.to_be_bytes());
+        Ok(changed)
     }
 
     /// Adds to the rolling checksum.
@@ -184,27 +316,53 @@ impl RangeApply {
         self.applied.checksum = hasher.finalize();
     }
 
-    fn apply_command<S: Storage>(
-        &mut self,
-        pass: &mut Pass<'_, S>,
-        range: RangeId,
-        entry: Entry,
-    ) -> Result<Result<Vec<Vec<v1::WriteResult>>, ApplyRefusal>, ApplyError> {
-        let (index, term) = (entry.index, entry.term);
-        let (command, crc) =
-            command::decode(entry.data).map_err(|error| ApplyError::Command { range, index, error })?;
-        self.mix(&crc.to_be_bytes());
+    fn write_applied<S: Storage>(&self, pass: &mut Pass<'_, S>, range: RangeId) {
+        pass.batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(&self.applied));
+    }
+
+    #[cfg(feature = "mutant-replayed-split-overwrites")]
+    fn records(&self, range: RangeId) -> Vec<(Vec<u8>, Vec<u8>)> {
+        vec![
+            (keys::range_record(range, RangeRecord::Descriptor).to_vec(), record::encode(&*self.descriptor)),
+            (keys::range_record(range, RangeRecord::Applied).to_vec(), record::encode(&self.applied)),
+        ]
+    }
+
+    /// Why a command is skipped, by all replicas alike.
+    fn refusal(&self, command: &v1::Command, range: RangeId, term: u64) -> Option<ApplyRefusal> {
         let stamp_holds = command.range_id == range.0 && command.term == term;
         if !stamp_holds && !cfg!(feature = "mutant-no-term-stamp-check") {
-            return Ok(Err(ApplyRefusal::Stamp));
+            return Some(ApplyRefusal::Stamp);
         }
-        if command.epoch_version != self.descriptor.epoch.unwrap_or_default().version {
-            return Ok(Err(ApplyRefusal::Epoch));
+        // Replicas change without a change of the keys served: conf_ver is theirs alone.
+        let of_replicas = matches!(command.change, Some(v1::command::Change::Replicas(_)));
+        let epoch_holds = command.epoch_version == self.descriptor.epoch.unwrap_or_default().version;
+        if !epoch_holds && !of_replicas && !cfg!(feature = "mutant-no-epoch-check") {
+            return Some(ApplyRefusal::Epoch);
         }
-        let mut results = Vec::with_capacity(command.requests.len());
-        for request in &command.requests {
-            results.push(self.apply_request(pass, request)?);
+        None
+    }
+
+    fn apply_requests<S: Storage>(
+        &mut self,
+        pass: &mut Pass<'_, S>,
+        command: &v1::Command,
+    ) -> Result<Vec<Vec<v1::WriteResult>>, StorageError> {
+        command.requests.iter().map(|request| self.apply_request(pass, request)).collect()
+    }
+
+    fn apply_change<S: Storage>(
+        &mut self,
+        pass: &mut Pass<'_, S>,
+        node: u64,
+        command: &v1::Command,
+    ) -> Result<Result<RangeChange, ApplyRefusal>, StorageError> {
+        use v1::command::Change;
+        match &command.change {
+            Some(Change::Split(split)) => self.apply_split(pass, node, split),
+            Some(Change::Replicas(change)) => Ok(self.apply_replicas(pass, node, change)),
+            Some(Change::Checksum(check)) => Ok(Ok(RangeChange::Checksum { check_id: check.check_id })),
+            None => Ok(Err(ApplyRefusal::Change)),
         }
-        Ok(Ok(results))
     }
 }

@@ -68,12 +68,28 @@ impl Range {
             || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
     }
 
+    /// Whether a snapshot is being written.
+    pub(super) fn writes_snapshot(&self) -> bool {
+        self.unpersisted.iter().any(|held| held.snapshot.is_some())
+    }
+
+    /// A replica that is to go has become what a snapshot says: this is what goes.
+    pub(super) fn note_doomed_snapshot(&mut self, data: Option<&SnapshotData>) {
+        if let Some(descriptor) = data.and_then(|data| data.header.descriptor.clone()) {
+            self.set_descriptor(Arc::new(descriptor));
+        }
+    }
+
     /// A snapshot stands on disk in place of all that the range had.
     pub(super) fn snapshot_persisted(&mut self, turn: &mut Turn<'_>, data: &SnapshotData) {
         let applied = data.header.applied.expect("checked when it was received");
         let descriptor = data.header.descriptor.clone().expect("checked when it was received");
-        self.descriptor = Arc::new(descriptor);
-        self.voters = super::log::conf_state(&self.descriptor).voters;
+        self.set_descriptor(Arc::new(descriptor));
+        if std::mem::take(&mut self.unborn) {
+            turn.effects.events.push(Event::Born { descriptor: self.descriptor.clone() });
+        }
+        self.siblings = Arc::default();
+        self.size.set(0);
         self.applied = (applied.index, applied.term);
         self.checksum = applied.checksum;
         self.apply_scheduled = applied.index;
@@ -84,6 +100,8 @@ impl Range {
         let before = self.proposals.bytes();
         self.proposals.leapt(applied.index, &mut turn.effects.writes);
         self.release_bytes(turn, before);
+        self.lose_change(turn, "the replica was overtaken by a snapshot");
+        self.lease.restart(turn.now);
         let work = ApplyWork::Replaced { descriptor: self.descriptor.clone(), applied };
         turn.effects.applies.push(ApplyTask { range: self.id, work });
         turn.effects.events.push(Event::SnapshotApplied { range: self.id, index: applied.index });

@@ -11,6 +11,8 @@
 //! What would break the promise ends the lease first:
 //! - a leader that sends MsgTimeoutNow tells a follower to ignore its timer: no lease in the rest of
 //!   that term, even if Raft gives the transfer up, for the message may arrive later;
+//! - a change of the voters: what the former ones promised does not bind the new ones (`change.rs`); in a joint
+//!   configuration both sets must grant it;
 //! - a store that restarts has forgotten its timers: it grants no vote for one maximal lease plus drift
 //!   (in `super`).
 
@@ -24,6 +26,8 @@ use crate::time::BootTime;
 pub(crate) struct Lease {
     term: u64,
     void: bool,
+    /// What was sent before counts for nothing.
+    floor: BootTime,
     acks: BTreeMap<u64, BootTime>,
     until: BootTime,
 }
@@ -46,28 +50,42 @@ impl Lease {
         self.end();
     }
 
+    /// The voters have changed: only what they acknowledge of messages sent from `now` on counts.
+    pub(crate) fn restart(&mut self, now: BootTime) {
+        self.floor = now;
+        self.end();
+    }
+
     /// A follower has heard what was sent at `stamp`.
     pub(crate) fn acknowledged(&mut self, replica: u64, term: u64, stamp: BootTime) {
-        if term == self.term {
+        if term == self.term && stamp >= self.floor {
             let newest = self.acks.entry(replica).or_default();
             *newest = stamp.max(*newest);
         }
     }
 
-    /// Draws the lease anew from what `voters`, `own` among them, have acknowledged.
-    pub(crate) fn renew(&mut self, now: BootTime, voters: &[u64], own: u64, lease: Duration) {
+    /// Draws the lease anew from what `voters`, `own` among them, have acknowledged; in a joint configuration the
+    /// old voters as well.
+    pub(crate) fn renew(&mut self, now: BootTime, sets: [&[u64]; 2], own: u64, lease: Duration) {
         if self.void {
             return;
         }
+        let quorums =
+            sets.into_iter().filter(|voters| !voters.is_empty()).map(|voters| self.quorum_stamp(now, voters, own));
+        let oldest = quorums.min().unwrap_or_default();
+        if oldest > BootTime::default() {
+            self.until = self.until.max(oldest + lease);
+        }
+    }
+
+    /// The newest stamp that a quorum of `voters` has acknowledged.
+    fn quorum_stamp(&self, now: BootTime, voters: &[u64], own: u64) -> BootTime {
         let stamp_of = |voter: &u64| {
             if *voter == own { now } else { self.acks.get(voter).copied().unwrap_or_default().min(now) }
         };
         let mut stamps: Vec<BootTime> = voters.iter().map(stamp_of).collect();
         stamps.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(oldest_of_quorum) = stamps.get(stamps.len() / 2) else { return };
-        if *oldest_of_quorum > BootTime::default() {
-            self.until = self.until.max(*oldest_of_quorum + lease);
-        }
+        stamps[stamps.len() / 2]
     }
 
     /// Until when the lease runs; zero: there is none.
@@ -92,10 +110,10 @@ mod tests {
     #[test]
     fn a_quorum_extends_the_lease_from_when_it_was_asked() {
         let mut lease = led(6);
-        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
         assert_eq!(lease.until(), NONE);
         lease.acknowledged(2, 6, BootTime(900));
-        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
         assert_eq!(lease.until(), BootTime(1_700));
     }
 
@@ -103,10 +121,10 @@ mod tests {
     fn with_five_voters_two_followers_are_needed() {
         let mut lease = led(6);
         lease.acknowledged(2, 6, BootTime(900));
-        lease.renew(BootTime(1_000), &[1, 2, 3, 4, 5], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3, 4, 5], &[]], 1, LEASE);
         assert_eq!(lease.until(), NONE);
         lease.acknowledged(5, 6, BootTime(850));
-        lease.renew(BootTime(1_000), &[1, 2, 3, 4, 5], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3, 4, 5], &[]], 1, LEASE);
         assert_eq!(lease.until(), BootTime(1_650));
     }
 
@@ -114,7 +132,7 @@ mod tests {
     fn another_terms_acknowledgement_counts_for_nothing() {
         let mut lease = led(7);
         lease.acknowledged(2, 6, BootTime(900));
-        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
         assert_eq!(lease.until(), NONE);
     }
 
@@ -123,18 +141,36 @@ mod tests {
         let mut lease = led(6);
         lease.void();
         lease.acknowledged(2, 6, BootTime(900));
-        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
         assert_eq!(lease.until(), NONE);
         lease.begin(7);
         lease.acknowledged(2, 7, BootTime(900));
-        lease.renew(BootTime(1_000), &[1, 2, 3], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
         assert_eq!(lease.until(), BootTime(1_700));
+    }
+
+    #[test]
+    fn both_halves_of_a_joint_configuration_must_grant_it_and_the_past_does_not_count() {
+        let mut lease = led(6);
+        lease.acknowledged(2, 6, BootTime(900));
+        lease.renew(BootTime(1_000), [&[1, 2, 3], &[]], 1, LEASE);
+        lease.restart(BootTime(1_000));
+        assert_eq!(lease.until(), NONE);
+        lease.acknowledged(2, 6, BootTime(950));
+        lease.renew(BootTime(1_100), [&[1, 2, 4], &[1, 2, 3]], 1, LEASE);
+        assert_eq!(lease.until(), NONE, "it was sent before the change");
+        lease.acknowledged(4, 6, BootTime(1_050));
+        lease.renew(BootTime(1_100), [&[1, 2, 4], &[1, 2, 3]], 1, LEASE);
+        assert_eq!(lease.until(), NONE, "the old voters have not granted it");
+        lease.acknowledged(3, 6, BootTime(1_060));
+        lease.renew(BootTime(1_100), [&[1, 2, 4], &[1, 2, 3]], 1, LEASE);
+        assert_eq!(lease.until(), BootTime(1_850));
     }
 
     #[test]
     fn a_single_voter_is_its_own_quorum() {
         let mut lease = led(6);
-        lease.renew(BootTime(1_000), &[1], 1, LEASE);
+        lease.renew(BootTime(1_000), [&[1], &[]], 1, LEASE);
         assert_eq!(lease.until(), BootTime(1_800));
     }
 }

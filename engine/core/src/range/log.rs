@@ -89,7 +89,7 @@ pub(crate) fn conf_state(descriptor: &v1::RangeDescriptor) -> ConfState {
 }
 
 impl RangeLog {
-    pub(crate) fn new(boot: &RangeBoot) -> Self {
+    pub(crate) fn new(boot: &RangeBoot, incarnation: u64) -> Self {
         let hard_state = HardState {
             term: boot.raft.term,
             vote: boot.raft.vote,
@@ -108,7 +108,8 @@ impl RangeLog {
             log_bytes: boot.entry_bytes.iter().map(|bytes| u64::from(*bytes)).sum(),
             cache: VecDeque::new(),
             cache_bytes: 0,
-            fetches: RefCell::default(),
+            // What was asked for a former replica of the range must not answer for this one (tikv#17469).
+            fetches: RefCell::new(Fetches { next_id: incarnation << 32, ..Fetches::default() }),
             snapshot: RefCell::default(),
             snapshot_wanted: Cell::new(false),
         };

@@ -11,19 +11,23 @@
 //! - proposals are made only by a leader that is not handing over, and stamped with its term.
 
 mod barriers;
+mod change;
 mod install;
 #[cfg(feature = "fault-late-proposals")]
 mod late;
 mod lease;
 mod log;
+mod order;
 mod proposals;
 mod ready;
 mod received;
+mod removal;
+mod split;
 mod status;
 mod transfer;
 mod truncate;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
@@ -33,15 +37,18 @@ use raft::{RawNode, ReadOnlyOption, StateRole};
 use crate::bootstrap::INITIAL_TERM;
 use crate::command;
 use crate::config::Config;
+use crate::membership;
 use crate::read;
 use crate::recover::RangeBoot;
 use crate::store::{Effects, LogItem, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
 use crate::time::BootTime;
 use barriers::Barriers;
+use change::PendingChange;
 use lease::Lease;
 use log::RangeLog;
 pub(crate) use log::conf_state;
 use proposals::Proposals;
+use split::{Finding, Size};
 
 /// What the ranges of a store share.
 #[derive(Debug)]
@@ -56,6 +63,69 @@ pub(crate) struct Shared {
     pub full_nodes: BTreeSet<NodeId>,
     /// The process is to end: campaign no more.
     pub draining: bool,
+    /// The settings of the keyspaces, by id.
+    pub keyspaces: BTreeMap<u64, v1::Keyspace>,
+    pub range_ids: RangeIds,
+    /// Counts the replicas that this process has had: what belongs to a former one is not taken for a later one's.
+    pub incarnations: u64,
+}
+
+/// Ids for new ranges that this node holds.
+#[derive(Debug, Default)]
+pub(crate) struct RangeIds {
+    /// [first, behind the last) of each block.
+    blocks: VecDeque<(u64, u64)>,
+    /// What could not be served lately.
+    missed: u64,
+}
+
+/// Fewer than so many ids left are few.
+const RANGE_IDS_FEW: u64 = 256;
+
+impl RangeIds {
+    /// Adds a block.
+    pub(crate) fn add(&mut self, first: u64, count: u64) {
+        self.blocks.push_back((first, first.saturating_add(count)));
+    }
+
+    /// Takes so many; `None` if there are not as many.
+    pub(crate) fn take(&mut self, count: u64) -> Option<Vec<u64>> {
+        if self.left() < count {
+            self.missed = self.missed.max(count);
+            return None;
+        }
+        self.missed = 0;
+        let mut ids = Vec::new();
+        while (ids.len() as u64) < count {
+            let (next, end) = self.blocks.front_mut()?;
+            if next == end {
+                self.blocks.pop_front();
+                continue;
+            }
+            ids.push(*next);
+            *next += 1;
+        }
+        Some(ids)
+    }
+
+    fn left(&self) -> u64 {
+        self.blocks.iter().map(|(next, end)| end - next).sum()
+    }
+
+    /// Whether more are to be asked for.
+    pub(crate) fn run_short(&self) -> bool {
+        self.left() < RANGE_IDS_FEW.max(self.missed)
+    }
+}
+
+/// A replica that begins with a split.
+#[derive(Debug)]
+pub(crate) struct Born {
+    pub boot: RangeBoot,
+    /// Whether it is to lead: its parent's replica here does.
+    pub campaigns: bool,
+    /// About how large it is.
+    pub bytes: u64,
 }
 
 /// One turn of the store, as its ranges see it.
@@ -67,6 +137,8 @@ pub(crate) struct Turn<'a> {
     pub items: &'a mut Vec<LogItem>,
     /// The sequence number that this turn's log batch gets.
     pub sequence: u64,
+    /// Replicas that have begun by splits.
+    pub born: &'a mut Vec<Born>,
 }
 
 /// What waits until a log batch is durable.
@@ -81,8 +153,30 @@ struct Unpersisted {
 pub(crate) struct Range {
     id: RangeId,
     descriptor: Arc<v1::RangeDescriptor>,
+    /// What was last split off it.
+    siblings: Arc<[v1::RangeDescriptor]>,
     replica: u64,
     voters: Vec<u64>,
+    /// In a joint configuration, those who vote in the old one.
+    old_voters: Vec<u64>,
+    change: Option<PendingChange>,
+    order: Option<v1::RangeOrder>,
+    order_waits: String,
+    finding: Option<Finding>,
+    size: Size,
+    /// About how large it was when it could not be split.
+    too_large_to_split: u64,
+    level_lag: u64,
+    /// When this leader last heard of each other replica.
+    heard: BTreeMap<u64, BootTime>,
+    /// Nodes of replicas that this one has not heard of by its log yet.
+    strangers: BTreeMap<u64, NodeId>,
+    /// It waits for a snapshot, and nothing of it is on disk: it has no view.
+    unborn: bool,
+    /// It is no part of its range any more, nor is any replica up to this id.
+    doomed: Option<u64>,
+    /// Tasks that the apply stage has not answered.
+    applies_open: usize,
     raft: RawNode<RangeLog>,
     lease: Lease,
     proposals: Proposals,
@@ -108,7 +202,6 @@ pub(crate) struct Range {
     role: StateRole,
     view: Arc<ReadView>,
     written_state: v1::RaftState,
-    data_bytes: u64,
     snapshot_asked: bool,
     snapshot_age_ticks: u32,
     #[cfg(feature = "fault-late-proposals")]
@@ -116,21 +209,26 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    pub(crate) fn new(shared: &Shared, boot: &RangeBoot, now: BootTime) -> Result<Self, String> {
+    pub(crate) fn new(shared: &mut Shared, boot: &RangeBoot, now: BootTime) -> Result<Self, String> {
         let id = RangeId(boot.descriptor.range_id);
         let own = boot.descriptor.replicas.iter().find(|replica| replica.node_id == shared.node.0);
         let replica = own.ok_or_else(|| format!("{} has no replica of range {id}", shared.node))?.replica_id;
-        let log = RangeLog::new(boot);
-        let voters = log::conf_state(&boot.descriptor).voters;
+        shared.incarnations += 1;
+        let log = RangeLog::new(boot, shared.incarnations);
+        let voters = membership::voters(&boot.descriptor.replicas);
         let raft = RawNode::new(&raft_config(&shared.config, replica, boot), log, &discard())
             .map_err(|error| format!("range {id}: {error}"))?;
         // A replica that never heard of a leader has promised nothing to one.
-        let promised = boot.raft.term != INITIAL_TERM || boot.raft.vote != 0;
-        let silent_until =
-            if promised && voters.len() > 1 { now + shared.config.vote_silence() } else { BootTime::default() };
+        let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
+        let silent_until = if promised && (voters.len() > 1 || membership::is_joint(&boot.descriptor)) {
+            now + shared.config.vote_silence()
+        } else {
+            BootTime::default()
+        };
         let view = ReadView {
             own_node: shared.node,
             descriptor: boot.descriptor.clone(),
+            siblings: Arc::default(),
             term: raft.raft.term,
             leader: None,
             serves: false,
@@ -139,8 +237,22 @@ impl Range {
         let mut range = Self {
             id,
             descriptor: boot.descriptor.clone(),
+            siblings: Arc::default(),
             replica,
             voters,
+            old_voters: membership::old_voters(&boot.descriptor.replicas),
+            change: None,
+            order: None,
+            order_waits: String::new(),
+            finding: None,
+            size: Size::default(),
+            too_large_to_split: 0,
+            level_lag: shared.config.level_lag_entries,
+            heard: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            unborn: boot.last_index == 0,
+            doomed: None,
+            applies_open: 0,
             raft,
             lease: Lease::default(),
             proposals: Proposals::default(),
@@ -162,7 +274,6 @@ impl Range {
             role: StateRole::Follower,
             view: Arc::new(view),
             written_state: boot.raft,
-            data_bytes: 0,
             snapshot_asked: false,
             snapshot_age_ticks: 0,
             #[cfg(feature = "fault-late-proposals")]
@@ -171,6 +282,15 @@ impl Range {
         range.applied_marks.push_back((1, boot.applied.index));
         range.draw_election_timeout(&shared.config);
         Ok(range)
+    }
+
+    /// It begins here: leads, if it is to, as soon as the others let it.
+    pub(crate) fn begin(&mut self, turn: &Turn<'_>, campaigns: bool, bytes: u64) {
+        self.size.set(bytes);
+        if campaigns && !turn.shared.draining {
+            // Refused: then it is elected like any other, after its time-out.
+            drop(self.raft.campaign());
+        }
     }
 
     pub(crate) fn view(&self) -> &Arc<ReadView> {
@@ -186,7 +306,8 @@ impl Range {
     }
 
     fn node_of(&self, replica: u64) -> Option<NodeId> {
-        self.descriptor.replicas.iter().find(|of| of.replica_id == replica).map(|of| NodeId(of.node_id))
+        let known = self.descriptor.replicas.iter().find(|of| of.replica_id == replica).map(|of| NodeId(of.node_id));
+        known.or_else(|| self.strangers.get(&replica).copied())
     }
 
     fn replica_on(&self, node: NodeId) -> Option<&v1::ReplicaDescriptor> {
@@ -198,11 +319,11 @@ impl Range {
     }
 
     pub(crate) fn not_leader(&self) -> Error {
-        Error::NotLeader { range: self.id, leader: self.leader(), descriptors: vec![(*self.descriptor).clone()] }
+        Error::NotLeader { range: self.id, leader: self.leader(), descriptors: self.known_descriptors() }
     }
 
     pub(crate) fn told_size(&mut self, bytes: u64) {
-        self.data_bytes = bytes;
+        self.size.measured(bytes);
     }
 
     /// raft-rs draws election time-outs from a thread's generator; ours come from the seed, so that a
@@ -242,7 +363,7 @@ impl Range {
     }
 
     fn admit_write(&self, turn: &Turn<'_>, write: &Write) -> Result<(), Error> {
-        read::check_epoch(&self.descriptor, Some(&write.epoch))?;
+        read::check_epoch(&self.descriptor, &self.siblings, Some(&write.epoch))?;
         if !self.leads() {
             return Err(self.not_leader());
         }
@@ -252,8 +373,7 @@ impl Range {
         check_ops(&write.request)?;
         for op in &write.request.ops {
             if !command::op_key(op).is_some_and(|key| read::contains(&self.descriptor, key)) {
-                let descriptors = vec![(*self.descriptor).clone()];
-                return Err(Error::KeyNotInRange { range: self.id, descriptors });
+                return Err(Error::KeyNotInRange { range: self.id, descriptors: self.known_descriptors() });
             }
         }
         self.check_room(turn.shared, write)?;
@@ -288,7 +408,7 @@ impl Range {
 
     /// Takes a read that needs a barrier, or answers it with a refusal.
     pub(crate) fn barrier(&mut self, turn: &mut Turn<'_>, barrier: ReadBarrier) {
-        let refusal = match read::check_epoch(&self.descriptor, Some(&barrier.epoch)) {
+        let refusal = match read::check_epoch(&self.descriptor, &self.siblings, Some(&barrier.epoch)) {
             Err(error) => Some(error),
             Ok(()) => (!self.leads()).then(|| self.not_leader()),
         };
@@ -306,7 +426,7 @@ impl Range {
         }
         #[cfg(feature = "fault-late-proposals")]
         self.propose_late();
-        if !self.proposals.has_queued() {
+        if !self.proposals.has_queued() || self.holds_writes_back() {
             return;
         }
         let before = self.proposals.bytes();
@@ -366,6 +486,9 @@ impl Range {
 
     /// Time has passed by one tick.
     pub(crate) fn tick(&mut self, turn: &mut Turn<'_>) {
+        if self.doomed.is_some() {
+            return;
+        }
         let silent = turn.now < self.silent_until || turn.shared.draining || self.installs_snapshot();
         if self.leads() || !silent {
             self.raft.tick();
@@ -374,12 +497,17 @@ impl Range {
             // No campaign; but the promise to the last leader heard runs out as ever, and others may be voted for.
             self.raft.raft.election_elapsed += 1;
         }
-        let election = turn.shared.config.tick * u32::try_from(turn.shared.config.election_ticks).unwrap_or(u32::MAX);
+        let election = turn.shared.config.election_timeout();
         self.proposals.expire(turn.now, &mut turn.effects.writes);
         self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
         self.expire_transfer(turn);
+        self.expire_change(turn);
         self.age_snapshot();
         self.consider_truncation(turn);
+        if self.leads() {
+            self.consider_split(turn);
+            self.pursue_order(turn);
+        }
     }
 
     /// Whether anything is left to do for this range at the end of a turn.
@@ -390,6 +518,7 @@ impl Range {
             || !self.proposals.is_empty()
             || !self.barriers.is_empty()
             || self.transfer.is_some()
+            || self.doomed.is_some()
     }
 
     /// The connection to a node is gone.

@@ -119,13 +119,29 @@ impl Proposals {
         }
     }
 
-    /// Entries up to `applied` are applied. `overwritten` is the answer to a proposal whose place
-    /// another entry took.
+    /// Refuses those queued writes that may not stay.
+    pub(crate) fn keep_queued(
+        &mut self,
+        stays: impl Fn(&v1::WriteRequest) -> bool,
+        error: &Error,
+        answers: &mut Answers,
+    ) {
+        let (stay, go): (VecDeque<Write>, VecDeque<Write>) =
+            std::mem::take(&mut self.queue).into_iter().partition(|write| stays(&write.request));
+        self.queue = stay;
+        for write in go {
+            self.bytes -= request_bytes(&write.request);
+            answers.push((write.token, Err(error.clone())));
+        }
+    }
+
+    /// Entries up to `applied` are applied. The errors answer a proposal whose place another entry took, and one that
+    /// the range's epoch had left behind.
     pub(crate) fn applied(
         &mut self,
         applied: u64,
         results: Vec<EntryResults>,
-        overwritten: impl Fn() -> Error,
+        [overwritten, outdated]: [&Error; 2],
         answers: &mut Answers,
     ) {
         let mut results = results.into_iter().peekable();
@@ -136,9 +152,9 @@ impl Proposals {
             let own = results.next_if(|entry| entry.index == pending.index && entry.term == pending.term);
             match own.map(|entry| entry.requests) {
                 Some(Ok(results)) => answer(pending, results, answers),
-                Some(Err(ApplyRefusal::Stamp)) | None => refuse(pending, &overwritten, answers),
+                Some(Err(ApplyRefusal::Stamp)) | None => refuse(pending, overwritten, answers),
                 // The range changed between evaluation and apply; nothing was written.
-                Some(Err(ApplyRefusal::Epoch)) => refuse(pending, &overwritten, answers),
+                Some(Err(ApplyRefusal::Epoch | ApplyRefusal::Change)) => refuse(pending, outdated, answers),
             }
         }
     }
@@ -148,8 +164,15 @@ impl Proposals {
         while self.pending.front().is_some_and(|pending| pending.index <= index) {
             let Some(pending) = self.pending.pop_front() else { return };
             self.bytes -= pending.bytes;
-            let error = || unknown("the replica was overtaken by a snapshot");
-            refuse(pending, &error, answers);
+            refuse(pending, &unknown("the replica was overtaken by a snapshot"), answers);
+        }
+    }
+
+    /// The replica is gone: what becomes of all that was proposed is unknown.
+    pub(crate) fn lost(&mut self, answers: &mut Answers) {
+        for pending in std::mem::take(&mut self.pending) {
+            self.bytes -= pending.bytes;
+            refuse(pending, &unknown("the replica was removed before the write was applied here"), answers);
         }
     }
 
@@ -173,9 +196,9 @@ fn answer(pending: Pending, results: Vec<Vec<v1::WriteResult>>, answers: &mut An
     }
 }
 
-fn refuse(pending: Pending, error: &impl Fn() -> Error, answers: &mut Answers) {
+fn refuse(pending: Pending, error: &Error, answers: &mut Answers) {
     for (token, _) in pending.waiting.into_iter().flatten() {
-        answers.push((token, Err(error())));
+        answers.push((token, Err(error.clone())));
     }
 }
 
@@ -214,7 +237,7 @@ mod tests {
         let mut proposals = pending(&[7, 8, 9]);
         let mut answers = vec![];
         // 7 was replaced by an empty entry, 8 by one of another term.
-        proposals.applied(9, vec![entry(8, 7), entry(9, 6)], overwritten, &mut answers);
+        proposals.applied(9, vec![entry(8, 7), entry(9, 6)], [&overwritten(), &overwritten()], &mut answers);
         let actions: Vec<_> = answers.iter().map(|(_, answer)| answer.as_ref().map_err(Error::action)).collect();
         assert!(matches!(actions[..], [Err(Action::RefreshRoute), Err(Action::RefreshRoute), Ok(_)]), "{answers:?}");
         assert!(proposals.is_empty());
@@ -227,10 +250,10 @@ mod tests {
         let mut proposals = pending(&[7, 8, 9]);
         proposals.proposed(8, 8, 0, vec![(Token(88), BootTime(100))]);
         let mut answers = vec![];
-        proposals.applied(8, vec![entry(7, 7), entry(8, 8)], overwritten, &mut answers);
+        proposals.applied(8, vec![entry(7, 7), entry(8, 8)], [&overwritten(), &overwritten()], &mut answers);
         let said: Vec<_> = answers.iter().map(|(token, answer)| (token.0, answer.is_ok())).collect();
         assert_eq!(said, [(7, false), (8, false), (88, true)]);
-        proposals.applied(9, vec![entry(9, 8)], overwritten, &mut answers);
+        proposals.applied(9, vec![entry(9, 8)], [&overwritten(), &overwritten()], &mut answers);
         assert_eq!(answers.len(), 4);
         assert!(answers[3].1.is_err() && proposals.is_empty());
     }
@@ -243,7 +266,7 @@ mod tests {
         proposals.expire(BootTime(100), &mut answers);
         let actions: Vec<_> = answers.iter().map(|(_, answer)| answer.as_ref().map_err(Error::action)).collect();
         assert!(matches!(actions[..], [Err(Action::Ambiguous), Err(Action::Ambiguous)]));
-        proposals.applied(8, vec![entry(8, 6)], overwritten, &mut answers);
+        proposals.applied(8, vec![entry(8, 6)], [&overwritten(), &overwritten()], &mut answers);
         assert_eq!(answers.len(), 2, "nobody is answered twice");
     }
 

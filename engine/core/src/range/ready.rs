@@ -17,8 +17,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_proto::{Error, v1};
-use raft::eraftpb::{Entry, Message, MessageType};
+use flotilla_proto::v1;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{SnapshotStatus, StateRole};
 
 use super::{Range, Turn, Unpersisted};
@@ -33,6 +33,9 @@ const LEASE_STEP: Duration = Duration::from_millis(20);
 impl Range {
     /// Collects all that Raft wants at the end of a turn.
     pub(crate) fn collect(&mut self, turn: &mut Turn<'_>) {
+        if self.doomed.is_some() {
+            return;
+        }
         while !self.snapshot_must_wait() && self.raft.has_ready() {
             self.collect_ready(turn);
         }
@@ -42,7 +45,8 @@ impl Range {
         self.collect_reads_of_old(turn);
         self.raft.mut_store().shrink_cache(self.applied.0, turn.shared.config.cache_bytes_max);
         if self.leads() {
-            self.lease.renew(turn.now, &self.voters, self.replica, turn.shared.config.lease);
+            let sets = [&self.voters[..], &self.old_voters[..]];
+            self.lease.renew(turn.now, sets, self.replica, turn.shared.config.lease);
         }
         self.publish(turn);
         self.barriers.release(self.readable_index(), &self.view, &mut turn.effects.barriers);
@@ -63,8 +67,11 @@ impl Range {
         let number = ready.number();
         item.remove.extend(self.raft.mut_store().append(&item.entries));
         self.raft.advance_append_async(ready);
-        if state_changed {
-            item.raft_state = self.changed_raft_state(item.snapshot.is_some());
+        // A replica that holds a change of replicas in its log must remember, over a restart, that the one before is
+        // committed: it must not campaign under a configuration that is over (etcd#7280, #11284).
+        let reconfigures = item.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if state_changed || reconfigures {
+            item.raft_state = self.changed_raft_state(item.snapshot.is_some() || reconfigures);
         }
         self.send(turn, at_once);
         self.hold_or_send(turn, number, held, item);
@@ -114,6 +121,10 @@ impl Range {
     pub(crate) fn persisted(&mut self, turn: &mut Turn<'_>, sequence: u64) {
         while self.unpersisted.front().is_some_and(|front| front.sequence <= sequence) {
             let Some(done) = self.unpersisted.pop_front() else { break };
+            if self.doomed.is_some() {
+                self.note_doomed_snapshot(done.snapshot.as_ref());
+                continue;
+            }
             self.raft.on_persist_ready(done.ready);
             if !cfg!(feature = "mutant-ack-before-persist") {
                 self.send(turn, done.messages);
@@ -129,14 +140,24 @@ impl Range {
         self.apply_scheduled = last.index;
         let bytes = committed.iter().map(|entry| entry.data.len()).sum();
         self.apply_bytes.push_back((last.index, bytes));
+        self.applies_open += 1;
         turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Entries(committed) });
     }
 
     /// The apply stage has got to an index; what it did can be read.
     pub(crate) fn applied(&mut self, turn: &mut Turn<'_>, done: Applied) {
-        self.raft.advance_apply_to(done.index);
+        self.applies_open -= 1;
         self.applied = (done.index, done.term);
         self.checksum = done.checksum;
+        self.size.grew(done.bytes);
+        if self.doomed.is_some() {
+            return;
+        }
+        self.changes_applied(turn, done.changes, done.index);
+        if self.doomed.is_some() {
+            return;
+        }
+        self.raft.advance_apply_to(done.index);
         while self.apply_bytes.front().is_some_and(|(index, _)| *index <= done.index) {
             self.apply_bytes.pop_front();
         }
@@ -146,11 +167,13 @@ impl Range {
             _ => self.applied_marks.push_back((turn.sequence, done.index)),
         }
         let before = self.proposals.bytes();
-        let (range, leader, descriptor) = (self.id, self.leader(), self.descriptor.clone());
-        let overwritten = || Error::NotLeader { range, leader, descriptors: vec![(*descriptor).clone()] };
-        self.proposals.applied(done.index, done.results, overwritten, &mut turn.effects.writes);
+        let (overwritten, outdated) = (self.not_leader(), self.epoch_mismatch());
+        self.proposals.applied(done.index, done.results, [&overwritten, &outdated], &mut turn.effects.writes);
         self.release_bytes(turn, before);
         self.consider_truncation(turn);
+        if self.leads() {
+            self.pursue_order(turn);
+        }
     }
 
     /// Up to where barriers may read: nothing before an entry of the own term is applied.
@@ -158,7 +181,7 @@ impl Range {
         if self.serves() { self.applied.0 } else { 0 }
     }
 
-    fn serves(&self) -> bool {
+    pub(super) fn serves(&self) -> bool {
         self.leads() && self.applied.1 == self.term()
     }
 
@@ -195,6 +218,8 @@ impl Range {
                 }
                 _ => {}
             }
+            let role = self.replica_on(to).map(v1::ReplicaDescriptor::role);
+            wired.to_learner = self.leads() && role == Some(v1::ReplicaRole::Learner);
             let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);
             turn.effects.messages.push(Envelope { from: turn.shared.node, to, message: wired, disk_full, snapshot });
         }
@@ -230,6 +255,7 @@ impl Range {
         }
         if role == StateRole::Leader && !same_reign {
             self.lease.begin(self.term());
+            self.heard.clear();
             turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
         }
         self.follow_transfer(turn);
@@ -261,10 +287,15 @@ impl Range {
     }
 
     fn publish(&mut self, turn: &mut Turn<'_>) {
-        let lease_until = if self.serves() { self.lease.until() } else { BootTime::default() };
+        if self.unborn {
+            return;
+        }
+        let leased = self.serves() && !self.holds_lease_back();
+        let lease_until = if leased { self.lease.until() } else { BootTime::default() };
         let view = ReadView {
             own_node: turn.shared.node,
             descriptor: self.descriptor.clone(),
+            siblings: self.siblings.clone(),
             term: self.term(),
             leader: self.leader(),
             serves: self.serves(),

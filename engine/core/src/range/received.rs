@@ -6,6 +6,7 @@
 //!
 //! Here too: the stamps that leases are drawn from, and the silence that a restarted store owes.
 
+use flotilla_proto::NodeId;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Range, Turn};
@@ -13,9 +14,15 @@ use crate::store::{Envelope, Event, SnapshotData};
 use crate::time::BootTime;
 use crate::wire;
 
+/// More senders than this are not remembered at once.
+const STRANGERS_MAX: usize = 64;
+
 impl Range {
     /// A message from another node.
     pub(crate) fn message(&mut self, turn: &mut Turn<'_>, envelope: Envelope) {
+        if self.doomed.is_some() {
+            return;
+        }
         let from = envelope.from;
         if let Err(reason) = self.step(turn, envelope) {
             turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
@@ -25,9 +32,7 @@ impl Range {
     fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
         let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
         let sender = envelope.message.from_replica;
-        if self.node_of(sender) != Some(envelope.from) || sender == self.replica {
-            return Err(format!("replica {sender} is not on {}", envelope.from));
-        }
+        self.check_sender(turn, sender, envelope.from)?;
         if envelope.message.to_replica != self.replica {
             return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
         }
@@ -44,9 +49,35 @@ impl Range {
             let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
             self.leader_stamp = (term, stamp.max(known));
         }
+        if self.leads() && term == self.term() {
+            self.heard.insert(from, turn.now);
+        }
         if self.leads() && term == self.term() && ack_stamp > 0 {
             self.lease.acknowledged(from, term, BootTime(ack_stamp));
         }
+        Ok(())
+    }
+
+    /// Whether the sender can be who it says. One that this replica's log does not know yet may be a member that
+    /// was added since; one that was removed is told so.
+    fn check_sender(&mut self, turn: &mut Turn<'_>, sender: u64, node: NodeId) -> Result<(), String> {
+        let known = self.descriptor.replicas.iter().find(|of| of.replica_id == sender);
+        if known.is_some_and(|of| of.node_id == node.0) && sender != self.replica {
+            return Ok(());
+        }
+        let elsewhere = known.is_some() || sender == 0 || self.strangers.get(&sender).is_some_and(|of| *of != node);
+        if elsewhere {
+            return Err(format!("replica {sender} is not on {node}"));
+        }
+        if sender < self.descriptor.next_replica_id && !self.unborn {
+            let notice = self.removed_notice(turn, node, sender);
+            turn.effects.messages.push(notice);
+            return Err(format!("replica {sender} was removed"));
+        }
+        if self.strangers.len() >= STRANGERS_MAX {
+            self.strangers.clear();
+        }
+        self.strangers.insert(sender, node);
         Ok(())
     }
 

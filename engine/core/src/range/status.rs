@@ -5,6 +5,7 @@ use raft::{ProgressState, StateRole};
 use flotilla_proto::v1;
 
 use super::Range;
+use crate::config::Config;
 use crate::store::RangeSummary;
 use crate::time::BootTime;
 
@@ -60,15 +61,22 @@ impl Range {
                 descriptor: Some((*self.descriptor).clone()),
                 leader_node_id: self.leader().unwrap_or_default().0,
                 term: raft.term,
-                data_bytes: self.data_bytes,
+                data_bytes: self.size.bytes(),
             }),
             replica: Some(replica),
         }
     }
 
     /// The replica's state, for metrics and checkers.
-    pub(crate) fn summary(&self) -> RangeSummary {
+    pub(crate) fn summary(&self, now: BootTime, config: &Config) -> RangeSummary {
         let raft = &self.raft.raft;
+        let others = self.descriptor.replicas.iter().filter(|of| self.leads() && of.replica_id != self.replica);
+        let silent = |of: &&v1::ReplicaDescriptor| {
+            let heard = self.heard.get(&of.replica_id).copied().unwrap_or_default();
+            now.since(heard) > config.election_timeout()
+        };
+        let nodes = |of: &v1::ReplicaDescriptor| of.node_id;
+        let (order_id, order_waits) = self.order_state();
         RangeSummary {
             range: self.id,
             descriptor: self.descriptor.clone(),
@@ -84,6 +92,12 @@ impl Range {
             lease_until: self.view.lease_until,
             proposal_bytes: self.proposals.bytes(),
             log_bytes: self.raft.store().log_bytes(),
+            replica_id: self.replica,
+            data_bytes: self.size.bytes(),
+            silent_nodes: others.clone().filter(silent).map(nodes).collect(),
+            level_nodes: others.filter(|of| self.is_level(of.replica_id)).map(nodes).collect(),
+            order_id,
+            order_waits: order_waits.into(),
         }
     }
 }

@@ -58,7 +58,7 @@ impl Range {
         let Some(lowest) = others.map(|(_, progress)| progress.matched.max(progress.pending_snapshot)).min() else {
             return u64::MAX;
         };
-        let too_large_to_send = self.data_bytes > SNAPSHOT_BYTES_MAX as u64 / 2;
+        let too_large_to_send = self.size.bytes() > SNAPSHOT_BYTES_MAX as u64 / 2;
         if too_large_to_send || self.raft.store().bytes_above(lowest) <= lagging_bytes_max {
             return lowest;
         }

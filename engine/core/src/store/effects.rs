@@ -17,11 +17,38 @@ use crate::time::BootTime;
 /// What became of a leader transfer: the new leader and its term.
 pub type TransferAnswer = Result<(NodeId, u64), Error>;
 
+/// What became of a split: the range and its children, in key order.
+pub type SplitAnswer = Result<Vec<v1::RangeDescriptor>, Error>;
+
+/// A check that every replica of a range carries out when it applies this entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckStarted {
+    /// Names the check.
+    pub check_id: u64,
+    /// The entry's index.
+    pub index: u64,
+}
+
+/// Keys to split a range at are wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SplitKeysWanted {
+    /// The range, as it is now.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// Into how many parts.
+    pub parts: u32,
+    /// Where a split may fall.
+    pub boundary: v1::SplitBoundary,
+    /// Whether a person asked: then a range that holds little is cut all the same.
+    pub by_hand: bool,
+}
+
 /// Everything the store wants done after a turn.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// What readers may see of each range from now on.
     pub views: Vec<Arc<ReadView>>,
+    /// Ranges that can no longer be read here, not even stale: before the messages, like the views.
+    pub views_gone: Vec<RangeId>,
     /// To be made durable; answered by [`super::Input::Persisted`]. Write it with
     /// [`crate::log_writer::fill`], then sync; one sync may cover several batches.
     pub log: Option<LogBatch>,
@@ -36,6 +63,14 @@ pub struct Effects {
     pub barriers: Vec<(Token, Result<Arc<ReadView>, Error>)>,
     /// Answers to leader transfers: the new leader and its term.
     pub transfers: Vec<(Token, TransferAnswer)>,
+    /// Answers to splits.
+    pub splits: Vec<(Token, SplitAnswer)>,
+    /// Answers to checks.
+    pub checks: Vec<(Token, Result<CheckStarted, Error>)>,
+    /// Keys to be looked for ([`crate::split_keys::find`]); answered by [`super::Input::SplitKeys`].
+    pub split_keys_wanted: Vec<SplitKeysWanted>,
+    /// Ids for new ranges run short.
+    pub range_ids_wanted: bool,
     /// Answers to status questions.
     pub statuses: Vec<(Token, Result<v1::GetRangeResponse, Error>)>,
     /// Entries to be read from disk; answered by [`super::Input::LogFetched`].
@@ -59,6 +94,11 @@ impl Effects {
             && self.barriers.is_empty()
             && self.transfers.is_empty()
             && self.statuses.is_empty()
+            && self.views_gone.is_empty()
+            && self.splits.is_empty()
+            && self.checks.is_empty()
+            && self.split_keys_wanted.is_empty()
+            && !self.range_ids_wanted
             && self.fetches.is_empty()
             && self.snapshots_wanted.is_empty()
             && self.events.is_empty()
@@ -90,6 +130,8 @@ pub struct LogItem {
     pub snapshot: Option<SnapshotData>,
     /// With a snapshot: the range as the replica knew it before, whose data goes.
     pub replaces: Option<Arc<v1::RangeDescriptor>>,
+    /// The range begins with this replica: its first records.
+    pub begins: Option<Arc<v1::RangeDescriptor>>,
     /// The replica is no more: everything of it goes but the tombstone.
     pub destroy: Option<Destroy>,
 }
@@ -104,6 +146,7 @@ impl LogItem {
             remove: Vec::new(),
             snapshot: None,
             replaces: None,
+            begins: None,
             destroy: None,
         }
     }
@@ -134,6 +177,8 @@ pub struct ReadView {
     pub own_node: NodeId,
     /// The range.
     pub descriptor: Arc<v1::RangeDescriptor>,
+    /// The ranges that it was last split into, itself left out: told to those who ask with an older epoch.
+    pub siblings: Arc<[v1::RangeDescriptor]>,
     /// This replica's term.
     pub term: u64,
     /// The leader, as far as it is known.
@@ -219,6 +264,37 @@ pub enum Event {
         range: RangeId,
         /// The new truncated index.
         index: u64,
+    },
+    /// The range was split: it and its children, in key order.
+    Split {
+        /// The range.
+        range: RangeId,
+        /// All of them, as they are now.
+        ranges: Vec<Arc<v1::RangeDescriptor>>,
+    },
+    /// A range holds more than it should, and nothing in it may be cut.
+    CannotSplit {
+        /// The range.
+        range: RangeId,
+        /// Bytes that it holds.
+        bytes: u64,
+    },
+    /// The range's replicas have changed.
+    ReplicasChanged {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+    },
+    /// A replica begins to be here: by a split, a snapshot, or placement's word.
+    Born {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+    },
+    /// The replica is no part of its range any more, and has left this store.
+    Removed {
+        /// The range.
+        range: RangeId,
+        /// The replica.
+        replica_id: u64,
     },
     /// A message was refused.
     MessageRefused {

@@ -87,6 +87,77 @@ pub enum Input {
     },
     /// Hand every range over that this node leads, and campaign no more: the process is to end.
     Drain,
+    /// An order to split a range. Answered by [`super::Effects::splits`].
+    Split(Split),
+    /// Keys to split a range at, asked for by [`super::Effects::split_keys_wanted`].
+    SplitKeys {
+        /// The range.
+        range: RangeId,
+        /// What was found; the error says why nothing was.
+        found: Result<SplitKeys, String>,
+    },
+    /// What placement wants of a range that this node leads; the newest stays in force. One with id 0 takes it back.
+    Order(v1::RangeOrder),
+    /// Proof from placement that replicas of a range up to this id are no part of it any more.
+    Remove {
+        /// The range.
+        range: RangeId,
+        /// The highest id among them.
+        replica_id: u64,
+    },
+    /// Ranges that begin here, with this node's replica as their only one: decided by placement. One that is here
+    /// already, or was, is left alone.
+    Births(Vec<v1::RangeDescriptor>),
+    /// The settings of all keyspaces.
+    Keyspaces(Vec<v1::Keyspace>),
+    /// Ids for new ranges, which nobody else has.
+    RangeIds {
+        /// The first one.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Every replica of a range is to compute its checksum at one index. Answered by [`super::Effects::checks`].
+    Check {
+        /// The asker.
+        token: Token,
+        /// The range.
+        range: RangeId,
+        /// When the caller stops waiting.
+        deadline: BootTime,
+    },
+}
+
+/// See [`Input::Split`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Split {
+    /// The asker.
+    pub token: Token,
+    /// The range.
+    pub range: RangeId,
+    /// Where.
+    pub at: SplitAt,
+    /// When the caller stops waiting.
+    pub deadline: BootTime,
+}
+
+/// Where a range is to be split.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SplitAt {
+    /// At these keys: each becomes the start of a range.
+    Keys(Vec<Bytes>),
+    /// Into so many parts of about equal size.
+    Parts(u32),
+}
+
+/// What looking for split keys has found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SplitKeys {
+    /// The keys, in order; each within the range, behind its start, and where the keyspace allows it. Fewer than
+    /// were asked for, where what must stay together leaves no more.
+    pub keys: Vec<Bytes>,
+    /// Bytes of keys and values that the range holds.
+    pub bytes: u64,
 }
 
 /// A client's write: one request, evaluated as a whole.

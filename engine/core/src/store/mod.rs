@@ -8,19 +8,24 @@
 
 mod effects;
 mod input;
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 
-pub use effects::{Destroy, Effects, Event, FetchLog, LogBatch, LogItem, ReadView, TransferAnswer, WriteAnswer};
-pub use input::{Envelope, Input, ReadBarrier, SnapshotData, Token, TransferLeader, Write};
+pub use effects::{
+    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, ReadView, SplitAnswer, SplitKeysWanted,
+    TransferAnswer, WriteAnswer,
+};
+pub use input::{Envelope, Input, ReadBarrier, SnapshotData, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
 use crate::config::Config;
-use crate::range::{Range, Shared, Turn};
+use crate::range::{Born, Range, RangeIds, Shared, Turn};
 use crate::recover::Boot;
 use crate::time::BootTime;
+use unknown::Unknown;
 
 /// What a replica is doing, for metrics and checkers.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +58,18 @@ pub struct RangeSummary {
     pub proposal_bytes: usize,
     /// Bytes of its log.
     pub log_bytes: u64,
+    /// Its replica's id.
+    pub replica_id: u64,
+    /// About how many bytes of data it holds.
+    pub data_bytes: u64,
+    /// Of a leader: nodes whose replicas it does not hear from.
+    pub silent_nodes: Vec<u64>,
+    /// Of a leader: nodes whose replicas hold all that is committed, or nearly.
+    pub level_nodes: Vec<u64>,
+    /// The order that it carries out; 0: none.
+    pub order_id: u64,
+    /// Why the order's next step cannot be taken now; empty: it can, or there is none.
+    pub order_waits: String,
 }
 
 /// See the module.
@@ -66,25 +83,37 @@ pub struct Store {
     /// The ranges in each log batch that is not durable yet.
     in_flight: VecDeque<(u64, BTreeSet<RangeId>)>,
     items: Vec<LogItem>,
+    born: Vec<Born>,
+    /// Replicas up to these ids are gone from this store for good.
+    tombstones: BTreeMap<RangeId, u64>,
+    unknown: Unknown,
 }
 
 impl Store {
     /// A store as recovery found it. The error says what is wrong with settings or records.
     pub fn new(config: Config, node: NodeId, boot: &Boot, now: BootTime) -> Result<Self, String> {
         config.check()?;
-        let shared = Shared {
+        let mut shared = Shared {
             config,
             node,
             proposal_bytes: 0,
             durable_sequence: 0,
             full_nodes: BTreeSet::new(),
             draining: false,
+            keyspaces: BTreeMap::new(),
+            range_ids: RangeIds::default(),
+            incarnations: 0,
         };
         let mut ranges = BTreeMap::new();
         for range in &boot.ranges {
-            ranges.insert(RangeId(range.descriptor.range_id), Range::new(&shared, range, now)?);
+            ranges.insert(RangeId(range.descriptor.range_id), Range::new(&mut shared, range, now)?);
         }
         let dirty = ranges.keys().copied().collect();
+        // Replicas whose removal was applied before the process ended, and whose data is still here.
+        let removed = boot.removed.iter().map(|removed| {
+            let range = RangeId(removed.descriptor.range_id);
+            LogItem { destroy: Some(removed.clone()), ..LogItem::new(range) }
+        });
         Ok(Self {
             shared,
             ranges,
@@ -92,7 +121,10 @@ impl Store {
             last_sequence: 0,
             last_tick: now,
             in_flight: VecDeque::new(),
-            items: Vec::new(),
+            items: removed.collect(),
+            born: Vec::new(),
+            tombstones: boot.tombstones.clone(),
+            unknown: Unknown::default(),
         })
     }
 
@@ -103,7 +135,10 @@ impl Store {
 
     /// All replicas, by range id.
     pub fn ranges(&self) -> impl Iterator<Item = RangeSummary> + '_ {
-        self.ranges.values().map(Range::summary)
+        self.ranges
+            .values()
+            .filter(|range| !range.is_unborn())
+            .map(|range| range.summary(self.last_tick, &self.shared.config))
     }
 
     /// Takes an input. Refusals are answered at once; the rest follows at the end of the turn.
@@ -153,6 +188,30 @@ impl Store {
             Input::RangeSize { range, bytes } => {
                 self.with(now, range, effects, |range, _| range.told_size(bytes));
             }
+            Input::Split(split) => {
+                let (token, range) = (split.token, split.range);
+                if !self.with(now, range, effects, |range, turn| range.split(turn, split)) {
+                    effects.splits.push((token, Err(Error::RangeNotFound { range })));
+                }
+            }
+            Input::SplitKeys { range, found } => {
+                self.with(now, range, effects, |range, turn| range.split_keys(turn, found));
+            }
+            Input::Order(order) => {
+                self.with(now, RangeId(order.range_id), effects, |range, _| range.order(order));
+            }
+            Input::Remove { range, replica_id } => self.remove(now, range, replica_id, effects),
+            Input::Births(descriptors) => self.births(now, descriptors, effects),
+            Input::Keyspaces(keyspaces) => {
+                self.shared.keyspaces =
+                    keyspaces.into_iter().map(|keyspace| (keyspace.keyspace_id, keyspace)).collect();
+            }
+            Input::RangeIds { first, count } => self.shared.range_ids.add(first, count),
+            Input::Check { token, range, deadline } => {
+                if !self.with(now, range, effects, |range, turn| range.check(turn, token, deadline)) {
+                    effects.checks.push((token, Err(Error::RangeNotFound { range })));
+                }
+            }
             Input::Drain => {
                 self.shared.draining = true;
                 self.with_all(now, effects, |range, _| range.hand_over());
@@ -172,6 +231,7 @@ impl Store {
             // What still waits is looked at again when something happens to the range, or at the next tick.
             self.dirty.remove(&id);
         }
+        self.bury(now, effects);
         if !self.items.is_empty() {
             self.last_sequence += 1;
             let items = std::mem::take(&mut self.items);
@@ -190,27 +250,21 @@ impl Store {
     ) -> bool {
         let Some(range) = self.ranges.get_mut(&id) else { return false };
         let sequence = self.last_sequence + 1;
-        act(range, &mut Turn { now, shared: &mut self.shared, effects, items: &mut self.items, sequence });
+        let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
+        act(range, &mut Turn { now, shared, effects, items, sequence, born });
         self.dirty.insert(id);
+        self.begin_born(now, effects);
         true
     }
 
     fn with_all(&mut self, now: BootTime, effects: &mut Effects, act: impl Fn(&mut Range, &mut Turn<'_>)) {
         let sequence = self.last_sequence + 1;
         for (id, range) in &mut self.ranges {
-            act(range, &mut Turn { now, shared: &mut self.shared, effects, items: &mut self.items, sequence });
+            let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
+            act(range, &mut Turn { now, shared, effects, items, sequence, born });
             if range.wants_turn() {
                 self.dirty.insert(*id);
             }
-        }
-    }
-
-    fn message(&mut self, now: BootTime, envelope: Envelope, effects: &mut Effects) {
-        let (from, range) = (envelope.from, RangeId(envelope.message.range_id));
-        self.disk_space(from, !envelope.disk_full);
-        if !self.with(now, range, effects, |range, turn| range.message(turn, envelope)) {
-            let reason = "there is no replica of it here".into();
-            effects.events.push(Event::MessageRefused { from, range, reason });
         }
     }
 
@@ -246,5 +300,7 @@ impl Store {
             }
             range.tick(turn);
         });
+        self.unknown.forget_old(now, self.shared.config.election_timeout());
+        effects.range_ids_wanted |= self.shared.range_ids.run_short();
     }
 }

@@ -47,7 +47,7 @@ impl Stage {
 
     fn try_data(&mut self, data: Bytes) -> Result<Result<Vec<Vec<v1::WriteResult>>, ApplyRefusal>, ApplyError> {
         let entry = self.entry(data);
-        let mut done = self.stage.apply(&self.disk, Self::task(vec![entry]))?;
+        let mut done = self.stage.apply(&self.disk, Self::task(vec![entry]), &mut |_, _| {})?;
         Ok(done.remove(0).results.remove(0).requests)
     }
 
@@ -132,7 +132,7 @@ fn operations_of_one_pass_see_each_other() {
             stage.entry(command::encode(&command(vec![request(vec![op])])))
         })
         .collect();
-    let done = stage.stage.apply(&stage.disk, Stage::task(entries)).expect("it can be applied");
+    let done = stage.stage.apply(&stage.disk, Stage::task(entries), &mut |_, _| {}).expect("it can be applied");
     assert!(done[0].results.iter().all(|entry| entry.requests.as_ref().is_ok_and(|results| results[0][0].applied)));
 }
 
@@ -159,7 +159,7 @@ fn an_unknown_command_version_stops_the_store() {
     let crc = crc32fast::hash(&data[4..]);
     data[..4].copy_from_slice(&crc.to_be_bytes());
     let stopped = stage.try_data(data.into());
-    assert!(matches!(stopped, Err(ApplyError::Command { index: 6, error: CommandError::UnknownVersion(2), .. })));
+    assert!(matches!(stopped, Err(ApplyError::Command { index: 6, error: CommandError::UnknownVersion(3), .. })));
     assert_eq!(stage.disk.contents(), before, "nothing of the pass is written");
 }
 
@@ -170,7 +170,7 @@ fn a_change_of_members_that_is_not_understood_stops_the_store() {
         let mut entry = stage.entry(Bytes::new());
         entry.set_entry_type(kind);
         entry.index = 6;
-        let stopped = stage.stage.apply(&stage.disk, Stage::task(vec![entry]));
+        let stopped = stage.stage.apply(&stage.disk, Stage::task(vec![entry]), &mut |_, _| {});
         assert!(matches!(stopped, Err(ApplyError::Command { error: CommandError::UnknownEntryType, .. })));
     }
 }
@@ -208,10 +208,11 @@ fn the_outcome_does_not_depend_on_how_entries_come() {
             .collect();
         let mut results = vec![];
         for entry in entries.clone() {
-            let done = single.stage.apply(&single.disk, Stage::task(vec![entry])).expect("it can be applied");
+            let done =
+                single.stage.apply(&single.disk, Stage::task(vec![entry]), &mut |_, _| {}).expect("it can be applied");
             results.extend(done.into_iter().flat_map(|done| done.results));
         }
-        let done = whole.stage.apply(&whole.disk, Stage::task(entries)).expect("it can be applied");
+        let done = whole.stage.apply(&whole.disk, Stage::task(entries), &mut |_, _| {}).expect("it can be applied");
         assert_eq!(done[0].results, results, "seed {seed}");
         assert_eq!(whole.disk.contents(), single.disk.contents(), "seed {seed}");
     }

@@ -200,7 +200,7 @@ impl Cluster {
             return false;
         }
         let tasks = std::mem::take(&mut node.applies);
-        let done = node.apply.apply(&*node.disk, tasks).expect("it can be applied");
+        let done = node.apply.apply(&*node.disk, tasks, &mut |_, _| {}).expect("it can be applied");
         self.turn(id, done.into_iter().map(Input::Applied).collect());
         true
     }

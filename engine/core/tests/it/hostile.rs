@@ -143,7 +143,7 @@ fn a_message_from_or_to_a_replica_that_is_not_there_is_refused() {
         2,
         1,
         &[
-            (MsgHeartbeat, "another receiver", |m| m.to_replica = 3),
+            (MsgHeartbeat, "another receiver", |m| m.to_replica = 1),
             (MsgAppend, "a type that never travels", |m| m.message_type = MsgPropose as u32),
             (MsgAppend, "a type that is none", |m| m.message_type = 99),
         ],

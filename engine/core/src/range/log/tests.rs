@@ -153,7 +153,7 @@ impl Naive {
 fn it_behaves_as_a_vector_of_entries_does() {
     for seed in 0..300 {
         let mut draw = Rng(seed);
-        let mut log = RangeLog::new(&boot());
+        let mut log = RangeLog::new(&boot(), 1);
         let mut naive = Naive { truncated: (5, 5), entries: vec![], applied: 5, term: 5, disk: BTreeMap::new() };
         for _ in 0..200 {
             match draw.below(20) {
@@ -171,7 +171,7 @@ fn it_behaves_as_a_vector_of_entries_does() {
 
 #[test]
 fn an_answer_to_a_read_of_the_log_before_a_snapshot_is_not_taken_for_a_later_one() {
-    let mut log = RangeLog::new(&boot());
+    let mut log = RangeLog::new(&boot(), 1);
     let want = |log: &mut RangeLog, low, high| {
         log.shrink_cache(high - 1, 0);
         assert!(log.entries(low, high, None, GetEntriesContext::empty(true)).is_err());
@@ -189,7 +189,7 @@ fn an_answer_to_a_read_of_the_log_before_a_snapshot_is_not_taken_for_a_later_one
 
 #[test]
 fn one_read_serves_all_who_ask_for_the_same() {
-    let mut log = RangeLog::new(&boot());
+    let mut log = RangeLog::new(&boot(), 1);
     log.append(&[entry(6, 5, 1), entry(7, 5, 1)]);
     log.shrink_cache(7, 0);
     for _ in 0..3 {

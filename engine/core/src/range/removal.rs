@@ -1,0 +1,80 @@
+//! The end of a replica that is no part of its range any more.
+//!
+//! How it learns of that: it applies the change that leaves it out; another replica answers it so; a message comes
+//! for a later replica of the range on this node; placement says so. All of these are proofs that the change is
+//! committed. From then on it takes part in nothing and can no longer be read. When the apply stage is done with
+//! what it was given, all that it had goes in one batch, in which its tombstone stays: no message and no snapshot
+//! that was meant for it can bring it back.
+
+use flotilla_proto::{Error, v1};
+
+use super::{Range, Turn};
+use crate::apply::{ApplyTask, ApplyWork};
+use crate::store::{Destroy, Event, LogItem};
+
+impl Range {
+    /// This replica's id.
+    pub(crate) fn replica(&self) -> u64 {
+        self.replica
+    }
+
+    /// The range as this replica has it.
+    pub(crate) fn descriptor(&self) -> &v1::RangeDescriptor {
+        &self.descriptor
+    }
+
+    /// Whether nothing of it is on disk yet.
+    pub(crate) fn is_unborn(&self) -> bool {
+        self.unborn
+    }
+
+    /// Whether it is no part of its range any more.
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.doomed.is_some()
+    }
+
+    /// Whether a snapshot that it is to begin with has been taken in.
+    pub(crate) fn brings_snapshot(&self) -> bool {
+        self.installs_snapshot()
+    }
+
+    /// Replicas up to `upto`, this one among them, are no part of the range any more.
+    pub(crate) fn doom(&mut self, turn: &mut Turn<'_>, upto: u64) {
+        self.doomed = self.doomed.max(Some(upto));
+        self.lease.end();
+        turn.effects.views_gone.push(self.id);
+    }
+
+    /// Another replica says that this one was removed: believed if its descriptor is newer and does not name it.
+    pub(crate) fn told_removed(&mut self, turn: &mut Turn<'_>, newer: &v1::RangeDescriptor) -> Result<(), String> {
+        let conf_ver = |of: &v1::RangeDescriptor| of.epoch.unwrap_or_default().conf_ver;
+        let named = newer.replicas.iter().any(|replica| replica.replica_id == self.replica);
+        if named || conf_ver(newer) <= conf_ver(&self.descriptor) || self.replica >= newer.next_replica_id {
+            return Err("the descriptor does not show that this replica was removed".into());
+        }
+        self.doom(turn, self.replica);
+        Ok(())
+    }
+
+    /// The end, once nothing is under way; returns the id up to which replicas are gone.
+    pub(crate) fn end_if_doomed(&mut self, turn: &mut Turn<'_>) -> Option<u64> {
+        let upto = self.doomed.filter(|_| self.applies_open == 0 && !self.writes_snapshot())?;
+        let before = self.proposals.bytes();
+        let gone = Error::RangeNotFound { range: self.id };
+        self.proposals.refuse_queued(&gone, &mut turn.effects.writes);
+        self.proposals.lost(&mut turn.effects.writes);
+        self.release_bytes(turn, before);
+        self.barriers.refuse(&gone, &mut turn.effects.barriers);
+        self.lose_change(turn, "the replica was removed");
+        self.split_keys(turn, Err("the replica was removed".into()));
+        if let Some((order, _)) = self.transfer.take() {
+            turn.effects.transfers.push((order.token, Err(gone)));
+        }
+        turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Removed });
+        let tombstone = v1::Tombstone { replica_id: upto };
+        let destroy = Some(Destroy { descriptor: self.descriptor.clone(), tombstone });
+        turn.items.push(LogItem { destroy, ..LogItem::new(self.id) });
+        turn.effects.events.push(Event::Removed { range: self.id, replica_id: self.replica });
+        Some(upto)
+    }
+}

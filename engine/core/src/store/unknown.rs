@@ -1,0 +1,289 @@
+//! Replicas that come and go: how a store tells a message for a replica that it does not have from one that it will
+//! have, or never will again.
+//!
+//! A replica comes to exist in three ways: by a split that is applied here, by a snapshot that is meant for it, and
+//! by placement's word when a keyspace is made. Never by another message: a replica without state has no vote to
+//! forget (tikv#8381). What comes for one that is not here is one of these:
+//! - it has a tombstone, or belongs to a former replica: dropped;
+//! - it is a child of a split that is not applied here yet: kept for a moment, and given to the child when it
+//!   begins, so that its first election loses no vote (tikv#8084);
+//! - it is a learner, or a replica whose parent here leapt over the split by a snapshot: the leader is told, without
+//!   any state and without any promise, that nothing is here, and sends a snapshot.
+//!
+//! A snapshot is refused as long as another replica here holds part of its span: that one is to be split, or
+//! removed, first (tikv#7027, yugabyte#8891).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_proto::{NodeId, RangeId, v1};
+use raft::eraftpb::{Message, MessageType};
+
+use super::{Effects, Envelope, Event, LogItem, Range, Store};
+use crate::apply::{ApplyTask, ApplyWork, initial_applied, own_replica};
+use crate::range::Born;
+use crate::recover::RangeBoot;
+use crate::time::BootTime;
+use crate::wire;
+
+/// Messages kept for children that have not begun yet.
+const EARLY_MAX: usize = 512;
+/// Entries in such a message are not worth their memory beyond this.
+const EARLY_ENTRIES_MAX: usize = 16;
+
+/// What is known of replicas that are not here.
+#[derive(Debug, Default)]
+pub(super) struct Unknown {
+    early: VecDeque<(BootTime, Envelope)>,
+    /// Since when, and until when, messages have come for a replica.
+    heard: BTreeMap<(RangeId, u64), (BootTime, BootTime)>,
+}
+
+impl Unknown {
+    /// Since when messages have come for this replica.
+    fn note(&mut self, range: RangeId, replica: u64, now: BootTime) -> BootTime {
+        let (since, last) = self.heard.entry((range, replica)).or_insert((now, now));
+        *last = now;
+        *since
+    }
+
+    fn keep(&mut self, now: BootTime, envelope: Envelope) {
+        if envelope.message.entries.len() <= EARLY_ENTRIES_MAX {
+            if self.early.len() >= EARLY_MAX {
+                self.early.pop_front();
+            }
+            self.early.push_back((now, envelope));
+        }
+    }
+
+    /// What was kept for a range that begins now.
+    fn take(&mut self, range: RangeId) -> Vec<Envelope> {
+        self.heard.retain(|(of, _), _| *of != range);
+        let (these, others) =
+            std::mem::take(&mut self.early).into_iter().partition(|(_, of)| of.message.range_id == range.0);
+        self.early = others;
+        let these: VecDeque<(BootTime, Envelope)> = these;
+        these.into_iter().map(|(_, envelope)| envelope).collect()
+    }
+
+    /// Lets go what has waited for longer than `patience`.
+    pub(super) fn forget_old(&mut self, now: BootTime, patience: Duration) {
+        while self.early.front().is_some_and(|(at, _)| now.since(*at) > patience) {
+            self.early.pop_front();
+        }
+        self.heard.retain(|_, (_, last)| now.since(*last) <= patience * 4);
+    }
+}
+
+impl Store {
+    /// A message from another node.
+    pub(super) fn message(&mut self, now: BootTime, envelope: Envelope, effects: &mut Effects) {
+        let (from, range) = (envelope.from, RangeId(envelope.message.range_id));
+        self.disk_space(from, !envelope.disk_full);
+        if let Err(reason) = self.route(now, range, envelope, effects) {
+            effects.events.push(Event::MessageRefused { from, range, reason });
+        }
+    }
+
+    fn route(&mut self, now: BootTime, id: RangeId, envelope: Envelope, effects: &mut Effects) -> Result<(), String> {
+        let to = envelope.message.to_replica;
+        let Some(range) = self.ranges.get(&id) else { return self.message_to_unknown(now, id, envelope, effects) };
+        let own = range.replica();
+        if to < own {
+            return Err(format!("it is for replica {to}, which is gone; replica {own} is here"));
+        }
+        if to > own {
+            return self.message_to_successor(now, id, envelope, effects);
+        }
+        if let Some(newer) = &envelope.message.removed {
+            let mut told = Ok(());
+            self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer));
+            return told;
+        }
+        if let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) {
+            self.check_overlap(id, header)?;
+        }
+        self.with(now, id, effects, |range, turn| range.message(turn, envelope));
+        Ok(())
+    }
+
+    /// A message for a later replica of the range on this node. If that is true, the one that is here was removed; the
+    /// snapshot's descriptor shows it.
+    fn message_to_successor(
+        &mut self,
+        now: BootTime,
+        id: RangeId,
+        envelope: Envelope,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        let Some(header) = envelope.snapshot.map(|data| data.header) else {
+            let answer = nothing_here(&Envelope { snapshot: None, ..envelope });
+            effects.messages.extend(answer);
+            return Ok(());
+        };
+        let newer = header.descriptor.ok_or("the snapshot has no descriptor")?;
+        let mut told = Ok(());
+        self.with(now, id, effects, |range, turn| told = range.told_removed(turn, &newer));
+        told?;
+        Err(format!(
+            "replica {} is to come, and goes as soon as the one before it has gone",
+            envelope.message.to_replica
+        ))
+    }
+
+    /// No other replica here may hold part of what a snapshot brings.
+    fn check_overlap(&self, id: RangeId, header: &v1::SnapshotHeader) -> Result<(), String> {
+        let descriptor = header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?;
+        if cfg!(feature = "mutant-snapshot-over-overlap") {
+            return Ok(());
+        }
+        let others = self.ranges.iter().filter(|(other, _)| **other != id);
+        match others.map(|(_, range)| range.descriptor()).find(|other| overlap(other, descriptor)) {
+            Some(other) => Err(format!("the snapshot overlaps with range {}, which is here", other.range_id)),
+            None => Ok(()),
+        }
+    }
+
+    fn message_to_unknown(
+        &mut self,
+        now: BootTime,
+        id: RangeId,
+        envelope: Envelope,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        let to = envelope.message.to_replica;
+        if to == 0 || self.tombstones.get(&id).is_some_and(|gone| to <= *gone) {
+            return Err(format!("replica {to} is gone"));
+        }
+        if envelope.message.removed.is_some() {
+            return Err("it was never here".into());
+        }
+        if envelope.snapshot.is_some() {
+            return self.begin_by_snapshot(now, id, envelope, effects);
+        }
+        let since = self.unknown.note(id, to, now);
+        let nothing_comes = now.since(since) >= self.shared.config.election_timeout();
+        let answer = if envelope.message.to_learner || nothing_comes { nothing_here(&envelope) } else { None };
+        match answer {
+            Some(answer) => effects.messages.push(answer),
+            None => self.unknown.keep(now, envelope),
+        }
+        Ok(())
+    }
+
+    fn begin_by_snapshot(
+        &mut self,
+        now: BootTime,
+        id: RangeId,
+        envelope: Envelope,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        let header = envelope.snapshot.as_ref().map(|data| data.header.clone()).unwrap_or_default();
+        self.check_overlap(id, &header)?;
+        let descriptor = header.descriptor.unwrap_or_default();
+        let own = own_replica(&descriptor, self.shared.node.0);
+        if own != Some(envelope.message.to_replica) || descriptor.range_id != id.0 {
+            return Err("the snapshot does not name the replica that it is for".into());
+        }
+        let boot = RangeBoot::blank(Arc::new(descriptor));
+        let range = Range::new(&mut self.shared, &boot, now)?;
+        self.ranges.insert(id, range);
+        self.with(now, id, effects, |range, turn| range.message(turn, envelope));
+        if self.ranges.get(&id).is_some_and(|range| !range.brings_snapshot()) {
+            // Refused: nothing of it is anywhere.
+            self.ranges.remove(&id);
+            self.dirty.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Placement's proof that replicas are gone.
+    pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
+        if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) {
+            self.with(now, id, effects, |range, turn| range.doom(turn, upto));
+        }
+    }
+
+    /// Ranges that placement lets begin here, with one replica.
+    pub(super) fn births(&mut self, now: BootTime, descriptors: Vec<v1::RangeDescriptor>, effects: &mut Effects) {
+        for descriptor in descriptors {
+            let id = RangeId(descriptor.range_id);
+            let sole = matches!(&descriptor.replicas[..], [of] if of.node_id == self.shared.node.0);
+            let taken = self.ranges.values().any(|range| overlap(range.descriptor(), &descriptor));
+            if !sole || taken || self.ranges.contains_key(&id) || self.tombstones.contains_key(&id) {
+                continue;
+            }
+            let applied = initial_applied();
+            let boot = RangeBoot::initial(Arc::new(descriptor), applied);
+            self.items.push(LogItem { begins: Some(boot.descriptor.clone()), ..LogItem::new(id) });
+            let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied };
+            effects.applies.push(ApplyTask { range: id, work });
+            self.born.push(Born { boot, campaigns: true, bytes: 0 });
+        }
+        self.begin_born(now, effects);
+    }
+
+    /// Lets replicas begin, and gives them what came for them too early.
+    pub(super) fn begin_born(&mut self, now: BootTime, effects: &mut Effects) {
+        for Born { boot, campaigns, bytes } in std::mem::take(&mut self.born) {
+            let id = RangeId(boot.descriptor.range_id);
+            let range = match Range::new(&mut self.shared, &boot, now) {
+                Ok(range) => range,
+                Err(what) => {
+                    effects.fatal = Some(what);
+                    return;
+                }
+            };
+            effects.views.push(range.view().clone());
+            effects.events.push(Event::Born { descriptor: boot.descriptor.clone() });
+            self.ranges.insert(id, range);
+            self.with(now, id, effects, |range, turn| range.begin(turn, campaigns, bytes));
+            for envelope in self.unknown.take(id) {
+                self.message(now, envelope, effects);
+            }
+        }
+    }
+
+    /// Ends replicas that are no part of their range any more.
+    pub(super) fn bury(&mut self, now: BootTime, effects: &mut Effects) {
+        let doomed: Vec<RangeId> =
+            self.ranges.iter().filter(|(_, range)| range.is_doomed()).map(|(id, _)| *id).collect();
+        for id in doomed {
+            let mut ended = None;
+            self.with(now, id, effects, |range, turn| ended = range.end_if_doomed(turn));
+            self.dirty.remove(&id);
+            if let Some(upto) = ended {
+                self.ranges.remove(&id);
+                let gone = self.tombstones.entry(id).or_default();
+                *gone = upto.max(*gone);
+            }
+        }
+    }
+}
+
+/// Whether two ranges share keys.
+fn overlap(one: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
+    let before = |end: &[u8], start: &[u8]| !end.is_empty() && end <= start;
+    one.keyspace_id == other.keyspace_id && !before(&one.end, &other.start) && !before(&other.end, &one.start)
+}
+
+/// What tells a leader that nothing is here: no promise is made by it, for nothing remembers that it was sent.
+fn nothing_here(envelope: &Envelope) -> Option<Envelope> {
+    let asked = &envelope.message;
+    let mut message =
+        Message { from: asked.to_replica, to: asked.from_replica, term: asked.term, ..Default::default() };
+    if asked.message_type == MessageType::MsgAppend as u32 {
+        message.set_msg_type(MessageType::MsgAppendResponse);
+        message.reject = true;
+        message.index = asked.index;
+    } else if asked.message_type == MessageType::MsgHeartbeat as u32 {
+        // Without its context, which would count towards a read.
+        message.set_msg_type(MessageType::MsgHeartbeatResponse);
+    } else {
+        return None;
+    }
+    let message = v1::PeerMessage { range_id: asked.range_id, ..wire::to_wire(message) };
+    let (from, to): (NodeId, NodeId) = (envelope.to, envelope.from);
+    Some(Envelope { from, to, message, disk_full: false, snapshot: None })
+}
