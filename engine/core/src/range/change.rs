@@ -57,6 +57,9 @@ impl Range {
     /// Whether a change can be proposed now.
     pub(super) fn may_change(&self, turn: &Turn<'_>) -> Result<(), Error> {
         let busy = |reason: &str| Error::ServerBusy { reason: reason.into(), retry_after_ms: 50 };
+        if self.is_doomed() {
+            return Err(Error::RangeNotFound { range: self.id });
+        }
         if !self.leads() {
             return Err(self.not_leader());
         }
@@ -161,7 +164,7 @@ impl Range {
     }
 
     fn split_applied(&mut self, turn: &mut Turn<'_>, descriptor: Arc<v1::RangeDescriptor>, children: &[Child]) {
-        self.descriptor = descriptor;
+        self.set_descriptor(descriptor);
         self.siblings = children.iter().map(|child| (*child.descriptor).clone()).collect();
         let share = self.size.bytes() / (children.len() as u64 + 1);
         self.size.set(share);
@@ -275,6 +278,8 @@ impl Range {
 
     /// Takes a descriptor, and what is kept beside it.
     pub(super) fn set_descriptor(&mut self, descriptor: Arc<v1::RangeDescriptor>) {
+        // A snapshot of the range as it was would bring a follower something else than what it needs now.
+        self.raft.store().offer_snapshot(None);
         self.voters = membership::voters(&descriptor.replicas);
         self.old_voters = membership::old_voters(&descriptor.replicas);
         self.descriptor = descriptor;

@@ -26,10 +26,18 @@ enum Step {
 }
 
 impl Range {
-    /// Takes an order; a newer one replaces it.
+    /// Takes an order; a newer one replaces it. Only a leader has any: what a former one was told may have been
+    /// taken back since.
     pub(crate) fn order(&mut self, order: v1::RangeOrder) {
+        self.forget_order();
+        if self.leads() && order.order_id != 0 {
+            self.order = Some(order);
+        }
+    }
+
+    pub(super) fn forget_order(&mut self) {
+        self.order = None;
         self.order_waits.clear();
-        self.order = (order.order_id != 0).then_some(order);
     }
 
     /// The order in force, and what it waits for.

@@ -246,6 +246,7 @@ impl Range {
         let same_reign = led_before && role == StateRole::Leader && term == self.term();
         if led_before && !same_reign {
             self.lease.end();
+            self.forget_order();
             turn.effects.events.push(Event::SteppedDown { range: self.id, term });
             let error = self.not_leader();
             let before = self.proposals.bytes();

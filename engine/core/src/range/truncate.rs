@@ -69,7 +69,10 @@ impl Range {
     pub(crate) fn snapshot_made(&mut self, snapshot: Option<SnapshotData>) {
         self.snapshot_asked = false;
         self.snapshot_age_ticks = 0;
-        self.raft.store().offer_snapshot(snapshot);
+        let current = |made: &SnapshotData| {
+            made.header.descriptor.as_ref().is_some_and(|descriptor| descriptor.epoch == self.descriptor.epoch)
+        };
+        self.raft.store().offer_snapshot(snapshot.filter(current));
     }
 
     /// What became of a snapshot message.
