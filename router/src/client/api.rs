@@ -71,6 +71,8 @@ pub struct Client {
     inner: Arc<Inner>,
     timeout: Duration,
     consistency: Consistency,
+    /// Empty: the default one.
+    keyspace: String,
 }
 
 struct Inner {
@@ -82,6 +84,7 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("timeout", &self.timeout)
             .field("consistency", &self.consistency)
+            .field("keyspace", &self.keyspace)
             .finish_non_exhaustive()
     }
 }
@@ -108,7 +111,12 @@ impl Client {
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let router = Router::new(transport, endpoints, RouterConfig { local: None, seed });
         router.refresh().await?;
-        Ok(Self { inner: Arc::new(Inner { router }), timeout: config.timeout, consistency: Consistency::default() })
+        Ok(Self {
+            inner: Arc::new(Inner { router }),
+            timeout: config.timeout,
+            consistency: Consistency::default(),
+            keyspace: String::new(),
+        })
     }
 
     /// The same client with another time-out for its calls.
@@ -121,6 +129,18 @@ impl Client {
     #[must_use]
     pub fn with_consistency(&self, consistency: Consistency) -> Self {
         Self { consistency, ..self.clone() }
+    }
+
+    /// The same client for the keys of another keyspace; empty: the default one. Whether there is one
+    /// of this name is found out by each call: *fail*: [`Error::KeyspaceNotFound`].
+    #[must_use]
+    pub fn keyspace(&self, name: impl Into<String>) -> Self {
+        Self { keyspace: name.into(), ..self.clone() }
+    }
+
+    /// The keyspace that the client is bound to; empty: the default one.
+    pub fn keyspace_name(&self) -> &str {
+        &self.keyspace
     }
 
     /// Reads a key; `None` if it is not there.
@@ -222,10 +242,12 @@ impl Client {
 
     pub(super) fn read_header(&self) -> Option<v1::RequestHeader> {
         let consistency = self.consistency.to_wire();
-        Some(v1::RequestHeader { timeout_ms: self.timeout_ms(), consistency, ..Default::default() })
+        let keyspace = self.keyspace.clone();
+        Some(v1::RequestHeader { timeout_ms: self.timeout_ms(), consistency, keyspace, ..Default::default() })
     }
 
-    fn write_header(&self) -> Option<v1::RequestHeader> {
-        Some(v1::RequestHeader { timeout_ms: self.timeout_ms(), ..Default::default() })
+    pub(super) fn write_header(&self) -> Option<v1::RequestHeader> {
+        let keyspace = self.keyspace.clone();
+        Some(v1::RequestHeader { timeout_ms: self.timeout_ms(), keyspace, ..Default::default() })
     }
 }

@@ -115,7 +115,7 @@ impl Transport for GrpcTransport {
         let timeout_ms = request.body.as_ref().and_then(header_of).map_or(0, |header| header.timeout_ms);
         let expires = Instant::now() + Duration::from_millis(timeout_ms);
         let Some(queue) = self.queue(node) else {
-            return CallOutcome::NotSent(format!("the address of node {} is not known", node.0));
+            return CallOutcome::NoAddress;
         };
         let taken = Arc::new(AtomicBool::new(false));
         let (answer, mut outcome) = oneshot::channel();

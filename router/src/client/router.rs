@@ -1,6 +1,6 @@
 //! Drives [`Call`]s: sends what they want sent, waits, learns routes. Cheap to clone.
 //!
-//! All decisions are the core's. What is kept here: the route cache, a seeded source of random
+//! All decisions are the core's. What is kept here: the routes, a seeded source of random
 //! numbers, and one refresh of the routes at a time, however many calls want one.
 
 use std::future::{Future, poll_fn};
@@ -10,13 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::limits::TIMEOUT_MS_DEFAULT;
-use flotilla_proto::{NodeId, RangeId, Result, v1};
-use tokio::time::{Instant, sleep_until};
+use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, Result, v1};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::transport::{RouteSource, Transport};
-use crate::core::{Call, CallOutcome, Route, RouteCache, Step, Time, header_of, mix};
+use crate::core::{Call, CallOutcome, Keyspaces, Route, Step, Time, backoff, header_of, mix};
 
 /// How a router is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +40,7 @@ impl<T, R> Clone for Router<T, R> {
 struct Shared<T, R> {
     transport: T,
     source: R,
-    cache: Mutex<RouteCache>,
+    keyspaces: Mutex<Keyspaces>,
     origin: Instant,
     seed: AtomicU64,
     /// How many refreshes have ended; the lock is held during one.
@@ -59,12 +58,12 @@ enum Event {
 }
 
 impl<T: Transport, R: RouteSource> Router<T, R> {
-    /// A router with an empty cache: its first call learns the routes.
+    /// A router that knows no routes yet: its first call learns the routes.
     pub fn new(transport: T, routes: R, config: RouterConfig) -> Self {
         let shared = Shared {
             transport,
             source: routes,
-            cache: Mutex::new(RouteCache::new(DEFAULT_KEYSPACE, config.local)),
+            keyspaces: Mutex::new(Keyspaces::new(config.local)),
             origin: Instant::now(),
             seed: AtomicU64::new(config.seed),
             refreshes: tokio::sync::Mutex::new(Ok(())),
@@ -80,11 +79,16 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let timeout_ms = header_of(&body).map_or(0, |header| header.timeout_ms);
         let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
         let now = self.now();
-        let mut call = Call::new(body, now, now.saturating_add(Duration::from_millis(timeout_ms)));
+        let deadline = now.saturating_add(Duration::from_millis(timeout_ms));
+        let keyspace = match self.find(header_of(&body)) {
+            Some(keyspace) => keyspace,
+            None => self.look_for(header_of(&body), deadline).await?,
+        };
+        let mut call = Call::new(body, now, deadline);
         let mut sending: Vec<(u64, Sending<'_>)> = Vec::with_capacity(1);
         let mut refreshing: Option<Refreshing<'_>> = None;
         loop {
-            let step = call.next(self.now(), &self.cache(), self.rand());
+            let step = call.next(self.now(), self.keyspaces().routes(keyspace), self.rand());
             match step {
                 Step::Done(result) => return result,
                 Step::Send { node, request } => {
@@ -97,9 +101,15 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
                 Step::WaitUntil(time) => match self.wait(&mut sending, &mut refreshing, time).await {
                     Event::Time => {}
                     Event::Outcome(id, outcome) => {
-                        call.on_outcome(self.now(), &mut self.cache(), self.rand(), id, outcome);
+                        let mut keyspaces = self.keyspaces();
+                        call.on_outcome(self.now(), keyspaces.routes_mut(keyspace), self.rand(), id, outcome);
                     }
-                    Event::Routes(result) => call.on_routes(self.now(), self.rand(), result),
+                    Event::Routes(result) => {
+                        call.on_routes(self.now(), self.rand(), result);
+                        if !self.keyspaces().contains(keyspace) {
+                            call.abandon(&Error::KeyspaceNotFound { name: call.keyspace().to_string() });
+                        }
+                    }
                 },
             }
         }
@@ -113,28 +123,40 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
 
     /// Takes news of ranges, leaders and nodes in.
     pub fn merge(&self, routes: &v1::ListRangesResponse) {
-        self.cache().merge_all(routes);
+        self.keyspaces().merge_all(routes);
         self.shared.transport.learn(&routes.nodes);
     }
 
     /// The node that leads a range, as far as is known here.
     pub fn leader_of(&self, range: RangeId) -> Option<NodeId> {
-        self.cache().by_id(range).and_then(|route| route.leader)
+        self.keyspaces().by_range(range).and_then(|route| route.leader)
     }
 
     /// Takes news of one range's leader in; older than what is known, it is ignored.
     pub fn learn_leader(&self, range: RangeId, leader: NodeId, term: u64) {
-        self.cache().set_leader(range, leader, term);
+        self.keyspaces().set_leader(range, leader, term);
     }
 
     /// Takes news of some ranges in.
     pub fn learn_ranges(&self, descriptors: &[v1::RangeDescriptor]) {
-        self.cache().merge_each(descriptors);
+        self.keyspaces().merge_each(descriptors);
     }
 
-    /// The range that holds a key, as far as is known here.
+    /// Takes in a keyspace that was just created, before the nodes' lists name it.
+    pub fn learn_keyspace(&self, keyspace: KeyspaceId, name: &str) {
+        self.keyspaces().learn(keyspace, name);
+    }
+
+    /// The range of the default keyspace that holds a key, as far as is known here.
     pub fn range_of(&self, key: &[u8]) -> Option<v1::RangeDescriptor> {
-        self.cache().lookup(key).map(|route: &Route| route.descriptor.clone())
+        self.range_in("", key)
+    }
+
+    /// The range of a keyspace (empty: the default one) that holds a key, as far as is known here.
+    pub fn range_in(&self, keyspace: &str, key: &[u8]) -> Option<v1::RangeDescriptor> {
+        let keyspaces = self.keyspaces();
+        let route = keyspaces.routes(keyspaces.find(keyspace)?).lookup(key);
+        route.map(|route: &Route| route.descriptor.clone())
     }
 
     /// The transport.
@@ -174,9 +196,32 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         .await
     }
 
-    fn cache(&self) -> MutexGuard<'_, RouteCache> {
-        // Every change of the cache leaves it consistent, so a panic elsewhere does no harm.
-        self.shared.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    fn find(&self, header: Option<&v1::RequestHeader>) -> Option<KeyspaceId> {
+        self.keyspaces().find(header.map_or("", |header| &header.keyspace))
+    }
+
+    /// A keyspace that is not known here: one look at the routes decides, however long it takes to
+    /// get them.
+    async fn look_for(&self, header: Option<&v1::RequestHeader>, deadline: Time) -> Result<KeyspaceId> {
+        let name = header.map_or("", |header| &header.keyspace);
+        let over = self.shared.origin + deadline;
+        let mut last = "no answer".to_string();
+        let mut failures = 0;
+        while Instant::now() < over {
+            match timeout_at(over, self.refresh()).await {
+                Ok(Ok(())) => return self.find(header).ok_or_else(|| Error::KeyspaceNotFound { name: name.into() }),
+                Ok(Err(error)) => last = error.to_string(),
+                Err(_) => break,
+            }
+            failures += 1;
+            sleep_until(over.min(Instant::now() + backoff(failures, self.rand()))).await;
+        }
+        Err(Error::Timeout { stage: format!("while it looked for keyspace \"{name}\" (last: {last})") })
+    }
+
+    fn keyspaces(&self) -> MutexGuard<'_, Keyspaces> {
+        // Every change of them leaves them consistent, so a panic elsewhere does no harm.
+        self.shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Time {

@@ -7,6 +7,7 @@
 //! - a leader hint never gives way to one of an older term.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use flotilla_proto::{KeyspaceId, NodeId, RangeId, v1};
@@ -104,18 +105,43 @@ impl RouteCache {
         // unless the parent has made room for it before.
         let known = |descriptor: &&v1::RangeDescriptor| self.by_id(RangeId(descriptor.range_id)).is_some();
         let (known, new): (Vec<_>, Vec<_>) = descriptors.iter().partition(known);
-        let learned = known.into_iter().chain(new).filter(|descriptor| self.merge(descriptor));
-        learned.count() > 0
+        let parents: Vec<Option<NodeId>> =
+            new.iter().map(|child| self.lookup(&child.start).and_then(|route| route.leader)).collect();
+        let mut learned = 0;
+        for descriptor in known {
+            learned += usize::from(self.merge(descriptor));
+        }
+        for (child, parent) in new.into_iter().zip(parents) {
+            if self.merge(child) {
+                learned += 1;
+                self.expect_leader(RangeId(child.range_id), parent);
+            }
+        }
+        learned > 0
+    }
+
+    /// A child of a split begins where its parent is led, as a rule: a better guess than any.
+    fn expect_leader(&mut self, child: RangeId, parent: Option<NodeId>) {
+        let Some(route) = self.by_id_mut(child) else { return };
+        let has_replica = |node: &NodeId| route.descriptor.replicas.iter().any(|replica| replica.node_id == node.0);
+        if route.leader.is_none() {
+            route.leader = parent.filter(has_replica);
+        }
     }
 
     /// Takes in a node's list of ranges, with the leaders it knows.
     pub fn merge_all(&mut self, routes: &v1::ListRangesResponse) {
         for status in &routes.ranges {
-            let Some(descriptor) = &status.descriptor else { continue };
-            self.merge(descriptor);
-            if status.leader_node_id != 0 {
-                self.set_leader(RangeId(descriptor.range_id), NodeId(status.leader_node_id), status.term);
-            }
+            self.merge_status(status);
+        }
+    }
+
+    /// Takes in one range of a list.
+    pub(super) fn merge_status(&mut self, status: &v1::RangeStatus) {
+        let Some(descriptor) = &status.descriptor else { return };
+        self.merge(descriptor);
+        if status.leader_node_id != 0 {
+            self.set_leader(RangeId(descriptor.range_id), NodeId(status.leader_node_id), status.term);
         }
     }
 
@@ -144,8 +170,7 @@ impl RouteCache {
 
     /// The range that holds `key`.
     pub fn lookup(&self, key: &[u8]) -> Option<&Route> {
-        let (_, route) =
-            self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let (_, route) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         route.contains(key).then_some(route)
     }
 
@@ -154,8 +179,7 @@ impl RouteCache {
         if end.is_empty() {
             return self.by_start.values().next_back().filter(|route| route.descriptor.end.is_empty());
         }
-        let (_, route) =
-            self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Excluded(end))).next_back()?;
+        let (_, route) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(end))).next_back()?;
         let reaches = route.descriptor.end.is_empty() || end <= route.descriptor.end;
         reaches.then_some(route)
     }
@@ -192,10 +216,13 @@ impl RouteCache {
 
     /// Starts of the descriptors held that share keys with `descriptor`.
     fn overlapping(&self, descriptor: &v1::RangeDescriptor) -> Vec<Bytes> {
+        let end = match descriptor.end.is_empty() {
+            true => Bound::Unbounded,
+            false => Bound::Excluded(&descriptor.end[..]),
+        };
         self.by_start
-            .iter()
+            .range::<[u8], _>((Bound::Unbounded, end))
             .rev()
-            .skip_while(|(start, _)| !ends_after(&descriptor.end, start))
             .take_while(|(_, route)| ends_after(&route.descriptor.end, &descriptor.start))
             .map(|(start, _)| start.clone())
             .collect()

@@ -35,6 +35,8 @@ pub enum CallOutcome {
     Response(v1::Response),
     /// The request surely never reached the node.
     NotSent(String),
+    /// The node's address is not known: the request was not sent.
+    NoAddress,
     /// The request may have reached the node, but the answer is lost.
     Broken(String),
 }
@@ -124,6 +126,11 @@ impl Call {
         }
     }
 
+    /// The name of the keyspace that it is for; empty: the default one.
+    pub fn keyspace(&self) -> &str {
+        &self.header.keyspace
+    }
+
     /// The next thing to do. Call it again until it is not [`Step::Send`].
     pub fn next(&mut self, now: Time, cache: &RouteCache, rand: u64) -> Step {
         self.expire(now, rand);
@@ -151,6 +158,7 @@ impl Call {
         let flight = self.flights.swap_remove(at);
         let failure = match outcome {
             CallOutcome::NotSent(reason) => Failure::NotSent(reason),
+            CallOutcome::NoAddress => Failure::NoAddress,
             CallOutcome::Broken(reason) => Failure::Broken(reason),
             CallOutcome::Response(response) => match response.body {
                 None => Failure::Broken("an answer without a body came".into()),
@@ -174,6 +182,14 @@ impl Call {
                 part.last = Failure::Answer(error.clone());
                 part.at = now.saturating_add(backoff(part.failures, rand));
             }
+        }
+    }
+
+    /// Ends what is not under way with this error: the keyspace is gone. Answers that are out are
+    /// still waited for.
+    pub fn abandon(&mut self, error: &Error) {
+        for part in std::mem::take(&mut self.waiting) {
+            self.give_up(&part.items, error.clone());
         }
     }
 
@@ -241,7 +257,10 @@ impl Call {
             epoch: route.descriptor.epoch,
             // 0 would mean the node's default.
             timeout_ms: left_ms.max(1),
-            ..self.header.clone()
+            trace_id: self.header.trace_id,
+            consistency: self.header.consistency,
+            // The range's id says it.
+            keyspace: String::new(),
         }
     }
 
@@ -252,20 +271,25 @@ impl Call {
     /// The node to ask; `None` if the range has no replicas that can answer.
     fn pick(&self, cache: &RouteCache, route: &Route, part: &Part, rand: u64) -> Option<NodeId> {
         let stale = self.is_stale_read();
-        let voter = i32::from(v1::ReplicaRole::Voter);
-        let replicas = route.descriptor.replicas.iter().filter(|replica| stale || replica.role == voter);
-        let nodes: Vec<NodeId> = replicas.map(|replica| NodeId(replica.node_id)).collect();
-        let any =
-            |nodes: &[NodeId]| nodes.get(usize::try_from(rand % (nodes.len().max(1) as u64)).unwrap_or(0)).copied();
-        let known = |node: &NodeId| nodes.contains(node);
+        let nodes = || {
+            let replicas = route.descriptor.replicas.iter().filter(move |replica| stale || may_lead(replica));
+            replicas.map(|replica| NodeId(replica.node_id))
+        };
+        let any = |not: Option<NodeId>| {
+            let count = nodes().filter(|node| Some(*node) != not).count();
+            let at = usize::try_from(rand % (count.max(1) as u64)).unwrap_or(0);
+            nodes().filter(|node| Some(*node) != not).nth(at)
+        };
+        let local = || cache.local().filter(|local| nodes().any(|node| node == *local));
+        // A leader is believed even where the descriptor does not name it: then that is behind.
         match part.target {
-            Target::Node(node) if known(&node) => Some(node),
+            Target::Node(node) => Some(node),
+            Target::Other(node) if stale => any(Some(node)).or_else(|| any(None)),
             Target::Other(node) => {
-                let others: Vec<NodeId> = nodes.iter().copied().filter(|other| *other != node).collect();
-                any(&others).or_else(|| any(&nodes))
+                route.leader.filter(|leader| *leader != node).or_else(|| any(Some(node))).or_else(|| any(None))
             }
-            _ if stale => cache.local().filter(known).or_else(|| any(&nodes)),
-            _ => route.leader.filter(known).or_else(|| cache.local().filter(known)).or_else(|| any(&nodes)),
+            Target::Leader if stale => local().or_else(|| any(None)),
+            Target::Leader => route.leader.or_else(local).or_else(|| any(None)),
         }
     }
 
@@ -417,6 +441,11 @@ fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
         }
         _ => false,
     }
+}
+
+/// Learners get the log and have no vote. In a joint configuration the voters of either set may lead.
+fn may_lead(replica: &v1::ReplicaDescriptor) -> bool {
+    replica.role != i32::from(v1::ReplicaRole::Learner)
 }
 
 fn header_of(body: &v1::response::Body) -> Option<&v1::ResponseHeader> {

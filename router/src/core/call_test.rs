@@ -215,8 +215,8 @@ fn a_split_found_out_on_the_way_cuts_the_rest_again() {
     assert_eq!(script.steps(), ["#1 n1 r2 z a", "wait 5050 ms"]);
     let descriptors = vec![descriptor(5, "p", "", 2), descriptor(2, "", "p", 2)];
     script.refuse(1, &Error::EpochMismatch { range: RangeId(2), descriptors });
-    // The child's leader is not known: any replica is asked.
-    assert_eq!(script.steps(), ["#2 n1 r2 a", "#3 n2 r5 z", "wait 5050 ms"]);
+    // The child's leader is not known: the parent's is the best guess.
+    assert_eq!(script.steps(), ["#2 n1 r2 a", "#3 n1 r5 z", "wait 5050 ms"]);
     script.answer(2, written(&[8]));
     script.answer(3, written(&[9]));
     assert_eq!(script.steps(), ["done: v9 v8"]);
@@ -390,4 +390,68 @@ fn answers_name_the_cluster_the_trace_and_the_range_if_it_was_one() {
         let header = answer.header.expect("a header");
         assert_eq!((header.cluster_id, header.range_id), (9, range));
     }
+}
+
+#[test]
+fn learners_are_not_asked_for_what_takes_a_leader() {
+    let roles = [v1::ReplicaRole::Learner, v1::ReplicaRole::VoterOutgoing, v1::ReplicaRole::VoterIncoming];
+    for (voter, consistency) in [(true, v1::ReadConsistency::Linearizable), (false, v1::ReadConsistency::Stale)] {
+        let mut cache = RouteCache::new(KeyspaceId(1), Some(NodeId(1)));
+        let mut joint = descriptor(2, "", "", 1);
+        for (replica, role) in joint.replicas.iter_mut().zip(roles) {
+            replica.role = role.into();
+        }
+        cache.merge(&joint);
+        let asked: Vec<NodeId> = (0..64)
+            .map(|rand| {
+                let mut call = Call::new(get("a", consistency), Time::ZERO, DEADLINE);
+                match call.next(Time::ZERO, &cache, rand) {
+                    Step::Send { node, .. } => node,
+                    step => panic!("{step:?}"),
+                }
+            })
+            .collect();
+        let among = |node: u64| asked.contains(&NodeId(node));
+        assert_eq!([among(1), among(2), among(3)], [!voter, voter, voter], "a stale read prefers the local replica");
+    }
+}
+
+#[test]
+fn a_leader_that_the_descriptor_does_not_name_is_believed() {
+    let mut script = Script::new(three_ranges(), write(&["a"], false));
+    assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 5050 ms"]);
+    script.refuse(1, &Error::NotLeader { range: RangeId(2), leader: Some(NodeId(7)), descriptors: vec![] });
+    assert_eq!(script.steps(), ["#2 n7 r2 a", "wait 5050 ms"]);
+}
+
+#[test]
+fn a_replica_that_is_gone_is_not_asked_again_though_the_routes_still_name_it() {
+    let mut script = Script::new(three_ranges(), write(&["a"], false));
+    assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 5050 ms"]);
+    script.refuse(1, &Error::RangeNotFound { range: RangeId(2) });
+    assert_eq!(script.steps(), ["refresh", "wait 5000 ms"]);
+    script.cache.set_leader(RangeId(2), NodeId(1), 1);
+    script.call.on_routes(script.now, 0, Ok(()));
+    assert_eq!(script.steps(), ["#2 n3 r2 a", "wait 5050 ms"]);
+}
+
+#[test]
+fn an_address_that_is_not_known_is_learned_with_the_routes() {
+    let mut script = Script::new(three_ranges(), write(&["a"], false));
+    assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 5050 ms"]);
+    script.outcome(1, CallOutcome::NoAddress);
+    assert_eq!(script.steps(), ["refresh", "wait 5000 ms"]);
+    script.call.on_routes(script.now, 0, Ok(()));
+    assert_eq!(script.steps(), ["#2 n1 r2 a", "wait 5050 ms"], "the leader is still the leader");
+}
+
+#[test]
+fn of_a_keyspace_that_is_gone_only_what_is_out_is_waited_for() {
+    let mut script = Script::new(three_ranges(), write(&["a", "h"], false));
+    assert_eq!(script.steps().len(), 3);
+    script.refuse(2, &Error::RangeNotFound { range: RangeId(3) });
+    script.call.abandon(&Error::KeyspaceNotFound { name: "jobs".into() });
+    assert_eq!(script.steps(), ["wait 5050 ms"]);
+    script.answer(1, written(&[4]));
+    assert_eq!(script.steps(), ["done: v4 KeyspaceNotFound"]);
 }

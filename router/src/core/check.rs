@@ -1,8 +1,8 @@
 //! The limits of a request, checked before anything is sent: in the client and in the node by the
-//! same code, so with the same errors.
+//! same code, so with the same errors. Whether there is a keyspace of the header's name is found out
+//! by the [`Keyspaces`](super::Keyspaces).
 
 use bytes::Bytes;
-use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
 use flotilla_proto::limits::{BATCH_OPS_MAX, KEY_BYTES_MAX, REQUEST_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX};
 use flotilla_proto::{Error, Result, v1};
 use v1::compare_and_swap::Expect;
@@ -58,9 +58,6 @@ pub(super) fn key_of(op: &v1::WriteOp) -> Option<&Bytes> {
 
 fn check_header(header: Option<&v1::RequestHeader>) -> Result<()> {
     let Some(header) = header else { return Ok(()) };
-    if !header.keyspace.is_empty() && header.keyspace != DEFAULT_KEYSPACE_NAME {
-        return Err(Error::KeyspaceNotFound { name: header.keyspace.clone() });
-    }
     if header.timeout_ms > TIMEOUT_MS_MAX {
         return Err(Error::invalid(
             format!("a time-out of {} ms", header.timeout_ms),
@@ -225,11 +222,5 @@ mod tests {
         ] {
             assert!(matches!(check(&bad), Err(Error::InvalidArgument { .. })));
         }
-    }
-
-    #[test]
-    fn an_unknown_keyspace_is_named() {
-        let body = get(v1::RequestHeader { keyspace: "x".into(), ..Default::default() });
-        assert_eq!(check(&body), Err(Error::KeyspaceNotFound { name: "x".into() }));
     }
 }

@@ -39,6 +39,8 @@ pub enum Failure {
     Answer(Error),
     /// The request surely never reached the node.
     NotSent(String),
+    /// The request was not sent, because the node's address is not known.
+    NoAddress,
     /// It may have reached the node; the answer is lost or makes no sense.
     Broken(String),
     /// No answer came for so long that another replica is asked. Reads only.
@@ -51,6 +53,7 @@ impl Failure {
         match self {
             Self::Answer(error) => error.to_string(),
             Self::NotSent(reason) | Self::Broken(reason) => reason.clone(),
+            Self::NoAddress => "a node's address is not known".into(),
             Self::NoAnswer => "no answer".into(),
         }
     }
@@ -113,6 +116,9 @@ pub fn decide(failure: &Failure, attempt: &Attempt) -> Decision {
             GiveUp(Error::Ambiguous { reason: format!("node {} has not answered", attempt.node.0) })
         }
         Failure::NotSent(_) | Failure::Broken(_) => again(failure, attempt, other, pause(attempt), false),
+        // The routes bring the nodes' addresses along.
+        Failure::NoAddress if attempt.failures == 0 => again(failure, attempt, Target::Leader, Duration::ZERO, true),
+        Failure::NoAddress => again(failure, attempt, other, pause(attempt), true),
         Failure::NoAnswer => again(failure, attempt, other, Duration::ZERO, false),
         Failure::Answer(error) => match error.action() {
             Action::RefreshRoute => after_route_error(failure, error, attempt),
@@ -134,6 +140,8 @@ fn after_route_error(failure: &Failure, error: &Error, attempt: &Attempt) -> Dec
         }
         // Nobody leads yet: an election takes longer than any redirect.
         Error::NotLeader { .. } => again(failure, attempt, Target::Other(attempt.node), pause(attempt), false),
+        // Its replica is gone, or has not come yet; nodes' tables may be behind that.
+        Error::RangeNotFound { .. } => again(failure, attempt, Target::Other(attempt.node), prompt, true),
         _ if attempt.learned => again(failure, attempt, Target::Leader, prompt, false),
         _ => again(failure, attempt, Target::Leader, prompt, true),
     }
@@ -176,7 +184,8 @@ fn pause(attempt: &Attempt) -> Duration {
     backoff(attempt.failures, attempt.rand)
 }
 
-pub(super) fn backoff(failures: u32, rand: u64) -> Duration {
+/// A growing pause with jitter; see `pause`.
+pub(crate) fn backoff(failures: u32, rand: u64) -> Duration {
     let whole = PAUSE_FIRST.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX);
     let half_ns = u64::try_from(whole.as_nanos() / 2).unwrap_or(u64::MAX);
     Duration::from_nanos(half_ns + rand % (half_ns + 1))

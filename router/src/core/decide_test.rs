@@ -46,7 +46,7 @@ fn answers() -> Vec<(Error, &'static str, &'static str)> {
             "leader in 0 ms, refreshed",
             "leader in 0 ms, refreshed",
         ),
-        (Error::RangeNotFound { range }, "leader in 0 ms, refreshed", "leader in 0 ms, refreshed"),
+        (Error::RangeNotFound { range }, "not n3 in 0 ms, refreshed", "not n3 in 0 ms, refreshed"),
         (Error::ServerBusy { reason: "full".into(), retry_after_ms: 70 }, "leader in 75 ms", "leader in 75 ms"),
         (Error::Timeout { stage: "in the queue".into() }, "leader in 5 ms", "leader in 5 ms"),
         (Error::DiskFull { nodes: vec![] }, "leader in 5 ms", "leader in 5 ms"),
@@ -65,6 +65,7 @@ fn failures() -> Vec<(Failure, &'static str, &'static str)> {
     let mut all: Vec<_> = answers.collect();
     all.extend([
         (Failure::NotSent("refused".into()), "not n3 in 5 ms", "not n3 in 5 ms"),
+        (Failure::NoAddress, "leader in 0 ms, refreshed", "leader in 0 ms, refreshed"),
         (Failure::Broken("reset".into()), "not n3 in 5 ms", "Ambiguous"),
         (Failure::NoAnswer, "not n3 in 0 ms", "Ambiguous"),
     ]);
@@ -84,7 +85,7 @@ fn a_write_is_never_repeated_after_an_ambiguous_failure() {
     for (failure, _, _) in failures() {
         let surely_not_applied = match &failure {
             Failure::Answer(error) => error.action() != Action::Ambiguous,
-            Failure::NotSent(_) => true,
+            Failure::NotSent(_) | Failure::NoAddress => true,
             Failure::Broken(_) | Failure::NoAnswer => false,
         };
         for failures in 0..12 {

@@ -4,7 +4,8 @@
 //! clock, draws a random number or touches a network: time and random numbers come in as
 //! arguments, so that the simulator drives the very same code from one seed.
 //!
-//! - [`RouteCache`]: key -> range -> leader, never going back in epoch.
+//! - [`RouteCache`]: key -> range -> leader in one keyspace, never going back in epoch.
+//! - [`Keyspaces`]: the keyspaces by name, and a cache for each.
 //! - [`Call`]: one request on its way: cut by range, sent, repeated where that is safe, joined.
 //! - [`mod@decide`]: what to do after each failure.
 //! - [`token`]: the paging token of scans.
@@ -17,6 +18,7 @@ mod call;
 mod check;
 mod decide;
 mod fit;
+mod keyspaces;
 mod scan;
 pub mod token;
 mod work;
@@ -24,8 +26,10 @@ mod work;
 pub use cache::{Route, RouteCache};
 pub use call::{ANSWER_GRACE, Call, CallOutcome, Step};
 pub use check::{SCAN_RECORDS_MAX, check, header_of};
+pub(crate) use decide::backoff;
 pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
 pub use fit::{ANSWER_BYTES_MAX, fit};
+pub use keyspaces::Keyspaces;
 
 /// Time since an origin of the caller's choosing; never goes back.
 pub type Time = std::time::Duration;

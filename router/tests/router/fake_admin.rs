@@ -6,7 +6,7 @@ use tonic::{Request, Response};
 use v1::admin_server::Admin;
 use v1::placement_server::Placement;
 
-use super::fake_node::{Rpc, Service, descriptor};
+use super::fake_node::{Rpc, Service};
 
 impl Service {
     /// Notes an order, if this node leads the range.
@@ -20,8 +20,13 @@ impl Service {
 #[tonic::async_trait]
 impl Admin for Service {
     async fn list_ranges(&self, _: Request<v1::ListRangesRequest>) -> Rpc<v1::ListRangesResponse> {
-        let ranges = [2, 3].map(|range| self.status(range)).to_vec();
-        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: vec![] }))
+        let ids: Vec<u64> = self.world.truth().ranges.keys().copied().collect();
+        let ranges = ids.into_iter().map(|range| self.status(range)).collect();
+        let mut keyspaces: Vec<v1::Keyspace> = self.world.truth().keyspaces.values().cloned().collect();
+        if !keyspaces.is_empty() {
+            keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
+        }
+        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces }))
     }
 
     async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Rpc<v1::GetRangeResponse> {
@@ -52,7 +57,8 @@ impl Admin for Service {
     async fn split_range(&self, request: Request<v1::SplitRangeRequest>) -> Rpc<v1::SplitRangeResponse> {
         let request = request.into_inner();
         self.take(request.range_id, format!("split {:?} {}", request.keys, request.parts))?;
-        Ok(Response::new(v1::SplitRangeResponse { ranges: vec![descriptor(request.range_id)] }))
+        let ranges = request.keys.first().map(|at| self.world.truth().split(request.range_id, at, self.node));
+        Ok(Response::new(v1::SplitRangeResponse { ranges: ranges.unwrap_or_default() }))
     }
 
     async fn check_range(&self, request: Request<v1::CheckRangeRequest>) -> Rpc<v1::CheckRangeResponse> {
@@ -93,9 +99,7 @@ impl Admin for Service {
         if truth.keyspaces.contains_key(&request.name) {
             return Err(Error::KeyspaceExists { name: request.name }.into());
         }
-        let keyspace_id = 2 + truth.keyspaces.len() as u64;
-        let keyspace = v1::Keyspace { keyspace_id, name: request.name.clone(), ..Default::default() };
-        truth.keyspaces.insert(request.name, keyspace.clone());
+        let keyspace = truth.add_keyspace(&request.name);
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace: Some(keyspace) }))
     }
 
@@ -119,9 +123,9 @@ impl Admin for Service {
     async fn drop_keyspace(&self, request: Request<v1::DropKeyspaceRequest>) -> Rpc<v1::DropKeyspaceResponse> {
         let name = request.into_inner().name;
         self.take(1, format!("drop {name}"))?;
-        match self.world.truth().keyspaces.remove(&name) {
-            Some(_) => Ok(Response::new(v1::DropKeyspaceResponse {})),
-            None => Err(Error::KeyspaceNotFound { name }.into()),
+        match self.world.truth().drop_keyspace(&name) {
+            true => Ok(Response::new(v1::DropKeyspaceResponse {})),
+            false => Err(Error::KeyspaceNotFound { name }.into()),
         }
     }
 }

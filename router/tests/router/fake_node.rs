@@ -1,13 +1,12 @@
 //! Nodes over loopback, in this process: the Kv stream and the Admin service over one shared truth,
-//! with a few ways to misbehave. No replication: the truth is a map.
+//! with a few ways to misbehave.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_router::core::header_of;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -19,6 +18,8 @@ use v1::placement_server::PlacementServer;
 use v1::request::Body;
 use v1::response::Body as Answer;
 use v1::write_op::Op;
+
+use crate::fake_truth::Truth;
 
 /// How the nodes behave.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -33,25 +34,7 @@ pub enum Manner {
     Flood,
 }
 
-#[derive(Default)]
-pub struct Truth {
-    pub data: BTreeMap<Bytes, (Bytes, u64)>,
-    pub leaders: BTreeMap<u64, NodeId>,
-    pub addresses: BTreeMap<u64, SocketAddr>,
-    /// Keys asked for, in order of arrival.
-    pub arrived: Vec<Bytes>,
-    /// Orders given, in order of arrival, in words.
-    pub orders: Vec<String>,
-    /// Orders are taken and never answered.
-    pub hold_orders: bool,
-    pub keyspaces: BTreeMap<String, v1::Keyspace>,
-    /// Messages that requests arrived in, and streams opened.
-    pub batches: usize,
-    pub streams: usize,
-    version: u64,
-}
-
-/// Nodes 1 and 2, with r2 [, m) and r3 [m, ).
+/// Nodes 1 and 2, with what they share.
 #[derive(Clone)]
 pub struct World {
     truth: Arc<Mutex<Truth>>,
@@ -61,10 +44,8 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let truth =
-            Truth { leaders: BTreeMap::from([(1, NodeId(2)), (2, NodeId(1)), (3, NodeId(2))]), ..Truth::default() };
         Self {
-            truth: Arc::new(Mutex::new(truth)),
+            truth: Arc::new(Mutex::new(Truth::new())),
             manner: watch::Sender::new(Manner::Answer),
             changed: watch::Sender::new(0),
         }
@@ -138,92 +119,6 @@ pub(super) struct Service {
     pub(super) world: World,
 }
 
-pub(super) fn descriptor(range: u64) -> v1::RangeDescriptor {
-    let (start, end) = if range == 2 { ("", "m") } else { ("m", "") };
-    v1::RangeDescriptor {
-        range_id: range,
-        keyspace_id: 1,
-        start: start.into(),
-        end: end.into(),
-        epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
-        replicas: (1..=2).map(|node| v1::ReplicaDescriptor { replica_id: node, node_id: node, role: 0 }).collect(),
-        next_replica_id: 3,
-    }
-}
-
-impl Truth {
-    fn put(&mut self, key: Bytes, value: Bytes) -> v1::WriteResult {
-        self.version += 1;
-        let existed = self.data.insert(key, (value, self.version)).is_some();
-        v1::WriteResult { applied: true, version: self.version, existed, current: None }
-    }
-
-    fn write(&mut self, op: v1::WriteOp) -> v1::WriteResult {
-        match op.op.expect("the client names an operation") {
-            Op::Put(put) => match self.data.get(&put.key) {
-                Some((_, version)) if put.if_absent => {
-                    v1::WriteResult { version: *version, existed: true, ..Default::default() }
-                }
-                _ => self.put(put.key, put.value),
-            },
-            Op::Delete(delete) => {
-                let existed = self.data.remove(&delete.key).is_some();
-                v1::WriteResult { applied: true, existed, ..Default::default() }
-            }
-            Op::CompareAndSwap(swap) => self.swap(swap),
-        }
-    }
-
-    fn swap(&mut self, swap: v1::CompareAndSwap) -> v1::WriteResult {
-        use v1::compare_and_swap::Expect;
-        let found = self.data.get(&swap.key).cloned();
-        let holds = match (swap.expect.expect("the client names a condition"), &found) {
-            (Expect::Value(value), Some((current, _))) => value == *current,
-            (Expect::Version(version), Some((_, current))) => version == *current,
-            (Expect::Absent(_), found) => found.is_none(),
-            _ => false,
-        };
-        match (holds, swap.new_value) {
-            (true, Some(value)) => self.put(swap.key, value),
-            (true, None) => {
-                self.data.remove(&swap.key);
-                v1::WriteResult { applied: true, existed: true, ..Default::default() }
-            }
-            (false, _) => v1::WriteResult {
-                version: found.as_ref().map_or(0, |(_, version)| *version),
-                existed: found.is_some(),
-                current: found.map(|(value, version)| v1::Record { key: Bytes::new(), value, version }),
-                applied: false,
-            },
-        }
-    }
-
-    fn read(&self, key: &Bytes) -> Option<v1::Record> {
-        let (value, version) = self.data.get(key)?;
-        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version })
-    }
-
-    fn scan(&self, scan: &v1::ScanRequest) -> v1::ScanResponse {
-        let inside = |key: &Bytes| *key >= scan.start && (scan.end.is_empty() || *key < scan.end);
-        let mut records: Vec<v1::Record> = self
-            .data
-            .iter()
-            .filter(|(key, _)| inside(key))
-            .map(|(key, (value, version))| v1::Record { key: key.clone(), value: value.clone(), version: *version })
-            .collect();
-        if scan.reverse {
-            records.reverse();
-        }
-        let limit = scan.limit as usize;
-        let mut next_token = Bytes::new();
-        if limit > 0 && records.len() > limit {
-            next_token = if scan.reverse { records[limit - 1].key.clone() } else { records[limit].key.clone() };
-            records.truncate(limit);
-        }
-        v1::ScanResponse { count: records.len() as u64, records, next_token, ..Default::default() }
-    }
-}
-
 impl Service {
     fn arrive(&self, message: &v1::StreamRequest) {
         let mut truth = self.world.truth();
@@ -253,19 +148,14 @@ impl Service {
 
     fn carry_out(&self, body: Body) -> Result<Answer, Error> {
         let mut truth = self.world.truth();
-        let header = match &body {
-            Body::Get(request) => request.header.as_ref(),
-            Body::MultiGet(request) => request.header.as_ref(),
-            Body::Write(request) => request.header.as_ref(),
-            Body::Scan(request) => request.header.as_ref(),
-        };
-        let range = RangeId(header.expect("a header").range_id);
-        let leader = truth.leaders[&range.0];
-        if leader != self.node {
-            return Err(Error::NotLeader { range, leader: Some(leader), descriptors: vec![descriptor(range.0)] });
-        }
+        let header = header_of(&body).expect("a header").clone();
+        let keyspace = truth.admit(self.node, &header)?;
+        Ok(truth.of_keyspace(keyspace, |truth| self.answer(truth, RangeId(header.range_id), body)))
+    }
+
+    fn answer(&self, truth: &mut Truth, range: RangeId, body: Body) -> Answer {
         let header = Some(v1::ResponseHeader { node_id: self.node.0, range_id: range.0, ..Default::default() });
-        Ok(match body {
+        match body {
             Body::Get(get) => Answer::Get(v1::GetResponse { header, record: truth.read(&get.key) }),
             Body::MultiGet(get) => {
                 let results = get.keys.iter().map(|key| v1::MultiGetResult { record: truth.read(key) }).collect();
@@ -276,7 +166,7 @@ impl Service {
                 let result = |op| v1::BatchResult { outcome: Some(v1::batch_result::Outcome::Result(truth.write(op))) };
                 Answer::Write(v1::BatchResponse { header, results: batch.ops.into_iter().map(result).collect() })
             }
-        })
+        }
     }
 
     async fn run(
@@ -332,16 +222,17 @@ impl Service {
     }
 
     pub(super) fn status(&self, range: u64) -> v1::RangeStatus {
-        let leader = self.world.truth().leaders[&range];
-        v1::RangeStatus { descriptor: Some(descriptor(range)), leader_node_id: leader.0, term: 1, data_bytes: 0 }
+        let truth = self.world.truth();
+        let descriptor = truth.ranges.get(&range).cloned();
+        v1::RangeStatus { descriptor, leader_node_id: truth.leaders[&range].0, term: 1, data_bytes: 0 }
     }
 
     pub(super) fn lead(&self, range: u64) -> Result<(), Status> {
-        let known: BTreeSet<u64> = [1, 2, 3].into();
-        if !known.contains(&range) {
+        let truth = self.world.truth();
+        if !truth.ranges.contains_key(&range) {
             return Err(Error::RangeNotFound { range: RangeId(range) }.into());
         }
-        let leader = self.world.truth().leaders[&range];
+        let leader = truth.leaders[&range];
         if leader == self.node {
             return Ok(());
         }

@@ -6,5 +6,7 @@ mod admin;
 mod fake_admin;
 mod fake_cluster;
 mod fake_node;
+mod fake_truth;
+mod growth;
 mod property;
 mod shell;

@@ -244,7 +244,7 @@ async fn limits_are_checked_before_anything_is_sent() {
 #[tokio::test]
 async fn the_cluster_can_be_looked_at_and_told() {
     let (world, nodes, client) = cluster().await;
-    assert_eq!(client.list_ranges().await.expect("listed").ranges.len(), 2);
+    assert_eq!(client.list_ranges().await.expect("listed").ranges.len(), 3);
     assert_eq!(client.list_nodes().await.expect("listed").len(), 2);
     let asked = |range: flotilla_proto::v1::GetRangeResponse| range.replica.map(|replica| replica.node_id);
     assert_eq!(client.get_range(RangeId(3), None).await.map(asked), Ok(Some(2)), "the leader is asked");

@@ -2,7 +2,7 @@
 
 use flotilla_proto::ids::SYSTEM_RANGE;
 #[allow(unused_imports, reason = "for the documentation")]
-use flotilla_proto::{Error, Result, v1};
+use flotilla_proto::{Error, KeyspaceId, Result, v1};
 use tonic::transport::Channel;
 use v1::admin_client::AdminClient;
 
@@ -22,7 +22,10 @@ impl Client {
         };
         let answer: v1::CreateKeyspaceResponse =
             self.ask_leader(SYSTEM_RANGE, self.order(Repeat::IfNotDone), ask).await?;
-        settings(answer.keyspace, &name)
+        let created = settings(answer.keyspace, &name)?;
+        // The nodes' lists follow; the client may use it at once.
+        self.router().learn_keyspace(KeyspaceId(created.keyspace_id), &created.name);
+        Ok(created)
     }
 
     /// The keyspaces there are, with their settings.
