@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn borders_stay_what_they_are() {
-        let text: Vec<String> = borders(4).iter().map(|border| String::from_utf8_lossy(border).into_owned()).collect();
-        assert_eq!(text, ["F", "V", "kU"].map(String::from).to_vec());
+        let text: Vec<String> = borders(5).iter().map(|border| String::from_utf8_lossy(border).into_owned()).collect();
+        assert_eq!(text, ["C", "O", "b", "n"]);
     }
 }

@@ -12,14 +12,24 @@
 mod birth;
 mod borders;
 mod config;
+mod decide;
+mod ingest;
 mod layout;
 pub mod names;
 mod records;
+mod reports;
+mod requests;
+mod rounds;
 mod service;
+mod state;
+mod table;
+mod waiters;
+mod writes;
 
 pub use birth::Bootstrap;
 pub use borders::RANGES_MAX;
 pub use config::Config;
 pub use layout::{layout, system_range};
 pub use records::{Change, Counter};
+pub use requests::CREATED_RANGES_MAX;
 pub use service::{Answer, Effects, Outcome, Request, Response, Service, Token, Write, WriteId};

@@ -1,4 +1,11 @@
 //! The placement service: requests and reports in; writes, answers and notes out.
+//!
+//! ```text
+//! request --> checked against State::ahead --> changes staged --> Effects::writes --> the system range
+//!                                                                                         |
+//! answers <-- waiters whose unit is acknowledged <-- State::acked <-- written(Applied) <--+
+//! ```
+//! Reports also feed the routing table, and each may set off a round of decisions (rounds.rs).
 
 use std::time::Duration;
 
@@ -6,7 +13,16 @@ use bytes::Bytes;
 use flotilla_proto::{Error, Result, v1};
 
 use crate::config::Config;
+use crate::decide::loads::Loads;
+use crate::decide::repair::{self, Look};
 use crate::records::Change;
+use crate::rounds::Work;
+use crate::state::{Records, State};
+use crate::waiters::{Waiter, Wants};
+use crate::writes::Writer;
+
+/// Bits of the reign that nodes are told which count the loads of the service within a term.
+const LOAD_BITS: u32 = 20;
 
 /// Chosen by the caller, one per request; returned with the answer.
 pub type Token = u64;
@@ -94,11 +110,17 @@ pub struct Effects {
 }
 
 /// See the crate's documentation. Every method is cheap; afterwards the caller takes the effects.
+#[derive(Debug)]
 pub struct Service {
-    reign: u64,
-    config: Config,
-    now: Duration,
-    effects: Effects,
+    /// What nodes know this service by: the term, and in its low bits which load it is. No two services that have
+    /// answered a report have the same one, and later ones have larger ones.
+    pub(crate) reign: u64,
+    pub(crate) state: State,
+    pub(crate) writer: Writer,
+    pub(crate) waiters: Vec<Waiter>,
+    pub(crate) work: Work,
+    pub(crate) effects: Effects,
+    pub(crate) stopped: Option<String>,
 }
 
 impl Service {
@@ -106,52 +128,114 @@ impl Service {
     /// range: user key, value, version. Its first write, in the effects at once, takes the records over: from then
     /// on every older service's writes are refused. `now` counts from any origin, and only ever grows.
     ///
-    /// The error says which record cannot be read; nothing may be guessed then, and no service can run.
+    /// The error says which record cannot be read, or is missing; nothing may be guessed then, and no service can run.
     pub fn load(
         reign: u64,
         records: impl IntoIterator<Item = (Bytes, Bytes, u64)>,
         now: Duration,
         config: Config,
     ) -> std::result::Result<Self, String> {
-        for (key, value, _version) in records {
-            Change::decode(&key, &value)?;
+        let mut loaded = Records::default();
+        let mut reign_version = None;
+        for (key, value, version) in records {
+            let change = Change::decode(&key, &value)?;
+            if matches!(change, Change::Reign(_)) {
+                reign_version = Some(version);
+            }
+            loaded.apply(&change);
         }
-        Ok(Self { reign, config, now, effects: Effects::default() })
+        loaded.check()?;
+        let reign_version = reign_version.ok_or("the system range holds no record of the service's reign")?;
+        if loaded.reign.reign > reign {
+            return Err(format!("a service of reign {} has been here; this one is of {reign}", loaded.reign.reign));
+        }
+        let record = v1::ReignRecord { reign, loads: loaded.reign.loads + 1 };
+        let work = Work::new(&loaded, now);
+        let state = State {
+            config,
+            now,
+            loaded_at: now,
+            acked: loaded.clone(),
+            ahead: loaded,
+            table: Default::default(),
+            reports: Default::default(),
+        };
+        let mut service = Self {
+            reign: (reign << LOAD_BITS) | (record.loads & ((1 << LOAD_BITS) - 1)),
+            state,
+            writer: Writer::new(record, reign_version),
+            waiters: Vec::new(),
+            work,
+            effects: Effects::default(),
+            stopped: None,
+        };
+        service.pump();
+        Ok(service)
     }
 
     /// The reign that it was loaded for.
     pub fn reign(&self) -> u64 {
-        self.reign
+        self.reign >> LOAD_BITS
     }
 
     /// Takes a request in. It is answered by an effect, at once or later; every token is answered exactly once.
     pub fn request(&mut self, now: Duration, token: Token, request: Request) {
-        self.now = now;
-        drop(request);
-        self.effects.answers.push(Answer { token, result: Err(self.gone()) });
+        self.advance(now);
+        let taken = match &self.stopped {
+            Some(why) => Err(Error::Unavailable { reason: why.clone() }),
+            None => match request {
+                Request::Report(report) => self.on_report(token, &report),
+                Request::Join(request) => self.on_join(token, request),
+                Request::CreateKeyspace(request) => self.on_create_keyspace(token, request),
+                Request::SetKeyspace(request) => self.on_set_keyspace(token, &request),
+                Request::DropKeyspace(request) => self.on_drop_keyspace(token, &request),
+                Request::MoveReplica(request) => self.on_move_replica(token, &request),
+                Request::DrainNode(request) => self.on_drain_node(token, &request),
+            },
+        };
+        if let Err(error) = taken {
+            self.effects.answers.push(Answer { token, result: Err(error) });
+        }
+        self.pump();
     }
 
     /// Lets time-outs pass. To be called every 100 to 500 ms.
     pub fn tick(&mut self, now: Duration) {
-        self.now = now;
+        self.advance(now);
+        if self.stopped.is_none() {
+            self.maintain();
+            self.work.stir();
+            self.round();
+        }
+        self.pump();
     }
 
     /// What became of a write. After [`Outcome::Refused`] or [`Outcome::Unknown`] the service answers everything
     /// with an error and does nothing more: see [`Self::stopped`].
     pub fn written(&mut self, now: Duration, id: WriteId, outcome: Outcome) {
-        self.now = now;
-        let _ = (id, outcome);
+        self.advance(now);
+        match outcome {
+            Outcome::Applied => {
+                for change in self.writer.done(id).unwrap_or_default() {
+                    self.acknowledge(&change);
+                }
+            }
+            Outcome::Refused => self.stop("another placement service has written: this one is not the newest", false),
+            Outcome::Unknown => self.stop("it is not known whether the placement service's last write happened", true),
+        }
+        self.pump();
     }
 
     /// Why the service must be loaded anew from the records, if it must: a write of its was refused, or its outcome
     /// is unknown.
     pub fn stopped(&self) -> Option<&str> {
-        None
+        self.stopped.as_deref()
     }
 
     /// Ends the service, because this node does not lead the system range any more: what still waits is answered
     /// with an error, in the effects that this returns.
     pub fn close(mut self) -> Effects {
+        self.stop("this node does not lead the system range any more", true);
         self.take_effects()
     }
 
@@ -162,32 +246,117 @@ impl Service {
 
     /// All routes, in order of keyspace and key.
     pub fn routes(&self) -> Vec<v1::RangeStatus> {
-        Vec::new()
+        self.state.table.in_order().map(|route| route.status()).collect()
     }
 
     /// Whether every node that is not dead has reported to this reign, and the routes tile every keyspace.
     pub fn complete(&self) -> bool {
-        false
+        let tiled = |keyspace: &v1::Keyspace| {
+            keyspace.state() == v1::KeyspaceState::Dropped || self.state.table.tiles(keyspace.keyspace_id)
+        };
+        self.state.settled() && self.state.acked.keyspaces.values().all(tiled)
     }
 
     /// The keyspaces that clients may use, by id.
     pub fn keyspaces(&self) -> Vec<v1::Keyspace> {
-        Vec::new()
+        self.state.acked.offered()
     }
 
-    /// The nodes as last reported, by id.
+    /// The nodes as last reported, by id: those that were removed are left out.
     pub fn nodes(&self) -> Vec<v1::NodeInfo> {
-        Vec::new()
+        let state = &self.state;
+        let info = |record: &v1::NodeRecord| {
+            let report = state.reports.node(record.node_id);
+            let holding = state.table.holding(record.node_id);
+            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            v1::NodeInfo {
+                node_id: record.node_id,
+                peer_addr: record.peer_addr.clone(),
+                client_addr: record.client_addr.clone(),
+                http_addr: record.http_addr.clone(),
+                version: record.version.clone(),
+                live: state.is_live(record.node_id),
+                boot_id: report.map_or(0, |report| report.info.boot_id),
+                last_heard_ms: state.silence(record.node_id).as_millis() as u64,
+                disk_full: report.is_some_and(|report| report.disk_full),
+                replicas: holding.map_or(0, |holding| count(holding.held.len())),
+                leaders: holding.map_or(0, |holding| count(holding.led.len())),
+                data_bytes: holding.map_or(0, |holding| holding.bytes),
+                draining: record.draining,
+            }
+        };
+        state.acked.nodes.values().filter(|record| !record.removed).map(info).collect()
     }
 
     /// The orders under way, by range, each with its reason.
     pub fn orders(&self) -> Vec<v1::OrderRecord> {
-        Vec::new()
+        self.state.acked.orders.values().cloned().collect()
     }
 
-    fn gone(&self) -> Error {
-        Error::Unavailable {
-            reason: format!("the placement service cannot answer within {:?}", self.config.create_wait),
+    /// What the service thinks of a range, in words.
+    pub fn explain(&self, range: u64) -> String {
+        let Some(route) = self.state.table.get(range) else {
+            return format!("no node has reported range {range} to this reign of the placement service");
+        };
+        if let Some(record) = self.state.ahead.orders.get(&range) {
+            let waits = route.led.as_ref().map_or("", |led| led.order_waits.as_str());
+            let waits = if waits.is_empty() { String::new() } else { format!("; it waits: {waits}") };
+            return format!("an order is under way: {}{waits}", record.reason);
+        }
+        match repair::look(&self.state, &Loads::of(&self.state), route) {
+            Look::Fine => "it has the replicas that its keyspace asks for".into(),
+            Look::Wait(why) => why,
+            Look::Act(_) if !self.state.settled() => "not all nodes have reported yet: nothing is decided".into(),
+            Look::Act(decision) => format!("to be decided: {}", decision.reason),
+        }
+    }
+
+    fn advance(&mut self, now: Duration) {
+        self.state.now = self.state.now.max(now);
+    }
+
+    /// Writes what is staged, and answers what is settled.
+    fn pump(&mut self) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.answer_waiters();
+        self.effects.writes.extend(self.writer.next());
+    }
+
+    /// Changes that take effect together: for decisions now, for all else when they are acknowledged.
+    pub(crate) fn stage(&mut self, changes: Vec<Change>) -> u64 {
+        for change in &changes {
+            self.state.ahead.apply(change);
+        }
+        self.writer.stage(changes)
+    }
+
+    fn acknowledge(&mut self, change: &Change) {
+        self.state.acked.apply(change);
+        match change {
+            Change::Order(range, _) => self.work.order_began(*range, self.state.now),
+            Change::NoOrder(range) => self.work.order_ended(*range),
+            Change::Keyspace(keyspace) if keyspace.state() == v1::KeyspaceState::Dropped => {
+                self.forget_keyspace(keyspace.keyspace_id);
+            }
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, why: &str, unknown: bool) {
+        self.stopped.get_or_insert_with(|| why.into());
+        self.effects.writes.clear();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let report = matches!(waiter.wants, Wants::Report { .. });
+            let written = self.writer.is_acked(waiter.unit);
+            let maybe = unknown && self.writer.is_under_way(waiter.unit);
+            let error = if !report && (written || maybe) {
+                Error::Ambiguous { reason: why.into() }
+            } else {
+                Error::Unavailable { reason: why.into() }
+            };
+            self.effects.answers.push(Answer { token: waiter.token, result: Err(error) });
         }
     }
 }

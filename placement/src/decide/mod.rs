@@ -1,0 +1,67 @@
+//! Decisions: functions of the state, to orders with their reasons. They change nothing and remember nothing.
+//!
+//! Of one range there is one order at a time. What is decided earlier in a round counts for what is decided later,
+//! through [`loads::Loads`].
+
+pub(crate) mod balance;
+pub(crate) mod leaders;
+pub(crate) mod loads;
+pub(crate) mod repair;
+
+use std::time::Duration;
+
+use flotilla_proto::v1;
+
+use self::loads::Loads;
+use crate::state::State;
+use crate::table::Route;
+
+/// An order that has no id yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Decision {
+    pub range: u64,
+    pub add: Vec<u64>,
+    pub remove: Vec<u64>,
+    /// 0: whichever.
+    pub leader: u64,
+    pub reason: String,
+    pub limit: Duration,
+}
+
+/// A transfer of leadership takes an election's time, or does not happen.
+pub(crate) const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn is_voter(replica: &v1::ReplicaDescriptor) -> bool {
+    matches!(replica.role(), v1::ReplicaRole::Voter | v1::ReplicaRole::VoterIncoming)
+}
+
+pub(crate) fn is_joint(descriptor: &v1::RangeDescriptor) -> bool {
+    let joint = |replica: &v1::ReplicaDescriptor| {
+        matches!(replica.role(), v1::ReplicaRole::VoterIncoming | v1::ReplicaRole::VoterOutgoing)
+    };
+    descriptor.replicas.iter().any(joint)
+}
+
+pub(crate) fn holds(descriptor: &v1::RangeDescriptor, node: u64) -> bool {
+    descriptor.replicas.iter().any(|replica| replica.node_id == node)
+}
+
+pub(crate) fn voters(descriptor: &v1::RangeDescriptor) -> impl Iterator<Item = u64> + '_ {
+    descriptor.replicas.iter().filter(|replica| is_voter(replica)).map(|replica| replica.node_id)
+}
+
+/// Whether the range's leader is there to carry out an order, and has none.
+pub(crate) fn is_free(state: &State, loads: &Loads, route: &Route) -> bool {
+    let range = route.descriptor.range_id;
+    let in_order = state.ahead.orders.contains_key(&range) || loads.is_taken(range);
+    route.led.is_some() && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
+}
+
+/// Whether the descriptor is what the order was to bring about.
+pub(crate) fn is_fulfilled(order: &v1::RangeOrder, route: &Route) -> bool {
+    let descriptor = &route.descriptor;
+    let added = order.add_nodes.iter().all(|node| voters(descriptor).any(|voter| voter == *node));
+    let removed = !order.remove_nodes.iter().any(|node| holds(descriptor, *node));
+    let led = order.leader_node_id == 0 || order.leader_node_id == route.leader;
+    added && removed && led && !is_joint(descriptor)
+}

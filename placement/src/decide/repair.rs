@@ -1,0 +1,153 @@
+//! Repair: brings one range to the number of replicas that its keyspace asks for, on nodes that live.
+//!
+//! What no order may do: take a replica away before its replacement votes (the range's leader adds first, whatever
+//! the order), or leave fewer voters than there were, unless there were more than asked for. Numbers of voters are
+//! odd, unless the keyspace asks for an even one: two voters outlive less than one.
+
+use super::loads::Loads;
+use super::{Decision, is_free, is_joint, voters};
+use crate::state::State;
+use crate::table::Route;
+
+/// What a look at a range came to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Look {
+    /// It is as its keyspace asks for.
+    Fine,
+    /// It is not, and nothing can be done about it now: why.
+    Wait(String),
+    /// It is not, and this is to be done.
+    Act(Decision),
+}
+
+/// Looks at a range that has no order.
+pub(crate) fn look(state: &State, loads: &Loads, route: &Route) -> Look {
+    let descriptor = &route.descriptor;
+    let Some(keyspace) = state.ahead.keyspace(descriptor.keyspace_id) else {
+        return Look::Fine;
+    };
+    let replicas = keyspace.replicas as usize;
+    let need = Need::of(state, route, replicas);
+    if need.is_nothing() {
+        return if need.voters == replicas && need.dead.is_empty() {
+            Look::Fine
+        } else {
+            Look::Wait(short(&need, replicas))
+        };
+    }
+    if is_joint(descriptor) {
+        return Look::Wait("its replicas are changing".into());
+    }
+    if !is_free(state, loads, route) {
+        return Look::Wait("no live leader has reported it".into());
+    }
+    if !loads.may_send(route.leader, route.data_bytes) {
+        return Look::Wait(format!("node {} has as many moves as it may", route.leader));
+    }
+    act(state, loads, route, &need, replicas)
+}
+
+fn short(need: &Need, replicas: usize) -> String {
+    format!("{} of its {replicas} replicas live, and there are no nodes for more", need.voters - need.dead.len())
+}
+
+struct Need {
+    voters: usize,
+    dead: Vec<u64>,
+    /// Voters to be added.
+    adds: usize,
+    /// Voters too many, dead or not.
+    extra: usize,
+    learners: Vec<u64>,
+}
+
+impl Need {
+    fn of(state: &State, route: &Route, replicas: usize) -> Self {
+        let all: Vec<u64> = voters(&route.descriptor).collect();
+        let dead: Vec<u64> = all.iter().copied().filter(|node| state.is_dead(*node)).collect();
+        let healthy = all.len() - dead.len();
+        let others = state.ahead.nodes.keys().filter(|node| !all.contains(node) && state.is_fit(**node)).take(replicas);
+        let want = target(replicas, healthy + others.count());
+        let learners = route.descriptor.replicas.iter();
+        let learners = learners.filter(|replica| !all.contains(&replica.node_id)).map(|replica| replica.node_id);
+        Self {
+            voters: all.len(),
+            adds: want.saturating_sub(healthy),
+            extra: all.len().saturating_sub(replicas),
+            dead,
+            learners: learners.collect(),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.adds == 0 && self.extra == 0 && self.learners.is_empty()
+    }
+}
+
+/// Voters to aim at, with so many nodes to choose from.
+pub(crate) fn target(replicas: usize, nodes: usize) -> usize {
+    if nodes >= replicas {
+        return replicas;
+    }
+    if nodes % 2 == 1 { nodes } else { nodes.saturating_sub(1) }
+}
+
+fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize) -> Look {
+    let healthy = need.voters - need.dead.len();
+    let mut add: Vec<u64> = need.learners.iter().copied().filter(|node| state.is_fit(*node)).take(need.adds).collect();
+    add.extend(loads.emptiest(route.data_bytes, need.adds - add.len(), &route.descriptor));
+    let odd = |adds: usize| (healthy + adds) % 2 == 1 || healthy + adds == replicas;
+    while !add.is_empty() && !odd(add.len()) {
+        add.pop();
+    }
+    let mut remove: Vec<u64> = need.learners.iter().copied().filter(|node| !add.contains(node)).collect();
+    let rolled_back = remove.len();
+    // As many voters stay as there are, or as are asked for if that is less; and none goes for nothing in exchange.
+    let may_go = (need.voters + add.len()).saturating_sub(need.voters.min(replicas));
+    let dead = need.dead.iter().copied().take(may_go);
+    remove.extend(dead);
+    let gone = remove.len() - rolled_back;
+    let too_many = (need.voters + add.len()).saturating_sub(gone + replicas);
+    remove.extend(surplus(state, loads, route, too_many));
+    if add.is_empty() && remove.is_empty() {
+        return Look::Wait(format!("no node may be given one of the {} replicas that it needs now", need.adds));
+    }
+    let reason = reason(need, &add, &remove, replicas);
+    let limit = state.config.order_time_limit;
+    Look::Act(Decision { range: route.descriptor.range_id, add, remove, leader: 0, reason, limit })
+}
+
+/// Healthy voters to do without: those that drain or are full first, then those on the fullest nodes; the leader last.
+fn surplus(state: &State, loads: &Loads, route: &Route, count: usize) -> Vec<u64> {
+    let mut candidates: Vec<u64> = voters(&route.descriptor).filter(|node| !state.is_dead(*node)).collect();
+    let rank = |node: &u64| {
+        let unwanted = state.is_draining(*node) || state.is_full(*node);
+        let load = loads.get(*node).map_or((0, 0), |load| (load.replicas, load.bytes));
+        (*node != route.leader, unwanted, !state.is_live(*node), load, *node)
+    };
+    candidates.sort_by_key(|node| std::cmp::Reverse(rank(node)));
+    candidates.truncate(count);
+    candidates
+}
+
+fn reason(need: &Need, add: &[u64], remove: &[u64], replicas: usize) -> String {
+    let mut parts = vec![format!("it has {} of {replicas} replicas", need.voters)];
+    if !need.dead.is_empty() {
+        parts.push(format!("dead: {}", nodes(&need.dead)));
+    }
+    if !need.learners.is_empty() {
+        parts.push(format!("left from an earlier change: {}", nodes(&need.learners)));
+    }
+    if !add.is_empty() {
+        parts.push(format!("to be added: {}", nodes(add)));
+    }
+    if !remove.is_empty() {
+        parts.push(format!("to be removed: {}", nodes(remove)));
+    }
+    parts.join("; ")
+}
+
+fn nodes(ids: &[u64]) -> String {
+    let names: Vec<String> = ids.iter().map(|id| format!("node {id}")).collect();
+    names.join(", ")
+}

@@ -1,0 +1,177 @@
+//! Reports: taken into the table of routes and the book of replicas; what they set off.
+
+use flotilla_proto::{Error, Result, v1};
+
+use crate::records::{Change, Counter};
+use crate::service::{Service, Token};
+use crate::table::epoch;
+use crate::waiters::{Waiter, Wants};
+use crate::writes::UNIT_CHANGES_MAX;
+
+/// Every replica of a range that there ever was or will be on a node: of a range that is gone for good.
+const ALL_REPLICAS: u64 = u64::MAX >> 1;
+
+impl Service {
+    pub(crate) fn on_report(&mut self, token: Token, report: &v1::ReportRequest) -> Result<()> {
+        let node = self.check_reporter(report)?;
+        let staged = self.writer.last();
+        let was_live = self.state.is_live(node);
+        let taken = self.state.reports.take(self.state.now, self.reign, node, report);
+        let mut range_ids = None;
+        if !taken.stale {
+            if !was_live {
+                self.work.stir();
+            }
+            self.note_address(node, report);
+            self.take_ranges(node, report, &taken.gone);
+            range_ids = report.wants_range_ids.then(|| self.block_of_range_ids());
+            self.round();
+        }
+        // The answer waits for what this report set off, and for nothing else.
+        let last = self.writer.last();
+        let unit = if last > staged { last } else { 0 };
+        let same_reign = report.reign == self.reign;
+        self.waiters.push(Waiter {
+            token,
+            unit,
+            wants: Wants::Report {
+                node,
+                deadline: self.state.now + self.state.config.answer_wait,
+                table_sequence: same_reign.then_some(report.table_sequence),
+                more: report.more,
+                range_ids,
+            },
+        });
+        Ok(())
+    }
+
+    /// Which node it is; refuses what does not belong here.
+    fn check_reporter(&self, report: &v1::ReportRequest) -> Result<u64> {
+        let mismatch = |what: String| Err(Error::ClusterMismatch { what });
+        let cluster = &self.state.acked.cluster;
+        let node = report.node.as_ref().map_or(0, |node| node.node_id);
+        if report.cluster_id != cluster.cluster_id {
+            return mismatch(format!(
+                "node {node} belongs to cluster {:x}; this is cluster {:x} ({:?})",
+                report.cluster_id, cluster.cluster_id, cluster.name
+            ));
+        }
+        let Some(record) = self.state.ahead.nodes.get(&node) else {
+            return mismatch(format!("the cluster has no node {node}: nodes get their ids when they join"));
+        };
+        if record.store_id != report.store_id {
+            return mismatch(format!(
+                "node {node} is store {:x}, not {:x}: a store that was lost or wiped joins as a new node",
+                record.store_id, report.store_id
+            ));
+        }
+        if record.removed {
+            return mismatch(format!(
+                "node {node} was removed for good: wipe its data directory to join as a new node"
+            ));
+        }
+        if report.reign > self.reign {
+            let reason = format!("a newer placement service, of reign {}, is at work", report.reign);
+            return Err(Error::Unavailable { reason });
+        }
+        Ok(node)
+    }
+
+    /// A node may come back at other addresses, or as another version.
+    fn note_address(&mut self, node: u64, report: &v1::ReportRequest) {
+        let (Some(info), Some(record)) = (&report.node, self.state.ahead.nodes.get(&node)) else { return };
+        let mut now = record.clone();
+        let pairs = [
+            (&mut now.peer_addr, &info.peer_addr),
+            (&mut now.client_addr, &info.client_addr),
+            (&mut now.http_addr, &info.http_addr),
+            (&mut now.version, &info.version),
+        ];
+        for (old, new) in pairs {
+            if !new.is_empty() {
+                old.clone_from(new);
+            }
+        }
+        if now != *record {
+            self.stage(vec![Change::Node(now)]);
+        }
+    }
+
+    fn block_of_range_ids(&mut self) -> (u64, u32) {
+        let first = self.next_id(Counter::Range);
+        let count = self.state.config.range_ids_per_block;
+        self.stage(vec![Change::Next(Counter::Range, first + u64::from(count))]);
+        (first, count)
+    }
+
+    fn take_ranges(&mut self, node: u64, report: &v1::ReportRequest, gone: &[u64]) {
+        let mut changed = Vec::new();
+        let mut born = Vec::new();
+        for replica in &report.ranges {
+            let Some(descriptor) = &replica.descriptor else { continue };
+            let range = descriptor.range_id;
+            if self.is_routable(descriptor) && self.state.table.report(node, replica) {
+                changed.push(range);
+            } else {
+                self.find_stray(node, range);
+            }
+            let birth = self.state.ahead.births.get(&range);
+            if birth.is_some_and(|birth| !birth.replaced) {
+                born.push(Change::NoBirth(range));
+            }
+        }
+        for range in gone {
+            self.work.strays.remove(&(node, *range));
+            if self.state.table.not_there(node, *range) {
+                changed.push(*range);
+            }
+        }
+        for part in born.chunks(UNIT_CHANGES_MAX) {
+            self.stage(part.to_vec());
+        }
+        for range in &changed {
+            self.find_strays(*range);
+        }
+        self.end_fulfilled(&changed);
+        if !changed.is_empty() {
+            self.work.look_at(changed);
+        }
+    }
+
+    /// Whether a descriptor may have a place in the table: of a keyspace that there is, and not of a range in whose
+    /// place another one was born.
+    fn is_routable(&self, descriptor: &v1::RangeDescriptor) -> bool {
+        let replaced = self.state.ahead.births.get(&descriptor.range_id).is_some_and(|birth| birth.replaced);
+        self.state.acked.keyspace(descriptor.keyspace_id).is_some() && !replaced
+    }
+
+    pub(crate) fn find_strays(&mut self, range: u64) {
+        let nodes: Vec<u64> = self.state.reports.of_range(range).map(|(node, _)| node).collect();
+        for node in nodes {
+            self.find_stray(node, range);
+        }
+    }
+
+    fn find_stray(&mut self, node: u64, range: u64) {
+        if self.proven_gone(node, range).is_some() {
+            self.work.strays.insert((node, range));
+        } else {
+            self.work.strays.remove(&(node, range));
+        }
+    }
+
+    /// The highest id of the node's replicas of the range that surely are no part of it any more, if the one that it
+    /// reported is. The proof is what was acknowledged or applied, and stays true whatever comes.
+    pub(crate) fn proven_gone(&self, node: u64, range: u64) -> Option<u64> {
+        let seen = self.state.reports.get(node, range)?;
+        let replaced = self.state.acked.births.get(&range).is_some_and(|birth| birth.replaced);
+        if replaced || self.state.acked.is_dropped(seen.keyspace) {
+            return Some(ALL_REPLICAS);
+        }
+        let descriptor = &self.state.table.get(range)?.descriptor;
+        // A replica with a larger id than the descriptor knows of was added after it.
+        let newer = epoch(descriptor).1 > seen.conf_ver && seen.replica_id < descriptor.next_replica_id;
+        let named = |replica: &v1::ReplicaDescriptor| replica.node_id == node && replica.replica_id == seen.replica_id;
+        (newer && seen.replica_id != 0 && !descriptor.replicas.iter().any(named)).then_some(seen.replica_id)
+    }
+}

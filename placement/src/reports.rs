@@ -1,0 +1,198 @@
+//! What nodes last reported: that they live, how they are, and which replicas they have.
+//!
+//! Reports may be lost, repeated and overtaken: one that is not above the last of its process changes nothing, and a
+//! node whose replicas are not all known to this reign is asked for all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use flotilla_proto::v1;
+
+use crate::table::epoch;
+
+/// A replica as its own node last described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub replica_id: u64,
+    pub conf_ver: u64,
+    pub keyspace: u64,
+}
+
+/// A node that has reported to this reign.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeReport {
+    pub heard: Duration,
+    /// All its replicas are known.
+    pub complete: bool,
+    pub disk_full: bool,
+    pub info: v1::NodeInfo,
+    sequence: u64,
+    /// A full listing has begun: what it has named up to now.
+    listing: Option<BTreeSet<u64>>,
+    ranges: BTreeSet<u64>,
+}
+
+/// See the file's head.
+#[derive(Debug, Default)]
+pub(crate) struct Reports {
+    nodes: BTreeMap<u64, NodeReport>,
+    replicas: BTreeMap<u64, BTreeMap<u64, Seen>>,
+}
+
+/// What taking in a report came to.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Taken {
+    /// It is old, or was taken in before.
+    pub stale: bool,
+    /// Ranges that the node has no replica of any more.
+    pub gone: Vec<u64>,
+}
+
+impl Reports {
+    pub fn node(&self, node: u64) -> Option<&NodeReport> {
+        self.nodes.get(&node)
+    }
+
+    /// The nodes' replicas of a range.
+    pub fn of_range(&self, range: u64) -> impl Iterator<Item = (u64, Seen)> + '_ {
+        self.replicas.get(&range).into_iter().flatten().map(|(node, seen)| (*node, *seen))
+    }
+
+    pub fn get(&self, node: u64, range: u64) -> Option<Seen> {
+        self.replicas.get(&range)?.get(&node).copied()
+    }
+
+    /// Ranges with replicas that say that they are of the keyspace.
+    pub fn of_keyspace(&self, keyspace: u64) -> Vec<u64> {
+        let of_it = |seen: &Seen| seen.keyspace == keyspace;
+        self.replicas.iter().filter(|(_, seen)| seen.values().any(of_it)).map(|(range, _)| *range).collect()
+    }
+
+    /// Takes in a report of node `node`; `reign` is that of the service.
+    pub fn take(&mut self, now: Duration, reign: u64, node: u64, report: &v1::ReportRequest) -> Taken {
+        let info = report.node.clone().unwrap_or_default();
+        let known = self.nodes.get(&node);
+        let same_process = known.is_some_and(|known| known.info.boot_id == info.boot_id);
+        if same_process && known.is_some_and(|known| report.sequence <= known.sequence) {
+            return Taken { stale: true, gone: Vec::new() };
+        }
+        let complete = known.is_some_and(|known| known.complete) && same_process && report.reign == reign;
+        let entry = self.nodes.entry(node).or_insert_with(|| NodeReport {
+            heard: now,
+            complete: false,
+            disk_full: false,
+            info: v1::NodeInfo::default(),
+            sequence: 0,
+            listing: None,
+            ranges: BTreeSet::new(),
+        });
+        if !same_process {
+            entry.listing = None;
+        }
+        entry.heard = now;
+        entry.complete = complete;
+        entry.sequence = report.sequence;
+        entry.disk_full = info.disk_full || report.disk_free_bytes < report.disk_margin_bytes;
+        entry.info = info;
+        let gone = self.take_ranges(node, report);
+        Taken { stale: false, gone }
+    }
+
+    fn take_ranges(&mut self, node: u64, report: &v1::ReportRequest) -> Vec<u64> {
+        let Some(entry) = self.nodes.get_mut(&node) else { return Vec::new() };
+        if report.full {
+            entry.listing = Some(BTreeSet::new());
+        }
+        for replica in &report.ranges {
+            let Some(descriptor) = &replica.descriptor else { continue };
+            let seen = Seen {
+                replica_id: replica.replica_id,
+                conf_ver: epoch(descriptor).1,
+                keyspace: descriptor.keyspace_id,
+            };
+            entry.ranges.insert(descriptor.range_id);
+            if let Some(listing) = &mut entry.listing {
+                listing.insert(descriptor.range_id);
+            }
+            self.replicas.entry(descriptor.range_id).or_default().insert(node, seen);
+        }
+        let mut gone = report.gone.clone();
+        if let Some(listing) = entry.listing.take() {
+            if report.more {
+                entry.listing = Some(listing);
+            } else {
+                gone.extend(entry.ranges.difference(&listing).copied());
+                entry.complete = true;
+            }
+        }
+        gone.sort_unstable();
+        gone.dedup();
+        for range in &gone {
+            entry.ranges.remove(range);
+            if let Some(seen) = self.replicas.get_mut(range) {
+                seen.remove(&node);
+                if seen.is_empty() {
+                    self.replicas.remove(range);
+                }
+            }
+        }
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(boot_id: u64, sequence: u64, full: bool, more: bool, ranges: &[u64]) -> v1::ReportRequest {
+        let ranges = ranges.iter().map(|range| v1::RangeReport {
+            descriptor: Some(v1::RangeDescriptor { range_id: *range, ..Default::default() }),
+            replica_id: 1,
+            ..Default::default()
+        });
+        v1::ReportRequest {
+            node: Some(v1::NodeInfo { node_id: 1, boot_id, ..Default::default() }),
+            sequence,
+            reign: 5,
+            full,
+            more,
+            ranges: ranges.collect(),
+            ..Default::default()
+        }
+    }
+
+    fn take(reports: &mut Reports, report: &v1::ReportRequest) -> Taken {
+        reports.take(Duration::from_secs(1), 5, 1, report)
+    }
+
+    #[test]
+    fn a_full_listing_in_parts_counts_when_its_last_part_is_there() {
+        let mut reports = Reports::default();
+        take(&mut reports, &report(1, 1, true, true, &[7, 8]));
+        assert!(!reports.node(1).expect("reported").complete);
+        take(&mut reports, &report(1, 2, false, false, &[9]));
+        assert!(reports.node(1).expect("reported").complete);
+        let taken = take(&mut reports, &report(1, 3, true, false, &[8]));
+        assert_eq!(taken.gone, [7, 9]);
+        assert_eq!(reports.of_range(8).count(), 1);
+    }
+
+    #[test]
+    fn repeated_and_overtaken_reports_change_nothing() {
+        let mut reports = Reports::default();
+        take(&mut reports, &report(1, 2, true, false, &[7]));
+        assert!(take(&mut reports, &report(1, 2, true, false, &[])).stale);
+        assert!(take(&mut reports, &report(1, 1, true, false, &[])).stale);
+        assert_eq!(reports.of_range(7).count(), 1);
+    }
+
+    #[test]
+    fn another_process_is_asked_for_everything() {
+        let mut reports = Reports::default();
+        take(&mut reports, &report(1, 9, true, false, &[7]));
+        take(&mut reports, &report(2, 1, false, false, &[]));
+        assert!(!reports.node(1).expect("reported").complete);
+        take(&mut reports, &report(2, 2, true, false, &[]));
+        assert_eq!(reports.of_range(7).count(), 0);
+    }
+}

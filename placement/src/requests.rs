@@ -1,0 +1,284 @@
+//! What people and new nodes ask for: checked, then staged as changes of records. Every refusal says what would be
+//! allowed.
+
+use std::time::Duration;
+
+use flotilla_proto::ids::SYSTEM_KEYSPACE;
+use flotilla_proto::{Error, KeyspaceId, Result, v1};
+
+use crate::borders::{bounds, descriptor};
+use crate::decide::loads::Loads;
+use crate::decide::{Decision, holds, is_joint, voters};
+use crate::names::{self, SYSTEM_KEYSPACE_NAME};
+use crate::records::{Change, Counter};
+use crate::service::{Response, Service, Token};
+use crate::waiters::{Waiter, Wants};
+
+/// Ranges that a keyspace created by request may begin with: all of its records are one batch.
+pub const CREATED_RANGES_MAX: u32 = 1_000;
+const REPLICAS_DEFAULT: u32 = 3;
+
+impl Service {
+    pub(crate) fn on_join(&mut self, token: Token, request: v1::JoinRequest) -> Result<()> {
+        let cluster = &self.state.acked.cluster;
+        if !request.cluster_name.is_empty() && request.cluster_name != cluster.name {
+            let what = format!("this is cluster {:?}, not {:?}", cluster.name, request.cluster_name);
+            return Err(Error::ClusterMismatch { what });
+        }
+        let (min, max) = self.state.config.protocol;
+        if request.protocol_max < min || request.protocol_min > max {
+            let what = format!(
+                "the node speaks protocols {} to {}, the cluster {min} to {max}: use a version that they share",
+                request.protocol_min, request.protocol_max
+            );
+            return Err(Error::ClusterMismatch { what });
+        }
+        if request.store_id == 0 || request.peer_addr.is_empty() {
+            let hint = "a node joins with the id of its store and an address where other nodes reach it";
+            return Err(Error::invalid("a store without an id or without an address wants to join", hint));
+        }
+        let known = self.state.ahead.nodes.values().find(|record| record.store_id == request.store_id);
+        if let Some(record) = known.filter(|record| record.removed) {
+            let what = format!("this store was node {}, which was removed for good", record.node_id);
+            return Err(Error::ClusterMismatch { what: format!("{what}: wipe its data directory to join anew") });
+        }
+        let (node, draining) = known.map_or((0, false), |record| (record.node_id, record.draining));
+        let mut changes = Vec::new();
+        let node = if node == 0 { self.next_id(Counter::Node) } else { node };
+        if node == self.next_id(Counter::Node) {
+            changes.push(Change::Next(Counter::Node, node + 1));
+        }
+        changes.push(Change::Node(v1::NodeRecord {
+            node_id: node,
+            store_id: request.store_id,
+            peer_addr: request.peer_addr,
+            client_addr: request.client_addr,
+            http_addr: request.http_addr,
+            version: request.version,
+            draining,
+            removed: false,
+        }));
+        self.effects.notes.push(format!("node {node} joins (store {:x})", request.store_id));
+        let unit = self.stage(changes);
+        self.wait(token, unit, Wants::Joined { node });
+        Ok(())
+    }
+
+    pub(crate) fn on_create_keyspace(&mut self, token: Token, request: v1::CreateKeyspaceRequest) -> Result<()> {
+        names::check_name(&request.name)?;
+        let replicas = if request.replicas == 0 { REPLICAS_DEFAULT } else { request.replicas };
+        names::check_replicas(replicas)?;
+        if let Some(boundary) = &request.boundary {
+            names::check_boundary(boundary)?;
+        }
+        let split_bytes = request.split_bytes.unwrap_or(self.state.config.split_bytes);
+        names::check_split_bytes(split_bytes)?;
+        let ranges = request.ranges.max(1);
+        if ranges > CREATED_RANGES_MAX {
+            let hint = format!("a keyspace begins with 1 to {CREATED_RANGES_MAX}; split its ranges for more");
+            return Err(Error::invalid(format!("{ranges} ranges"), hint));
+        }
+        if self.state.ahead.keyspace_named(&request.name).is_some() {
+            return Err(Error::KeyspaceExists { name: request.name });
+        }
+        let id = self.next_id(Counter::Keyspace);
+        if id >= SYSTEM_KEYSPACE.0 {
+            return Err(Error::invalid("there are no ids for keyspaces left", "ids of keyspaces are never used again"));
+        }
+        let keyspace = v1::Keyspace {
+            keyspace_id: id,
+            name: request.name,
+            replicas,
+            boundary: request.boundary,
+            split_bytes,
+            state: v1::KeyspaceState::Normal.into(),
+            version: 1,
+        };
+        let births = self.births(KeyspaceId(id), ranges)?;
+        let mut changes = vec![Change::Next(Counter::Keyspace, id + 1), Change::Keyspace(keyspace)];
+        changes.push(Change::Next(Counter::Range, self.next_id(Counter::Range) + births.len() as u64));
+        changes.extend(births);
+        let unit = self.stage(changes);
+        let deadline = self.state.now + self.state.config.create_wait;
+        self.wait(token, unit, Wants::Created { keyspace: id, deadline });
+        Ok(())
+    }
+
+    /// The first ranges of a keyspace, dealt round the nodes that may be given replicas, the emptiest first.
+    fn births(&self, keyspace: KeyspaceId, ranges: u32) -> Result<Vec<Change>> {
+        let loads = Loads::of(&self.state);
+        let mut nodes: Vec<(i64, u64)> =
+            loads.iter().filter(|load| load.fit).map(|load| (load.replicas, load.node)).collect();
+        nodes.sort_unstable();
+        if nodes.is_empty() {
+            let reason = "no node can be given ranges now: they are silent, full or being drained";
+            return Err(Error::Unavailable { reason: reason.into() });
+        }
+        let first = self.next_id(Counter::Range);
+        let birth = |(at, bounds): (usize, (bytes::Bytes, bytes::Bytes))| {
+            let range = first + at as u64;
+            let node = nodes[at % nodes.len()].1;
+            let descriptor = Some(descriptor(range, keyspace.0, bounds, &[node]));
+            Change::Birth(range, v1::BirthRecord { descriptor, replaced: false })
+        };
+        Ok(bounds(ranges).into_iter().enumerate().map(birth).collect())
+    }
+
+    pub(crate) fn on_set_keyspace(&mut self, token: Token, request: &v1::SetKeyspaceRequest) -> Result<()> {
+        let Some(keyspace) = self.state.ahead.keyspace_named(&request.name) else {
+            return Err(Error::KeyspaceNotFound { name: request.name.clone() });
+        };
+        let mut now = keyspace.clone();
+        if now.keyspace_id == SYSTEM_KEYSPACE.0 && (request.boundary.is_some() || request.split_bytes.is_some()) {
+            let hint = "its number of replicas can be set, and nothing else";
+            return Err(Error::invalid("the system range is never split", hint));
+        }
+        if let Some(replicas) = request.replicas {
+            names::check_replicas(replicas)?;
+            now.replicas = replicas;
+        }
+        if let Some(boundary) = &request.boundary {
+            names::check_boundary(boundary)?;
+            now.boundary = Some(*boundary);
+        }
+        if let Some(split_bytes) = request.split_bytes {
+            names::check_split_bytes(split_bytes)?;
+            now.split_bytes = split_bytes;
+        }
+        now.version += 1;
+        let unit = self.stage(vec![Change::Keyspace(now.clone())]);
+        let ranges = self.state.table.of_keyspace(now.keyspace_id).map(|route| route.descriptor.range_id);
+        self.work.look_at(ranges);
+        let response = v1::SetKeyspaceResponse { keyspace: Some(now) };
+        self.wait(token, unit, Wants::Written(Response::SetKeyspace(response)));
+        Ok(())
+    }
+
+    /// Any keyspace may be dropped, `default` too; only the system's own may not.
+    pub(crate) fn on_drop_keyspace(&mut self, token: Token, request: &v1::DropKeyspaceRequest) -> Result<()> {
+        if request.name == SYSTEM_KEYSPACE_NAME {
+            let hint = "any other keyspace can be dropped";
+            return Err(Error::invalid("the system keyspace holds the cluster's own records", hint));
+        }
+        let Some(keyspace) = self.state.ahead.keyspace_named(&request.name) else {
+            return Err(Error::KeyspaceNotFound { name: request.name.clone() });
+        };
+        let mut dropped = keyspace.clone();
+        dropped.set_state(v1::KeyspaceState::Dropped);
+        dropped.version += 1;
+        self.effects.notes.push(format!("keyspace {:?} (id {}) is dropped", dropped.name, dropped.keyspace_id));
+        let unit = self.stage(vec![Change::Keyspace(dropped)]);
+        self.wait(token, unit, Wants::Written(Response::DropKeyspace(v1::DropKeyspaceResponse {})));
+        Ok(())
+    }
+
+    pub(crate) fn on_move_replica(&mut self, token: Token, request: &v1::MoveReplicaRequest) -> Result<()> {
+        let (range, from, to) = (request.range_id, request.from_node_id, request.to_node_id);
+        self.check_move(range, from, to)?;
+        let decision = Decision {
+            range,
+            add: vec![to],
+            remove: vec![from],
+            leader: 0,
+            reason: format!("asked for: from node {from} to node {to}"),
+            limit: self.state.config.order_time_limit,
+        };
+        let (unit, order_id) = self.stage_orders(&[decision]);
+        let wants = if request.timeout_ms == 0 {
+            Wants::Written(Response::MoveReplica(v1::MoveReplicaResponse { done: false }))
+        } else {
+            let deadline = self.state.now + Duration::from_millis(request.timeout_ms);
+            Wants::Moved { order_id, deadline, ended: None }
+        };
+        self.wait(token, unit, wants);
+        Ok(())
+    }
+
+    fn check_move(&self, range: u64, from: u64, to: u64) -> Result<()> {
+        let state = &self.state;
+        let Some(route) = state.table.get(range) else {
+            return Err(Error::invalid(format!("there is no range {range}"), "`flotilla range list` shows all ranges"));
+        };
+        let replicas = &route.descriptor.replicas;
+        let holders: Vec<String> = replicas.iter().map(|replica| replica.node_id.to_string()).collect();
+        let held = format!("its replicas are on nodes {}", holders.join(", "));
+        if let Some(order) = state.ahead.orders.get(&range) {
+            let what = format!("range {range} has an order under way ({})", order.reason);
+            return Err(Error::invalid(what, "wait for its end: a range has one change at a time"));
+        }
+        if is_joint(&route.descriptor) {
+            let what = format!("the replicas of range {range} are being changed");
+            return Err(Error::invalid(what, "wait for the end of that: a range has one change at a time"));
+        }
+        if !holds(&route.descriptor, from) {
+            return Err(Error::invalid(format!("range {range} has no replica on node {from}"), held));
+        }
+        if holds(&route.descriptor, to) {
+            let fit = self.fit_nodes(|node| !holds(&route.descriptor, node));
+            let what = format!("range {range} has a replica on node {to} already");
+            return Err(Error::invalid(what, format!("{held}; it may go to {fit}")));
+        }
+        self.check_target(to, || self.fit_nodes(|node| !holds(&route.descriptor, node)))?;
+        if route.led.is_none() || !state.is_live(route.leader) {
+            let reason = format!("range {range} has no leader that could carry it out now");
+            return Err(Error::Unavailable { reason });
+        }
+        // A leader whose majority is silent cannot change anything; one short of that would lose what is left.
+        let silent = |node: &u64| *node != from && !state.is_live(*node);
+        let silent: Vec<String> = voters(&route.descriptor).filter(silent).map(|node| format!("node {node}")).collect();
+        if silent.len() * 2 >= voters(&route.descriptor).count() {
+            let what = format!("of range {range} too few replicas live: nothing is heard of {}", silent.join(", "));
+            return Err(Error::invalid(what, "its replicas are rebuilt first; move it afterwards"));
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, node: u64, fit: impl Fn() -> String) -> Result<()> {
+        let state = &self.state;
+        let record = state.ahead.nodes.get(&node);
+        let problem = match record {
+            None => "is not known",
+            Some(record) if record.removed => "was removed for good",
+            Some(_) if state.is_dead(node) => "is dead",
+            Some(_) if !state.is_live(node) => "is silent",
+            Some(_) if state.is_full(node) => "has no disk space to spare",
+            Some(record) if record.draining => "is being drained",
+            Some(_) => return Ok(()),
+        };
+        Err(Error::invalid(format!("node {node} {problem}"), format!("it may go to {}", fit())))
+    }
+
+    fn fit_nodes(&self, may: impl Fn(u64) -> bool) -> String {
+        let fit = |node: &&u64| self.state.is_fit(**node) && may(**node);
+        let names: Vec<String> =
+            self.state.ahead.nodes.keys().filter(fit).take(20).map(|node| format!("node {node}")).collect();
+        if names.is_empty() { "no node now".into() } else { names.join(", ") }
+    }
+
+    pub(crate) fn on_drain_node(&mut self, token: Token, request: &v1::DrainNodeRequest) -> Result<()> {
+        let state = &self.state;
+        let node = request.node_id;
+        let Some(record) = state.ahead.nodes.get(&node).filter(|record| !record.removed) else {
+            let known: Vec<String> = state.ahead.nodes.keys().map(u64::to_string).collect();
+            let hint = format!("the cluster has nodes {}", known.join(", "));
+            return Err(Error::invalid(format!("there is no node {node}"), hint));
+        };
+        let others =
+            state.ahead.nodes.keys().any(|other| *other != node && state.is_live(*other) && !state.is_draining(*other));
+        if !request.undo && !others {
+            let what = format!("no other live node could take over what node {node} leads");
+            return Err(Error::invalid(what, "end the draining of another node first, or add a node"));
+        }
+        let mut now = record.clone();
+        now.draining = !request.undo;
+        self.work.stir();
+        let unit = self.stage(vec![Change::Node(now)]);
+        self.round();
+        self.wait(token, unit, Wants::Written(Response::DrainNode(v1::DrainNodeResponse {})));
+        Ok(())
+    }
+
+    fn wait(&mut self, token: Token, unit: u64, wants: Wants) {
+        self.waiters.push(Waiter { token, unit, wants });
+    }
+}

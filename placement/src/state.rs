@@ -1,0 +1,139 @@
+//! The service's records in memory, and the whole of what decisions look at.
+//!
+//! There are two copies of the records. `acked` holds what the system range has acknowledged: whatever leaves the
+//! service is taken from it. `ahead` holds that and what is being written: whatever is decided looks at it, so that
+//! nothing is decided twice. A write that fails ends the service, so `ahead` is never taken back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_proto::ids::SYSTEM_KEYSPACE;
+use flotilla_proto::v1;
+
+use crate::config::Config;
+use crate::records::{Change, Counter};
+use crate::reports::Reports;
+use crate::table::Table;
+
+/// The records of the system range.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Records {
+    pub cluster: v1::ClusterRecord,
+    pub reign: v1::ReignRecord,
+    pub next: BTreeMap<Counter, u64>,
+    pub nodes: BTreeMap<u64, v1::NodeRecord>,
+    pub keyspaces: BTreeMap<u64, v1::Keyspace>,
+    pub orders: BTreeMap<u64, v1::OrderRecord>,
+    pub births: BTreeMap<u64, v1::BirthRecord>,
+}
+
+impl Records {
+    pub fn apply(&mut self, change: &Change) {
+        match change.clone() {
+            Change::Cluster(record) => self.cluster = record,
+            Change::Reign(record) => self.reign = record,
+            Change::Next(counter, next) => drop(self.next.insert(counter, next)),
+            Change::Node(record) => drop(self.nodes.insert(record.node_id, record)),
+            Change::Keyspace(record) => drop(self.keyspaces.insert(record.keyspace_id, record)),
+            Change::Order(range, record) => drop(self.orders.insert(range, record)),
+            Change::NoOrder(range) => drop(self.orders.remove(&range)),
+            Change::Birth(range, record) => drop(self.births.insert(range, record)),
+            Change::NoBirth(range) => drop(self.births.remove(&range)),
+        }
+    }
+
+    /// What must be there for a service to run on.
+    pub fn check(&self) -> Result<(), String> {
+        if self.cluster.cluster_id == 0 {
+            return Err("the system range holds no cluster record".into());
+        }
+        for counter in [Counter::Keyspace, Counter::Node, Counter::Order, Counter::Range] {
+            if self.next.get(&counter).is_none_or(|next| *next == 0) {
+                return Err(format!("the system range holds no counter for {counter:?} ids"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The keyspace of this name that there is now.
+    pub fn keyspace_named(&self, name: &str) -> Option<&v1::Keyspace> {
+        self.keyspaces.values().find(|keyspace| keyspace.name == name && is_normal(keyspace))
+    }
+
+    /// The keyspace of this id, unless it was dropped.
+    pub fn keyspace(&self, id: u64) -> Option<&v1::Keyspace> {
+        self.keyspaces.get(&id).filter(|keyspace| is_normal(keyspace))
+    }
+
+    pub fn is_dropped(&self, keyspace: u64) -> bool {
+        self.keyspaces.get(&keyspace).is_some_and(|keyspace| !is_normal(keyspace))
+    }
+
+    /// Keyspaces that clients may use.
+    pub fn offered(&self) -> Vec<v1::Keyspace> {
+        let offered = |keyspace: &&v1::Keyspace| is_normal(keyspace) && keyspace.keyspace_id != SYSTEM_KEYSPACE.0;
+        self.keyspaces.values().filter(offered).cloned().collect()
+    }
+}
+
+fn is_normal(keyspace: &v1::Keyspace) -> bool {
+    keyspace.state() == v1::KeyspaceState::Normal
+}
+
+/// What the service knows; decisions are functions of it.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub config: Config,
+    pub now: Duration,
+    pub loaded_at: Duration,
+    pub acked: Records,
+    pub ahead: Records,
+    pub table: Table,
+    pub reports: Reports,
+}
+
+impl State {
+    /// How long nothing was heard of a node; of one that has not reported to this reign, since its beginning.
+    pub fn silence(&self, node: u64) -> Duration {
+        let heard = self.reports.node(node).map_or(self.loaded_at, |report| report.heard);
+        self.now.saturating_sub(heard)
+    }
+
+    /// Part of the cluster, and heard of just now.
+    pub fn is_live(&self, node: u64) -> bool {
+        self.is_member(node) && self.reports.node(node).is_some() && self.silence(node) <= self.config.node_live_for
+    }
+
+    /// Never to be counted on again: removed, unknown, or silent for too long.
+    pub fn is_dead(&self, node: u64) -> bool {
+        !self.is_member(node) || self.silence(node) > self.config.node_dead_after
+    }
+
+    /// Silent for so long that an order must not wait for it, dead or not.
+    pub fn is_lost(&self, node: u64) -> bool {
+        self.is_dead(node) || self.silence(node) > self.config.node_live_for * 3
+    }
+
+    pub fn is_member(&self, node: u64) -> bool {
+        self.ahead.nodes.get(&node).is_some_and(|record| !record.removed)
+    }
+
+    pub fn is_draining(&self, node: u64) -> bool {
+        self.ahead.nodes.get(&node).is_some_and(|record| record.draining)
+    }
+
+    pub fn is_full(&self, node: u64) -> bool {
+        self.reports.node(node).is_some_and(|report| report.disk_full)
+    }
+
+    /// May be given new replicas.
+    pub fn is_fit(&self, node: u64) -> bool {
+        self.is_live(node) && !self.is_draining(node) && !self.is_full(node)
+    }
+
+    /// Whether enough is known to decide: every node that is not dead has reported all its ranges to this reign.
+    pub fn settled(&self) -> bool {
+        let known = |node: &u64| self.reports.node(*node).is_some_and(|report| report.complete);
+        self.ahead.nodes.keys().all(|node| known(node) || self.is_dead(*node))
+    }
+}

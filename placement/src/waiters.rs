@@ -1,0 +1,170 @@
+//! Answers: each waits for the unit of changes that it rests on, and for what else was asked for.
+
+use std::time::Duration;
+
+use flotilla_proto::{Error, Result, v1};
+
+use crate::service::{Answer, Response, Service, Token};
+
+/// Replicas to be removed, and ranges to be born, that one answer names at most: the rest is for the next.
+const NAMED_MAX: usize = 1_000;
+
+/// One request that has not been answered yet.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub token: Token,
+    /// The unit of changes that must be acknowledged first.
+    pub unit: u64,
+    pub wants: Wants,
+}
+
+/// What the answer waits for beside its unit.
+#[derive(Debug)]
+pub(crate) enum Wants {
+    /// Nothing; the answer is known.
+    Written(Response),
+    /// A node's report, which is answered without its unit once the deadline has passed.
+    Report {
+        node: u64,
+        deadline: Duration,
+        /// How far the node has the table; `None`: of this reign's not at all.
+        table_sequence: Option<u64>,
+        /// The rest of its listing is on the way.
+        more: bool,
+        range_ids: Option<(u64, u32)>,
+    },
+    /// The nodes that there are then.
+    Joined { node: u64 },
+    /// All ranges of the keyspace are led.
+    Created { keyspace: u64, deadline: Duration },
+    /// The order has ended.
+    Moved { order_id: u64, deadline: Duration, ended: Option<Result<bool>> },
+}
+
+impl Service {
+    pub(crate) fn answer_waiters(&mut self) {
+        let mut waiting = Vec::new();
+        for waiter in std::mem::take(&mut self.waiters) {
+            match self.answer_to(&waiter) {
+                Some(result) => self.effects.answers.push(Answer { token: waiter.token, result }),
+                None => waiting.push(waiter),
+            }
+        }
+        self.waiters = waiting;
+    }
+
+    fn answer_to(&self, waiter: &Waiter) -> Option<Result<Response>> {
+        let written = self.writer.is_acked(waiter.unit);
+        let now = self.state.now;
+        match &waiter.wants {
+            Wants::Report { node, deadline, table_sequence, more, range_ids } => {
+                let range_ids = range_ids.filter(|_| written);
+                if !self.writer.is_open() {
+                    let reason = "the placement service is not in charge of its records yet".into();
+                    return (now >= *deadline).then_some(Err(Error::Unavailable { reason }));
+                }
+                let due = written || now >= *deadline;
+                due.then(|| {
+                    Ok(Response::Report(Box::new(self.report_answer(*node, *table_sequence, *more, range_ids))))
+                })
+            }
+            _ if !written => None,
+            Wants::Written(response) => Some(Ok(response.clone())),
+            Wants::Joined { node } => Some(Ok(Response::Join(self.join_answer(*node)))),
+            Wants::Created { keyspace, deadline } => self.created(*keyspace, now >= *deadline),
+            Wants::Moved { deadline, ended, .. } => {
+                let done = ended.clone().or_else(|| (now >= *deadline).then_some(Ok(false)))?;
+                Some(done.map(|done| Response::MoveReplica(v1::MoveReplicaResponse { done })))
+            }
+        }
+    }
+
+    fn join_answer(&self, node: u64) -> v1::JoinResponse {
+        let records = &self.state.acked;
+        v1::JoinResponse {
+            cluster_id: records.cluster.cluster_id,
+            cluster_name: records.cluster.name.clone(),
+            node_id: node,
+            nodes: records.nodes.values().cloned().collect(),
+        }
+    }
+
+    fn created(&self, id: u64, late: bool) -> Option<Result<Response>> {
+        let Some(keyspace) = self.state.acked.keyspace(id) else {
+            return Some(Err(Error::Unavailable { reason: "the keyspace was dropped meanwhile".into() }));
+        };
+        let of_it = |birth: &v1::BirthRecord| {
+            let descriptor = birth.descriptor.as_ref();
+            !birth.replaced && descriptor.is_some_and(|descriptor| descriptor.keyspace_id == id)
+        };
+        let born = !self.state.acked.births.values().any(of_it);
+        let table = &self.state.table;
+        if born && table.tiles(id) && table.of_keyspace(id).all(|route| route.leader != 0) {
+            let keyspace = Some(keyspace.clone());
+            return Some(Ok(Response::CreateKeyspace(v1::CreateKeyspaceResponse { keyspace })));
+        }
+        let reason = format!("keyspace {:?} was created, and not all of its ranges have a leader yet", keyspace.name);
+        late.then_some(Err(Error::Ambiguous { reason }))
+    }
+
+    fn report_answer(
+        &self,
+        node: u64,
+        table_sequence: Option<u64>,
+        more: bool,
+        range_ids: Option<(u64, u32)>,
+    ) -> v1::ReportResponse {
+        let state = &self.state;
+        let delta = state.table.delta(table_sequence, state.config.answer_routes_bytes);
+        let complete = state.reports.node(node).is_some_and(|report| report.complete);
+        let removed = self.work.strays.range((node, 0)..(node + 1, 0)).take(NAMED_MAX).filter_map(|(_, range)| {
+            let replica_id = self.proven_gone(node, *range)?;
+            Some(v1::RemovedReplica { range_id: *range, replica_id })
+        });
+        v1::ReportResponse {
+            reign: self.reign,
+            send_full: !complete && !more,
+            orders: self.orders_for(node),
+            removed: removed.collect(),
+            first_range_id: range_ids.map_or(0, |(first, _)| first),
+            range_ids: range_ids.map_or(0, |(_, count)| count),
+            table_sequence: delta.sequence,
+            table_full: delta.full,
+            routes: delta.routes,
+            gone_ranges: delta.gone,
+            nodes: state.acked.nodes.values().cloned().collect(),
+            keyspaces: state.acked.offered(),
+            table_incomplete: delta.more || !state.settled(),
+            births: self.births_for(node),
+        }
+    }
+
+    /// The orders of the ranges that the node leads; and an end to those that there are no more.
+    fn orders_for(&self, node: u64) -> Vec<v1::RangeOrder> {
+        let state = &self.state;
+        let led = |order: &&v1::RangeOrder| state.table.get(order.range_id).is_some_and(|route| route.leader == node);
+        let ahead = |range: u64| state.ahead.orders.get(&range).and_then(|record| record.order.as_ref());
+        let orders = state.acked.orders.values().filter_map(|record| record.order.as_ref());
+        let mut orders: Vec<v1::RangeOrder> =
+            orders.filter(led).filter(|order| ahead(order.range_id) == Some(order)).cloned().collect();
+        for (range_id, order_id) in state.table.ordered(node) {
+            let known = ahead(range_id).is_some_and(|order| order.order_id == order_id);
+            if !known && !orders.iter().any(|order| order.range_id == range_id) {
+                orders.push(v1::RangeOrder { range_id, ..Default::default() });
+            }
+        }
+        orders
+    }
+
+    fn births_for(&self, node: u64) -> Vec<v1::RangeDescriptor> {
+        let state = &self.state;
+        let due = |(range, birth): (&u64, &v1::BirthRecord)| {
+            let descriptor = birth.descriptor.as_ref()?;
+            let here = descriptor.replicas.iter().any(|replica| replica.node_id == node);
+            let wanted = state.acked.keyspace(descriptor.keyspace_id).is_some();
+            let still = state.ahead.births.get(range) == Some(birth);
+            (here && wanted && still && !birth.replaced).then(|| descriptor.clone())
+        };
+        state.acked.births.iter().filter_map(due).take(NAMED_MAX).collect()
+    }
+}

@@ -1,0 +1,141 @@
+//! The service's writes: what is to change together, packed into atomic batches, one under way at a time.
+//!
+//! Every batch compares the record `reign` with what this incarnation of the service made it. The first one makes it
+//! so, on the condition that it is still the version that was loaded: from then on no older incarnation's batch
+//! can be applied, whichever way it took. One batch at a time, because a later one rests on the earlier ones.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use flotilla_proto::v1;
+
+use crate::records::{Change, REIGN_KEY};
+use crate::service::{Write, WriteId};
+
+/// Operations in a batch, below the limit by as much as one unit may have.
+const OPS_MAX: usize = 700;
+/// Changes of one unit.
+pub(crate) const UNIT_CHANGES_MAX: usize = 300;
+
+/// Changes that take effect together.
+#[derive(Debug)]
+struct Unit {
+    number: u64,
+    changes: Vec<Change>,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    /// What the record `reign` is once the first write is acknowledged.
+    reign: v1::ReignRecord,
+    /// The version that it was loaded with, until then.
+    loaded_version: Option<u64>,
+    staged: VecDeque<Unit>,
+    under_way: Option<(WriteId, Vec<Unit>)>,
+    next_unit: u64,
+    next_write: WriteId,
+    acked: u64,
+}
+
+impl Writer {
+    pub fn new(reign: v1::ReignRecord, loaded_version: u64) -> Self {
+        Self {
+            reign,
+            loaded_version: Some(loaded_version),
+            staged: VecDeque::new(),
+            under_way: None,
+            next_unit: 1,
+            next_write: 1,
+            acked: 0,
+        }
+    }
+
+    /// Takes changes in that take effect together, and their number.
+    pub fn stage(&mut self, changes: Vec<Change>) -> u64 {
+        let number = self.next_unit;
+        self.next_unit += 1;
+        self.staged.push_back(Unit { number, changes });
+        number
+    }
+
+    /// The number of the last unit staged.
+    pub fn last(&self) -> u64 {
+        self.next_unit - 1
+    }
+
+    /// Whether the unit of this number is acknowledged.
+    pub fn is_acked(&self, unit: u64) -> bool {
+        unit <= self.acked
+    }
+
+    /// Whether the unit of this number is in the batch under way.
+    pub fn is_under_way(&self, unit: u64) -> bool {
+        self.under_way.as_ref().is_some_and(|(_, units)| units.iter().any(|other| other.number == unit))
+    }
+
+    /// Whether the records are taken over: the first write is acknowledged.
+    pub fn is_open(&self) -> bool {
+        self.loaded_version.is_none()
+    }
+
+    /// The next batch, if there is something to write and nothing is under way.
+    pub fn next(&mut self) -> Option<Write> {
+        if self.under_way.is_some() || (self.staged.is_empty() && self.loaded_version.is_none()) {
+            return None;
+        }
+        let mut units = Vec::new();
+        let mut changes = 0;
+        // The first batch only takes the records over: what rests on that comes after it.
+        while self.loaded_version.is_none() {
+            let Some(unit) = self.staged.front() else { break };
+            changes += unit.changes.len();
+            if changes > OPS_MAX && !units.is_empty() {
+                break;
+            }
+            units.extend(self.staged.pop_front());
+        }
+        let request = self.request(&units);
+        let id = self.next_write;
+        self.next_write += 1;
+        self.under_way = Some((id, units));
+        Some(Write { id, request })
+    }
+
+    fn request(&self, units: &[Unit]) -> v1::WriteRequest {
+        use v1::write_op::Op;
+        let (_, reign) = Change::Reign(self.reign).encode();
+        let reign = reign.unwrap_or_default();
+        let expect = match self.loaded_version {
+            Some(version) => v1::compare_and_swap::Expect::Version(version),
+            None => v1::compare_and_swap::Expect::Value(reign.clone()),
+        };
+        let fence = Op::CompareAndSwap(v1::CompareAndSwap {
+            key: Bytes::from_static(REIGN_KEY),
+            expect: Some(expect),
+            new_value: Some(reign),
+        });
+        // Of several changes of one record the last counts.
+        let mut last = BTreeMap::new();
+        for change in units.iter().flat_map(|unit| &unit.changes) {
+            let (key, value) = change.encode();
+            last.insert(key, value);
+        }
+        let rest = last.into_iter().map(|(key, value)| match value {
+            Some(value) => Op::Put(v1::Put { key, value, ..Default::default() }),
+            None => Op::Delete(v1::Delete { key }),
+        });
+        let ops = std::iter::once(fence).chain(rest).map(|op| v1::WriteOp { op: Some(op) }).collect();
+        v1::WriteRequest { ops, atomic: true }
+    }
+
+    /// The write was acknowledged: its changes, in order. `None`: it is not the one under way.
+    pub fn done(&mut self, id: WriteId) -> Option<Vec<Change>> {
+        let (_, units) = self.under_way.take_if(|(under_way, _)| *under_way == id)?;
+        if self.loaded_version.take().is_some() {
+            return Some(vec![Change::Reign(self.reign)]);
+        }
+        self.acked = units.last().map_or(self.acked, |unit| unit.number);
+        Some(units.into_iter().flat_map(|unit| unit.changes).collect())
+    }
+}

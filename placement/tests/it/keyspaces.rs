@@ -1,0 +1,117 @@
+//! Keyspaces: created with ranges on many nodes, set, dropped; ids never come back.
+
+use flotilla_placement::{Request, Response};
+use flotilla_proto::{Error, v1};
+
+use crate::growth::grown;
+use crate::toy::Toy;
+
+fn create(name: &str, ranges: u32) -> Request {
+    Request::CreateKeyspace(v1::CreateKeyspaceRequest { name: name.into(), ranges, ..Default::default() })
+}
+
+fn drop_it(name: &str) -> Request {
+    Request::DropKeyspace(v1::DropKeyspaceRequest { name: name.into() })
+}
+
+fn created(toy: &mut Toy, name: &str, ranges: u32) -> v1::Keyspace {
+    match toy.ask(create(name, ranges)) {
+        Ok(Response::CreateKeyspace(answer)) => answer.keyspace.expect("a keyspace"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_keyspace_is_answered_when_its_ranges_are_led_and_then_grows() {
+    let mut toy = grown(1, 3, 1);
+    let keyspace = created(&mut toy, "orders", 12);
+    assert_eq!((keyspace.keyspace_id, keyspace.replicas, keyspace.split_bytes), (2, 3, 256 << 20));
+    let of_it = |toy: &Toy| toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count();
+    assert_eq!(of_it(&toy), 12);
+    toy.until("three replicas each", |toy| toy.at_rest(3));
+    let led: Vec<usize> = (1..=3).map(|node| toy.led_by(node)).collect();
+    assert!(led.iter().all(|led| *led >= 3), "{led:?}");
+    toy.steps(10);
+    assert!(toy.nodes.values().all(|node| node.keyspaces.iter().any(|keyspace| keyspace.name == "orders")));
+    toy.check_settled();
+}
+
+#[test]
+fn the_largest_keyspace_is_one_write() {
+    let mut toy = grown(1, 3, 1);
+    created(&mut toy, "wide", 1_000);
+    toy.until("three replicas each", |toy| toy.at_rest(3));
+    toy.check_settled();
+}
+
+#[test]
+fn a_dropped_keyspace_leaves_nothing_and_its_ids_do_not_come_back() {
+    let mut toy = grown(2, 3, 1);
+    let mut last = 1;
+    for _ in 0..3 {
+        let keyspace = created(&mut toy, "again", 4);
+        assert!(keyspace.keyspace_id > last);
+        last = keyspace.keyspace_id;
+        toy.steps(7);
+        toy.ask(drop_it("again")).expect("dropped");
+        toy.until("nothing left of it", |toy| {
+            let held = |range: &u64| toy.groups[range].descriptor.keyspace_id == last;
+            toy.nodes.values().all(|node| !node.replicas.keys().any(held))
+        });
+        toy.bury(last);
+    }
+    toy.until("rest", |toy| toy.at_rest(3));
+    toy.check_settled();
+    assert!(matches!(toy.ask(drop_it("again")), Err(Error::KeyspaceNotFound { .. })));
+}
+
+#[test]
+fn a_node_that_was_away_when_a_keyspace_was_dropped_removes_it_later() {
+    let mut toy = grown(2, 3, 1);
+    let keyspace = created(&mut toy, "gone", 4).keyspace_id;
+    toy.until("rest", |toy| toy.at_rest(3));
+    toy.nodes.get_mut(&3).expect("joined").up = false;
+    toy.ask(drop_it("gone")).expect("dropped");
+    toy.steps(30);
+    toy.reload();
+    toy.settle_effects();
+    toy.nodes.get_mut(&3).expect("joined").restart();
+    toy.until("nothing left", |toy| toy.nodes[&3].replicas.len() == 3);
+    toy.bury(keyspace);
+    toy.until("rest", |toy| toy.at_rest(3));
+}
+
+#[test]
+fn ranges_of_a_node_that_dies_before_their_birth_are_born_elsewhere() {
+    let mut toy = grown(2, 4, 1);
+    // Node 4 is live as far as is known, and gets its share of the births.
+    toy.nodes.get_mut(&4).expect("joined").up = false;
+    let token = toy.send(create("new", 8));
+    toy.until("born", |toy| toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count() == 8);
+    assert!(toy.answers.remove(&token).is_none_or(|answer| answer.is_ok()));
+    toy.until("rest", |toy| toy.at_rest(3));
+    assert_eq!(toy.replicas_on(4), 0);
+    toy.nodes.get_mut(&4).expect("joined").restart();
+    toy.until("a share", |toy| toy.replicas_on(4) > 0 && toy.at_rest(3));
+    toy.check_settled();
+}
+
+#[test]
+fn the_default_keyspace_can_be_dropped_and_the_systems_not() {
+    let mut toy = grown(2, 3, 1);
+    assert!(matches!(toy.ask(drop_it("system")), Err(Error::InvalidArgument { .. })));
+    toy.ask(drop_it("default")).expect("dropped");
+    toy.until("only the system range is left", |toy| toy.nodes.values().all(|node| node.replicas.len() == 1));
+    assert!(toy.service.keyspaces().is_empty());
+}
+
+#[test]
+fn a_failed_wait_for_a_new_keyspace_is_ambiguous() {
+    let mut toy = grown(1, 3, 1);
+    let token = toy.send(create("slow", 3));
+    for node in toy.nodes.values_mut() {
+        node.up = false;
+    }
+    toy.until("answered", |toy| toy.answers.contains_key(&token));
+    assert!(matches!(toy.answers.remove(&token), Some(Err(Error::Ambiguous { .. }))));
+}

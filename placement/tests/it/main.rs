@@ -1,0 +1,10 @@
+//! The placement service in a toy cluster: nodes that carry out orders step by step over many reports.
+
+mod crashes;
+mod growth;
+mod keyspaces;
+mod refusals;
+mod reports;
+mod scale;
+mod seeds;
+mod toy;

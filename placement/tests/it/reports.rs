@@ -1,0 +1,68 @@
+//! Reports that are lost, repeated, late and in another order; answers that are lost; addresses that change.
+
+use crate::growth::grown;
+use crate::toy::Toy;
+
+#[test]
+fn a_bad_network_slows_and_breaks_nothing() {
+    for seed in 1..=20 {
+        let mut toy = Toy::new(8, seed);
+        toy.faults.report_lost = 15;
+        toy.faults.answer_lost = 15;
+        toy.faults.report_late = 15;
+        toy.faults.report_twice = 15;
+        for store in 2..=4 {
+            toy.join(100 + store);
+        }
+        let replicated = |toy: &Toy| toy.groups.values().all(|group| group.is_simple() && group.voters().len() == 3);
+        toy.until("three replicas", replicated);
+        toy.faults = Default::default();
+        toy.until("rest", |toy| toy.at_rest(3) && toy.late.is_empty());
+        toy.steps(5);
+        toy.check_settled();
+    }
+}
+
+#[test]
+fn a_node_may_come_back_at_another_address() {
+    let mut toy = grown(2, 3, 1);
+    toy.nodes.get_mut(&2).expect("joined").restart();
+    toy.steps(2);
+    let node = toy.service.nodes().into_iter().find(|node| node.node_id == 2).expect("known");
+    assert_eq!(node.peer_addr, "n2:2");
+}
+
+#[test]
+fn large_tables_come_in_pages() {
+    let mut config = crate::toy::config();
+    config.answer_routes_bytes = 500;
+    let mut toy = Toy::with(200, 1, config);
+    toy.join(102);
+    toy.join(103);
+    toy.until("rest", |toy| toy.at_rest(3));
+    toy.steps(60);
+    toy.check_settled();
+    // A node that begins with nothing gets all of it, page by page.
+    toy.nodes.get_mut(&3).expect("joined").restart();
+    toy.steps(60);
+    toy.until("rest", |toy| toy.at_rest(3));
+    toy.steps(60);
+    toy.check_settled();
+}
+
+#[test]
+fn nothing_is_decided_before_all_living_nodes_have_reported() {
+    let mut toy = grown(8, 4, 1);
+    // The service is loaded anew, and one node cannot reach it: nothing of its replicas may be rebuilt yet.
+    for node in [3, 4] {
+        toy.nodes.get_mut(&node).expect("joined").up = false;
+    }
+    toy.reload();
+    toy.settle_effects();
+    let moves = toy.moves;
+    toy.steps(95);
+    assert_eq!(toy.moves, moves);
+    assert!(!toy.service.complete());
+    toy.nodes.get_mut(&4).expect("joined").restart();
+    toy.until("rebuilt on three nodes", |toy| toy.replicas_on(3) == 0 && toy.at_rest(3));
+}
