@@ -24,3 +24,5 @@ pub const ENTRY_BYTES_MAX: usize = 8 << 20;
 pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
 /// The longest time-out a request may name, in milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 60_000;
+/// The longest ttl of a key, in milliseconds: ten years.
+pub const TTL_MS_MAX: u64 = 10 * 365 * 24 * 3_600 * 1_000;

@@ -161,7 +161,7 @@ impl Cluster {
                 None => return false,
             },
             Mode::Probe(_, key) => {
-                let put = v1::Put { key: key.clone(), value: of.asker.value(), if_absent: false };
+                let put = v1::Put { key: key.clone(), value: of.asker.value(), if_absent: false, ttl_ms: 0 };
                 let op = v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) };
                 (Body::Write(v1::BatchRequest { header: None, ops: vec![op], atomic: false }), 2_000)
             }

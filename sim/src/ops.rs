@@ -148,7 +148,7 @@ impl Asker {
             let op = if gone {
                 Op::Delete(v1::Delete { key })
             } else {
-                Op::Put(v1::Put { key, value: value.clone(), if_absent: false })
+                Op::Put(v1::Put { key, value: value.clone(), if_absent: false, ttl_ms: 0 })
             };
             v1::WriteOp { op: Some(op) }
         };
@@ -158,8 +158,8 @@ impl Asker {
     fn op(&mut self, keys: &Keys) -> v1::WriteOp {
         let key = self.key(keys);
         let op = match self.rng.below(100) {
-            0..55 => Op::Put(v1::Put { key, value: self.value(), if_absent: false }),
-            55..65 => Op::Put(v1::Put { key, value: self.value(), if_absent: true }),
+            0..55 => Op::Put(v1::Put { key, value: self.value(), if_absent: false, ttl_ms: 0 }),
+            55..65 => Op::Put(v1::Put { key, value: self.value(), if_absent: true, ttl_ms: 0 }),
             65..77 => Op::Delete(v1::Delete { key }),
             _ => Op::CompareAndSwap(self.swap(key)),
         };
@@ -175,6 +175,6 @@ impl Asker {
             _ => (Expect::Absent(true), false),
         };
         let new_value = if deletes { None } else { Some(self.value()) };
-        v1::CompareAndSwap { key, expect: Some(expect), new_value }
+        v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms: 0 }
     }
 }

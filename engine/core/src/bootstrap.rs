@@ -51,7 +51,7 @@ pub fn write<S: Storage>(storage: &S, node: NodeId, store_id: u64, layout: &v1::
 
 fn write_range<B: WriteBatch>(batch: &mut B, descriptor: &v1::RangeDescriptor) {
     let range = descriptor.range_id.into();
-    let applied = v1::AppliedState { index: INITIAL_INDEX, term: INITIAL_TERM, version_counter: 0, checksum: 0 };
+    let applied = v1::AppliedState { index: INITIAL_INDEX, term: INITIAL_TERM, ..Default::default() };
     let raft_state = v1::RaftState {
         term: INITIAL_TERM,
         vote: 0,

@@ -96,10 +96,10 @@ mod tests {
     use super::*;
 
     fn sample() -> v1::Command {
-        let put = v1::Put { key: "k".into(), value: "v".into(), if_absent: false };
+        let put = v1::Put { key: "k".into(), value: "v".into(), if_absent: false, ttl_ms: 0 };
         let op = v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) };
         let request = v1::WriteRequest { ops: vec![op], atomic: false };
-        v1::Command { range_id: 2, replica_id: 1, term: 6, epoch_version: 1, requests: vec![request], change: None }
+        v1::Command { range_id: 2, replica_id: 1, term: 6, epoch_version: 1, requests: vec![request], ..Default::default() }
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!                0x02 | range_id | index          log entry
 //! family state:  0x01 | range_id | what           range state
 //!                0x02 | keyspace_id | user key    data, the user key order-preserving
-//!                0x03.. 0x05                      reserved: expiry index, index by revision, locks
+//!                0x03 | keyspace_id | user key    expiry index, in the order of the data
+//!                0x04, 0x05                       reserved: index by revision, locks
 //! family meta:   0x01 | what                      the store's own
 //! ```
 //! Integers are big-endian, ids and indexes 8 bytes, keyspace ids 4, so that order of bytes is order
@@ -20,6 +21,7 @@ const RAFT_STATE: u8 = 0x01;
 const LOG_ENTRY: u8 = 0x02;
 const RANGE_STATE: u8 = 0x01;
 const DATA: u8 = 0x02;
+const EXPIRY: u8 = 0x03;
 const META: u8 = 0x01;
 
 const ESCAPE: u8 = 0x00;
@@ -120,9 +122,9 @@ pub fn meta(what: MetaRecord) -> [u8; 2] {
     [META, what as u8]
 }
 
-fn data_head(keyspace: KeyspaceId, capacity: usize) -> Vec<u8> {
+fn head(tag: u8, keyspace: KeyspaceId, capacity: usize) -> Vec<u8> {
     let mut key = Vec::with_capacity(DATA_HEAD_BYTES + capacity);
-    key.push(DATA);
+    key.push(tag);
     let id = u32::try_from(keyspace.0).expect("keyspace ids are allocated below 2^32");
     key.put_u32(id);
     key
@@ -130,7 +132,16 @@ fn data_head(keyspace: KeyspaceId, capacity: usize) -> Vec<u8> {
 
 /// Key of a user key's current value, in the family `state`.
 pub fn data(keyspace: KeyspaceId, user_key: &[u8]) -> Vec<u8> {
-    let mut key = data_head(keyspace, user_key.len() + 8);
+    tagged(DATA, keyspace, user_key)
+}
+
+/// Key of a user key's record in the expiry index, in the family `state`.
+pub fn expiry(keyspace: KeyspaceId, user_key: &[u8]) -> Vec<u8> {
+    tagged(EXPIRY, keyspace, user_key)
+}
+
+fn tagged(tag: u8, keyspace: KeyspaceId, user_key: &[u8]) -> Vec<u8> {
+    let mut key = head(tag, keyspace, user_key.len() + 8);
     append_escaped(&mut key, user_key);
     key.push(ESCAPE);
     key.push(END_OF_KEY);
@@ -149,20 +160,38 @@ fn append_escaped(key: &mut Vec<u8>, user_key: &[u8]) {
 
 /// Span on disk of the user keys `[start, end)`; an empty `end` is the end of the keyspace.
 pub fn data_span(keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> (Vec<u8>, Vec<u8>) {
-    let first = if start.is_empty() { data_head(keyspace, 0) } else { data(keyspace, start) };
-    let last = if end.is_empty() { data_head(KeyspaceId(keyspace.0 + 1), 0) } else { data(keyspace, end) };
+    span(DATA, keyspace, start, end)
+}
+
+/// Span of the expiry index of the user keys `[start, end)`; an empty `end` is the end of the keyspace.
+pub fn expiry_span(keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    span(EXPIRY, keyspace, start, end)
+}
+
+fn span(tag: u8, keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let first = if start.is_empty() { head(tag, keyspace, 0) } else { tagged(tag, keyspace, start) };
+    let last = if end.is_empty() { head(tag, KeyspaceId(keyspace.0 + 1), 0) } else { tagged(tag, keyspace, end) };
     (first, last)
 }
 
 /// All spans of the family `state` that hold what belongs to the user keys `[start, end)`, in order: what a snapshot
 /// carries and replaces, what goes with a replica, what counts as its size.
 pub fn range_spans(keyspace: KeyspaceId, start: &[u8], end: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    vec![data_span(keyspace, start, end)]
+    vec![data_span(keyspace, start, end), expiry_span(keyspace, start, end)]
 }
 
 /// The user key in a data key; `None` if it is not one.
 pub fn user_key(key: &[u8]) -> Option<Bytes> {
-    if key.len() < DATA_HEAD_BYTES + 2 || key[0] != DATA {
+    untagged(DATA, key)
+}
+
+/// The user key in a key of the expiry index; `None` if it is not one.
+pub fn expiry_user_key(key: &[u8]) -> Option<Bytes> {
+    untagged(EXPIRY, key)
+}
+
+fn untagged(tag: u8, key: &[u8]) -> Option<Bytes> {
+    if key.len() < DATA_HEAD_BYTES + 2 || key[0] != tag {
         return None;
     }
     let mut rest = &key[DATA_HEAD_BYTES..];
@@ -209,6 +238,8 @@ mod tests {
         assert_eq!(data(K, b"a\0b"), [2, 0, 0, 0, 1, b'a', 0, 0xFF, b'b', 0, 1]);
         assert_eq!(data(K, b""), [2, 0, 0, 0, 1, 0, 1]);
         assert_eq!(data_span(K, b"", b""), (vec![2, 0, 0, 0, 1], vec![2, 0, 0, 0, 2]));
+        assert_eq!(expiry(K, b"a\0b"), [3, 0, 0, 0, 1, b'a', 0, 0xFF, b'b', 0, 1]);
+        assert_eq!(expiry_span(K, b"", b""), (vec![3, 0, 0, 0, 1], vec![3, 0, 0, 0, 2]));
     }
 
     #[test]
@@ -238,6 +269,9 @@ mod tests {
             assert_eq!(user_key(&encoded).as_deref(), Some(&key[..]));
             assert_eq!(bloom_prefix_len(&encoded), Some(encoded.len()));
             assert!(first <= encoded && encoded < last);
+            let indexed = expiry(K, key);
+            assert_eq!(expiry_user_key(&indexed).as_deref(), Some(&key[..]));
+            assert!(indexed[1..] == encoded[1..] && user_key(&indexed).is_none() && expiry_user_key(&encoded).is_none());
         }
     }
 

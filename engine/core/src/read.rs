@@ -123,8 +123,8 @@ fn get_one<R: Read + ?Sized>(
     }
     let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key)).map_err(failed)?;
     let Some(stored) = stored else { return Ok(None) };
-    let (version, value) = record::decode_value(stored).map_err(failed)?;
-    Ok(Some(v1::Record { key: Bytes::new(), value, version }))
+    let stored = record::decode_value(stored).map_err(failed)?;
+    Ok(Some(v1::Record { value: stored.value, version: stored.version, ..Default::default() }))
 }
 
 /// Several keys. Stops as soon as the answer is too large to be sent: what is read is held in memory.
@@ -228,13 +228,13 @@ impl<'a> Page<'a> {
             self.last_key.clone_from(&user_key);
         }
         if !self.request.count_only {
-            let version = record::value_version(value).map_err(failed)?;
+            let (version, _) = record::value_head(value).map_err(failed)?;
             let value = if self.request.keys_only {
                 Bytes::new()
             } else {
-                record::decode_value(Bytes::copy_from_slice(value)).map_err(failed)?.1
+                record::decode_value(Bytes::copy_from_slice(value)).map_err(failed)?.value
             };
-            self.response.records.push(v1::Record { key: user_key, value, version });
+            self.response.records.push(v1::Record { key: user_key, value, version, ttl_remaining_ms: 0 });
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -260,7 +260,7 @@ mod tests {
     impl Read for Large {
         fn get(&self, _: Family, _: &[u8]) -> storage::Result<Option<Bytes>> {
             self.gets.set(self.gets.get() + 1);
-            Ok(Some(record::encode_value(7, &[0; limits::VALUE_BYTES_MAX]).into()))
+            Ok(Some(record::encode_value(7, 0, &[0; limits::VALUE_BYTES_MAX]).into()))
         }
 
         fn scan(&self, _: Family, _: &[u8], _: &[u8], _: Direction, _: &mut Visit<'_>) -> storage::Result<()> {

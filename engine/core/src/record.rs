@@ -10,6 +10,8 @@ use raft::eraftpb;
 use crate::storage::StorageError;
 
 const FORMAT: u8 = 1;
+/// Of a value with a deadline.
+const FORMAT_WITH_DEADLINE: u8 = 2;
 const HEAD_BYTES: usize = 4 + 1;
 
 fn corrupt(what: impl Into<String>) -> StorageError {
@@ -80,33 +82,73 @@ pub fn decode_entry(index: u64, mut record: Bytes) -> Result<eraftpb::Entry, Sto
     Ok(entry)
 }
 
-/// A key's current value on disk: version, then the value. No crc of its own: RocksDB's blocks carry
-/// one, and the command that wrote it was checked on its way.
-pub fn encode_value(version: u64, value: &[u8]) -> Vec<u8> {
-    let mut record = Vec::with_capacity(9 + value.len());
-    record.put_u8(FORMAT);
+/// A key's current value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its version.
+    pub version: u64,
+    /// When it ends, in the range's time; 0: it stays.
+    pub deadline_ms: u64,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// A key's current value on disk: version, the deadline if there is one, then the value. No crc of its own: RocksDB's
+/// blocks carry one, and the command that wrote it was checked on its way.
+pub fn encode_value(version: u64, deadline_ms: u64, value: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(17 + value.len());
+    record.put_u8(if deadline_ms == 0 { FORMAT } else { FORMAT_WITH_DEADLINE });
     record.put_u64(version);
+    if deadline_ms != 0 {
+        record.put_u64(deadline_ms);
+    }
     record.extend_from_slice(value);
     record
 }
 
-/// The version and the value of a data record.
-pub fn decode_value(mut record: Bytes) -> Result<(u64, Bytes), StorageError> {
-    if record.len() < 9 {
-        return Err(corrupt(format!("value of {} bytes: cut short", record.len())));
-    }
-    let format = record.get_u8();
-    if format != FORMAT {
-        return Err(corrupt(format!("value: format {format} is not known to this version")));
-    }
-    let version = record.get_u64();
-    Ok((version, record))
+/// What a data record holds.
+pub fn decode_value(mut record: Bytes) -> Result<Stored, StorageError> {
+    let (version, deadline_ms) = value_head(&record)?;
+    record.advance(if deadline_ms == 0 { 9 } else { 17 });
+    Ok(Stored { version, deadline_ms, value: record })
 }
 
-/// The version of a data record, without its value.
-pub fn value_version(record: &[u8]) -> Result<u64, StorageError> {
-    let version = record.get(1..9).ok_or_else(|| corrupt("value: cut short"))?;
-    Ok(u64::from_be_bytes(version.try_into().expect("eight bytes were taken")))
+/// The version and the deadline (0: none) of a data record, without its value.
+pub fn value_head(mut record: &[u8]) -> Result<(u64, u64), StorageError> {
+    let (length, format) = (record.len(), record.first().copied().unwrap_or(FORMAT));
+    let head = match format {
+        FORMAT => 9,
+        FORMAT_WITH_DEADLINE => 17,
+        _ => return Err(corrupt(format!("value: format {format} is not known to this version"))),
+    };
+    if length < head {
+        return Err(corrupt(format!("value of {length} bytes: cut short")));
+    }
+    record.advance(1);
+    let version = record.get_u64();
+    let deadline_ms = if format == FORMAT { 0 } else { record.get_u64() };
+    if format == FORMAT_WITH_DEADLINE && deadline_ms == 0 {
+        return Err(corrupt("value: its deadline is 0"));
+    }
+    Ok((version, deadline_ms))
+}
+
+/// A key's record in the expiry index: its deadline and its version.
+pub fn encode_expiry(version: u64, deadline_ms: u64) -> [u8; 17] {
+    let mut record = [FORMAT; 17];
+    record[1..9].copy_from_slice(&deadline_ms.to_be_bytes());
+    record[9..].copy_from_slice(&version.to_be_bytes());
+    record
+}
+
+/// The version and the deadline in a record of the expiry index.
+pub fn decode_expiry(mut record: &[u8]) -> Result<(u64, u64), StorageError> {
+    if record.len() != 17 || record[0] != FORMAT {
+        return Err(corrupt(format!("record of {} bytes in the expiry index: not of a known format", record.len())));
+    }
+    record.advance(1);
+    let deadline_ms = record.get_u64();
+    Ok((record.get_u64(), deadline_ms))
 }
 
 #[cfg(test)]
@@ -118,7 +160,16 @@ mod tests {
     fn golden() {
         let state = v1::RaftState { term: 6, vote: 2, commit: 7, truncated_index: 5, truncated_term: 5 };
         assert_eq!(encode(&state), [247, 139, 28, 70, 1, 8, 6, 16, 2, 24, 7, 32, 5, 40, 5]);
-        assert_eq!(encode_value(258, b"v"), [1, 0, 0, 0, 0, 0, 0, 1, 2, b'v']);
+        assert_eq!(encode_value(258, 0, b"v"), [1, 0, 0, 0, 0, 0, 0, 1, 2, b'v']);
+        assert_eq!(encode_value(258, 3, b"v"), [2, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3, b'v']);
+        assert_eq!(encode_expiry(258, 3), [1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(decode_expiry(&encode_expiry(258, 3)), Ok((258, 3)));
+        for deadline_ms in [0, 3] {
+            let stored = Stored { version: 258, deadline_ms, value: Bytes::from_static(b"v") };
+            let record = encode_value(258, deadline_ms, b"v");
+            assert_eq!(decode_value(record.clone().into()), Ok(stored));
+            assert!((0..record.len() - 1).all(|length| decode_value(record[..length].to_vec().into()).is_err()));
+        }
         let entry = eraftpb::Entry { term: 3, index: 9, data: Bytes::from_static(b"x"), ..Default::default() };
         let record = encode_entry(&entry);
         assert_eq!(record[4..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 3, b'x']);

@@ -173,7 +173,7 @@ pub(super) fn swap(key: Bytes, expect: Expect, new_value: Option<Bytes>) -> v1::
         Expect::Version(version) => v1::compare_and_swap::Expect::Version(version),
         Expect::Absent => v1::compare_and_swap::Expect::Absent(true),
     };
-    v1::CompareAndSwap { key, expect: Some(expect), new_value }
+    v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms: 0 }
 }
 
 impl WriteOp {
@@ -189,8 +189,8 @@ impl WriteOp {
 
     pub(super) fn into_wire(self) -> v1::WriteOp {
         let op = match self {
-            Self::Put { key, value } => Op::Put(v1::Put { key, value, if_absent: false }),
-            Self::PutIfAbsent { key, value } => Op::Put(v1::Put { key, value, if_absent: true }),
+            Self::Put { key, value } => Op::Put(v1::Put { key, value, if_absent: false, ttl_ms: 0 }),
+            Self::PutIfAbsent { key, value } => Op::Put(v1::Put { key, value, if_absent: true, ttl_ms: 0 }),
             Self::Delete { key } => Op::Delete(v1::Delete { key }),
             Self::CompareAndSwap { key, expect, new_value } => Op::CompareAndSwap(swap(key, expect, new_value)),
         };

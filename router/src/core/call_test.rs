@@ -35,7 +35,7 @@ fn three_ranges() -> RouteCache {
 }
 
 fn put(key: &'static str) -> v1::WriteOp {
-    v1::WriteOp { op: Some(Op::Put(v1::Put { key: key.into(), value: "v".into(), if_absent: false })) }
+    v1::WriteOp { op: Some(Op::Put(v1::Put { key: key.into(), value: "v".into(), if_absent: false, ttl_ms: 0 })) }
 }
 
 fn write(keys: &[&'static str], atomic: bool) -> Body {
@@ -154,7 +154,7 @@ fn written(versions: &[u64]) -> Answer {
 
 fn found(versions: &[u64]) -> Answer {
     let result = |version: &u64| v1::MultiGetResult {
-        record: Some(v1::Record { key: Bytes::new(), value: "v".into(), version: *version }),
+        record: Some(v1::Record { key: Bytes::new(), value: "v".into(), version: *version, ttl_remaining_ms: 0 }),
     };
     Answer::MultiGet(v1::MultiGetResponse { header: header(1), results: versions.iter().map(result).collect() })
 }
@@ -301,7 +301,7 @@ fn a_read_without_an_answer_asks_another_replica_and_ignores_the_late_one() {
     assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 1000 ms"]);
     script.now = SECOND;
     assert_eq!(script.steps(), ["#2 n3 r2 a", "wait 2000 ms"]);
-    let record = Some(v1::Record { key: Bytes::new(), value: "v".into(), version: 6 });
+    let record = Some(v1::Record { key: Bytes::new(), value: "v".into(), version: 6, ttl_remaining_ms: 0 });
     script.answer(1, Answer::Get(v1::GetResponse { header: header(1), record: None }));
     assert_eq!(script.steps(), ["wait 2000 ms"]);
     script.answer(2, Answer::Get(v1::GetResponse { header: header(2), record }));

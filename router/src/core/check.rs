@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     fn put(key_bytes: usize, value_bytes: usize) -> v1::WriteOp {
-        let put = v1::Put { key: vec![b'k'; key_bytes].into(), value: vec![0; value_bytes].into(), if_absent: false };
+        let put = v1::Put { key: vec![b'k'; key_bytes].into(), value: vec![0; value_bytes].into(), if_absent: false, ttl_ms: 0 };
         v1::WriteOp { op: Some(Op::Put(put)) }
     }
 
@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn swap(expect: Option<Expect>) -> Body {
-        let op = v1::CompareAndSwap { key: "k".into(), expect, new_value: None };
+        let op = v1::CompareAndSwap { key: "k".into(), expect, new_value: None, ttl_ms: 0 };
         write(vec![v1::WriteOp { op: Some(Op::CompareAndSwap(op)) }])
     }
 

@@ -187,7 +187,7 @@ fn serving(cluster: &Cluster) -> Option<usize> {
 }
 
 pub(super) fn put(key: &str, value: &str) -> Body {
-    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false };
+    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false, ttl_ms: 0 };
     write(v1::write_op::Op::Put(put))
 }
 

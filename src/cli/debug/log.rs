@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn entries_are_told_apart() {
         let put = |key: &'static str| {
-            let put = v1::Put { key: key.into(), value: "v".into(), if_absent: false };
+            let put = v1::Put { key: key.into(), value: "v".into(), if_absent: false, ttl_ms: 0 };
             v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
         };
         let request = v1::WriteRequest { ops: vec![put("a\n"), put("b"), put("c"), put("d")], atomic: false };

@@ -84,11 +84,11 @@ fn get_request(key: impl Into<Bytes>) -> v1::GetRequest {
 }
 
 fn put_request(key: impl Into<Bytes>, value: impl Into<Bytes>) -> v1::PutRequest {
-    v1::PutRequest { header: None, key: key.into(), value: value.into(), if_absent: false }
+    v1::PutRequest { header: None, key: key.into(), value: value.into(), if_absent: false, ttl_ms: 0 }
 }
 
 fn put_op(key: impl Into<Bytes>, value: impl Into<Bytes>) -> v1::WriteOp {
-    let put = v1::Put { key: key.into(), value: value.into(), if_absent: false };
+    let put = v1::Put { key: key.into(), value: value.into(), if_absent: false, ttl_ms: 0 };
     v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
 }
 
@@ -97,5 +97,5 @@ fn swap_op(
     expect: v1::compare_and_swap::Expect,
     new_value: Option<&'static str>,
 ) -> v1::CompareAndSwap {
-    v1::CompareAndSwap { key: key.into(), expect: Some(expect), new_value: new_value.map(Bytes::from) }
+    v1::CompareAndSwap { key: key.into(), expect: Some(expect), new_value: new_value.map(Bytes::from), ttl_ms: 0 }
 }

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use flotilla_proto::{KeyspaceId, v1};
 
 use super::RangeApply;
+use super::expiry::ExpiryChange;
 use crate::command;
 use crate::keys;
 use crate::read;
-use crate::record;
+use crate::record::{self, Stored};
 use crate::storage::{Family, Storage, StorageError, WriteBatch};
 
 /// One call of [`ApplyStage::apply`]: the batch it fills, and what later operations must see of it.
@@ -20,22 +21,26 @@ pub(super) struct Pass<'a, S: Storage> {
     /// What the batch holds for keys (as on disk): reads look here first. Point access only, so the
     /// map's order never matters.
     pub overlay: HashMap<Vec<u8>, Option<Stored>>,
+    /// What the present task has changed in the expiry index.
+    pub expiry: Vec<ExpiryChange>,
 }
 
-type Stored = (u64, Bytes);
+impl<'a, S: Storage> Pass<'a, S> {
+    pub(super) fn new(storage: &'a S) -> Self {
+        Self { storage, batch: storage.batch(), overlay: HashMap::new(), expiry: Vec::new() }
+    }
 
-impl<S: Storage> Pass<'_, S> {
-    fn current(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
+    pub(super) fn current(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
         if let Some(known) = self.overlay.get(key) {
             return Ok(known.clone());
         }
         self.storage.get(Family::State, key)?.map(record::decode_value).transpose()
     }
 
-    fn write(&mut self, key: Vec<u8>, change: Option<Stored>) {
+    pub(super) fn write(&mut self, key: Vec<u8>, change: Option<Stored>) {
         match &change {
-            Some((version, value)) => {
-                self.batch.put(Family::State, &key, &record::encode_value(*version, value));
+            Some(Stored { version, deadline_ms, value }) => {
+                self.batch.put(Family::State, &key, &record::encode_value(*version, *deadline_ms, value));
             }
             None => self.batch.delete(Family::State, &key),
         }
@@ -83,28 +88,38 @@ impl RangeApply {
     /// What an operation would do to the state as it stands.
     fn evaluate<S: Storage>(&self, pass: &Pass<'_, S>, op: &v1::WriteOp) -> Result<Outcome, StorageError> {
         use v1::write_op::Op;
-        let key = command::op_key(op).cloned().unwrap_or_default();
+        let user_key = command::op_key(op).cloned().unwrap_or_default();
         // Proposals are checked for this; the epoch check covers changes since. Never write outside.
-        if !read::contains(&self.descriptor, &key) || op.op.is_none() {
-            return Ok(Outcome { key: Vec::new(), current: None, change: None, holds: false, shows_current: false });
+        if !read::contains(&self.descriptor, &user_key) {
+            return Ok(Outcome::default());
         }
-        let key = keys::data(KeyspaceId(self.descriptor.keyspace_id), &key);
-        Ok(match &op.op {
+        let key = keys::data(KeyspaceId(self.descriptor.keyspace_id), &user_key);
+        let looked_up = |current: Option<Stored>| Outcome {
+            indexed: current.as_ref().is_some_and(|current| current.deadline_ms != 0),
+            current,
+            holds: true,
+            ..Outcome::default()
+        };
+        let outcome = match &op.op {
             Some(Op::Put(put)) => {
-                let current = if put.if_absent { pass.current(&key)? } else { None };
-                let holds = !put.if_absent || current.is_none();
-                Outcome { key, current, change: Some(put.value.clone()), holds, shows_current: false }
+                let change = Some((put.value.clone(), put.ttl_ms));
+                if put.if_absent {
+                    let found = looked_up(pass.current(&key)?);
+                    Outcome { holds: found.current.is_none(), change, ..found }
+                } else {
+                    Outcome { change, holds: true, indexed: self.has_ttls(), ..Outcome::default() }
+                }
             }
-            Some(Op::Delete(_)) => {
-                Outcome { current: pass.current(&key)?, key, change: None, holds: true, shows_current: false }
-            }
+            Some(Op::Delete(_)) => looked_up(pass.current(&key)?),
             Some(Op::CompareAndSwap(swap)) => {
-                let current = pass.current(&key)?;
-                let holds = expectation_holds(swap, current.as_ref());
-                Outcome { key, current, change: swap.new_value.clone(), holds, shows_current: true }
+                let found = looked_up(pass.current(&key)?);
+                let holds = expectation_holds(swap, found.current.as_ref());
+                let change = swap.new_value.clone().map(|value| (value, swap.ttl_ms));
+                Outcome { holds, change, shows_current: true, ..found }
             }
-            None => unreachable!("handled above"),
-        })
+            None => return Ok(Outcome::default()),
+        };
+        Ok(Outcome { user_key, key, ..outcome })
     }
 
     /// Writes what was evaluated.
@@ -116,30 +131,41 @@ impl RangeApply {
         }
         self.applied.version_counter += 1;
         let version = self.applied.version_counter;
-        pass.write(outcome.key, outcome.change.map(|value| (version, value)));
+        let change = outcome.change.map(|(value, ttl_ms)| {
+            let deadline_ms = self.deadline(ttl_ms);
+            Stored { version, deadline_ms, value }
+        });
+        let deadline_ms = change.as_ref().map_or(0, |change| change.deadline_ms);
+        self.index_expiry(pass, &outcome.user_key, version, deadline_ms, outcome.indexed);
+        pass.write(outcome.key, change);
         v1::WriteResult { applied: true, version, existed, current: None }
     }
 }
 
 /// What an operation found, and would do.
+#[derive(Default)]
 struct Outcome {
+    user_key: Bytes,
+    /// As on disk.
     key: Vec<u8>,
     /// The key's state before; not looked up for a blind put.
     current: Option<Stored>,
-    /// The new value; none: deletion.
-    change: Option<Bytes>,
+    /// The new value and its ttl; none: deletion.
+    change: Option<(Bytes, u64)>,
+    /// Whether the key may have a record in the expiry index.
+    indexed: bool,
     holds: bool,
     shows_current: bool,
 }
 
 impl Outcome {
     fn refuse(self) -> v1::WriteResult {
-        let version = self.current.as_ref().map_or(0, |(version, _)| *version);
+        let version = self.current.as_ref().map_or(0, |current| current.version);
         let existed = self.current.is_some();
-        let current = self.current.filter(|_| self.shows_current).map(|(version, value)| v1::Record {
-            key: Bytes::new(),
-            value,
-            version,
+        let current = self.current.filter(|_| self.shows_current).map(|current| v1::Record {
+            value: current.value,
+            version: current.version,
+            ..Default::default()
         });
         v1::WriteResult { applied: false, version, existed, current }
     }
@@ -148,8 +174,8 @@ impl Outcome {
 fn expectation_holds(swap: &v1::CompareAndSwap, current: Option<&Stored>) -> bool {
     use v1::compare_and_swap::Expect;
     match (&swap.expect, current) {
-        (Some(Expect::Value(expected)), Some((_, value))) => expected == value,
-        (Some(Expect::Version(expected)), Some((version, _))) => expected == version,
+        (Some(Expect::Value(expected)), Some(current)) => *expected == current.value,
+        (Some(Expect::Version(expected)), Some(current)) => *expected == current.version,
         (Some(Expect::Absent(true)), None) => true,
         // Version 0 is what a key that is not there shows.
         (Some(Expect::Version(0)), None) => true,

@@ -466,7 +466,7 @@ impl Range {
             term,
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
             requests,
-            change: None,
+            ..Default::default()
         };
         let entry = Entry { data: command::encode(&command), ..Default::default() };
         let mut message = Message { from: self.replica, ..Default::default() };

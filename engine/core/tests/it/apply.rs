@@ -27,11 +27,11 @@ fn fresh() -> Stage {
 }
 
 fn command(requests: Vec<v1::WriteRequest>) -> v1::Command {
-    v1::Command { range_id: RANGE.0, replica_id: 1, term: 6, epoch_version: 1, requests, change: None }
+    v1::Command { range_id: RANGE.0, replica_id: 1, term: 6, epoch_version: 1, requests, ..Default::default() }
 }
 
 fn put_if_absent(key: &str, value: &str) -> v1::WriteOp {
-    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: true };
+    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: true, ttl_ms: 0 };
     v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
 }
 

@@ -303,7 +303,7 @@ pub fn request(ops: Vec<v1::WriteOp>) -> v1::WriteRequest {
 }
 
 pub fn put(key: &str, value: &str) -> v1::WriteOp {
-    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false };
+    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false, ttl_ms: 0 };
     v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
 }
 
@@ -313,6 +313,6 @@ pub fn delete(key: &str) -> v1::WriteOp {
 
 pub fn swap(key: &str, expect: v1::compare_and_swap::Expect, new: Option<&str>) -> v1::WriteOp {
     let new_value = new.map(|value| value.to_owned().into());
-    let swap = v1::CompareAndSwap { key: key.to_owned().into(), expect: Some(expect), new_value };
+    let swap = v1::CompareAndSwap { key: key.to_owned().into(), expect: Some(expect), new_value, ttl_ms: 0 };
     v1::WriteOp { op: Some(v1::write_op::Op::CompareAndSwap(swap)) }
 }

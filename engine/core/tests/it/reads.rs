@@ -116,7 +116,7 @@ fn filled(draw: &mut Rng) -> (MemDisk, v1::RangeDescriptor, BTreeMap<Vec<u8>, Ve
         let mut key = vec![b"abcd"[draw.below(4) as usize]];
         key.extend((0..draw.below(3)).map(|_| [0, 1, 0xFF][draw.below(3) as usize]));
         let value = vec![b'v'; draw.below(30) as usize];
-        batch.put(Family::State, &keys::data(KeyspaceId(1), &key), &record::encode_value(7, &value));
+        batch.put(Family::State, &keys::data(KeyspaceId(1), &key), &record::encode_value(7, 0, &value));
         if read::contains(&descriptor, &key) {
             inside.insert(key, value);
         }

@@ -221,7 +221,7 @@ pub fn bytes_of(bytes: &[u8]) -> bytes::Bytes {
 }
 
 pub fn put_body(header: v1::RequestHeader, key: &[u8], value: &[u8]) -> v1::request::Body {
-    let put = v1::Put { key: bytes_of(key), value: bytes_of(value), if_absent: false };
+    let put = v1::Put { key: bytes_of(key), value: bytes_of(value), if_absent: false, ttl_ms: 0 };
     let ops = vec![v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }];
     v1::request::Body::Write(v1::BatchRequest { header: Some(header), ops, atomic: false })
 }

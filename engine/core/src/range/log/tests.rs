@@ -34,7 +34,7 @@ fn boot() -> RangeBoot {
     RangeBoot {
         descriptor: Arc::default(),
         raft: v1::RaftState { term: 5, vote: 0, commit: 5, truncated_index: 5, truncated_term: 5 },
-        applied: v1::AppliedState { index: 5, term: 5, version_counter: 0, checksum: 0 },
+        applied: v1::AppliedState { index: 5, term: 5, ..Default::default() },
         terms: Vec::new(),
         last_index: 5,
         entry_bytes: Vec::new(),
