@@ -64,6 +64,13 @@ impl Failure {
         self
     }
 
+    /// Says something more about what to do.
+    #[must_use]
+    pub fn also(self, hint: impl Into<String>) -> Self {
+        let hint = self.hint.as_ref().map_or_else(String::new, |first| format!("{first}; ")) + &hint.into();
+        self.hint(hint)
+    }
+
     /// An operation on a file that failed.
     pub fn file(doing: &str, path: &std::path::Path, error: &io::Error) -> Self {
         Self::failed(format!("cannot {doing} {}: {error}", path.display()))

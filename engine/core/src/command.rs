@@ -99,7 +99,14 @@ mod tests {
         let put = v1::Put { key: "k".into(), value: "v".into(), if_absent: false, ttl_ms: 0 };
         let op = v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) };
         let request = v1::WriteRequest { ops: vec![op], atomic: false };
-        v1::Command { range_id: 2, replica_id: 1, term: 6, epoch_version: 1, requests: vec![request], ..Default::default() }
+        v1::Command {
+            range_id: 2,
+            replica_id: 1,
+            term: 6,
+            epoch_version: 1,
+            requests: vec![request],
+            ..Default::default()
+        }
     }
 
     #[test]

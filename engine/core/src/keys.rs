@@ -271,7 +271,9 @@ mod tests {
             assert!(first <= encoded && encoded < last);
             let indexed = expiry(K, key);
             assert_eq!(expiry_user_key(&indexed).as_deref(), Some(&key[..]));
-            assert!(indexed[1..] == encoded[1..] && user_key(&indexed).is_none() && expiry_user_key(&encoded).is_none());
+            assert!(
+                indexed[1..] == encoded[1..] && user_key(&indexed).is_none() && expiry_user_key(&encoded).is_none()
+            );
         }
     }
 

@@ -223,7 +223,7 @@ impl Client {
     }
 
     async fn put_with(&self, key: Bytes, value: Bytes, if_absent: bool) -> Result<WriteResult> {
-        let request = v1::PutRequest { header: self.write_header(), key: key.clone(), value, if_absent };
+        let request = v1::PutRequest { header: self.write_header(), key: key.clone(), value, if_absent, ttl_ms: 0 };
         written(&key, self.inner.router.put(request).await?.result)
     }
 

@@ -29,8 +29,8 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
 
     /// Writes one key.
     pub async fn put(&self, request: v1::PutRequest) -> Result<v1::PutResponse> {
-        let v1::PutRequest { header, key, value, if_absent } = request;
-        let (header, result) = self.write(header, Op::Put(v1::Put { key, value, if_absent, ttl_ms: 0 })).await?;
+        let v1::PutRequest { header, key, value, if_absent, ttl_ms } = request;
+        let (header, result) = self.write(header, Op::Put(v1::Put { key, value, if_absent, ttl_ms })).await?;
         Ok(v1::PutResponse { header, result: Some(result) })
     }
 

@@ -3,7 +3,9 @@
 //! by the [`Keyspaces`](super::Keyspaces).
 
 use bytes::Bytes;
-use flotilla_proto::limits::{BATCH_OPS_MAX, KEY_BYTES_MAX, REQUEST_BYTES_MAX, TIMEOUT_MS_MAX, VALUE_BYTES_MAX};
+use flotilla_proto::limits::{
+    BATCH_OPS_MAX, KEY_BYTES_MAX, REQUEST_BYTES_MAX, TIMEOUT_MS_MAX, TTL_MS_MAX, VALUE_BYTES_MAX,
+};
 use flotilla_proto::{Error, Result, v1};
 use v1::compare_and_swap::Expect;
 use v1::request::Body;
@@ -118,6 +120,7 @@ fn check_op(op: &v1::WriteOp) -> Result<usize> {
         Some(Op::Put(put)) => {
             check_key(&put.key)?;
             check_value(&put.value)?;
+            check_ttl(put.ttl_ms)?;
             Ok(put.key.len() + put.value.len())
         }
         Some(Op::Delete(delete)) => {
@@ -128,8 +131,22 @@ fn check_op(op: &v1::WriteOp) -> Result<usize> {
     }
 }
 
+fn check_ttl(ttl_ms: u64) -> Result<()> {
+    if ttl_ms > TTL_MS_MAX {
+        return Err(Error::invalid(
+            format!("a ttl of {ttl_ms} ms"),
+            format!("a ttl is at most {TTL_MS_MAX} ms (ten years); 0: the key stays"),
+        ));
+    }
+    Ok(())
+}
+
 fn check_swap(swap: &v1::CompareAndSwap) -> Result<usize> {
     check_key(&swap.key)?;
+    check_ttl(swap.ttl_ms)?;
+    if swap.ttl_ms > 0 && swap.new_value.is_none() {
+        return Err(Error::invalid("a ttl without a new value", "name a new value, or leave the ttl out"));
+    }
     let expected = match &swap.expect {
         Some(Expect::Value(value)) => {
             check_value(value)?;
@@ -169,7 +186,12 @@ mod tests {
     use super::*;
 
     fn put(key_bytes: usize, value_bytes: usize) -> v1::WriteOp {
-        let put = v1::Put { key: vec![b'k'; key_bytes].into(), value: vec![0; value_bytes].into(), if_absent: false, ttl_ms: 0 };
+        let put = v1::Put {
+            key: vec![b'k'; key_bytes].into(),
+            value: vec![0; value_bytes].into(),
+            if_absent: false,
+            ttl_ms: 0,
+        };
         v1::WriteOp { op: Some(Op::Put(put)) }
     }
 
@@ -179,6 +201,12 @@ mod tests {
 
     fn swap(expect: Option<Expect>) -> Body {
         let op = v1::CompareAndSwap { key: "k".into(), expect, new_value: None, ttl_ms: 0 };
+        write(vec![v1::WriteOp { op: Some(Op::CompareAndSwap(op)) }])
+    }
+
+    fn with_ttl(ttl_ms: u64, has_value: bool) -> Body {
+        let new_value = has_value.then(|| "v".into());
+        let op = v1::CompareAndSwap { key: "k".into(), expect: Some(Expect::Absent(true)), new_value, ttl_ms };
         write(vec![v1::WriteOp { op: Some(Op::CompareAndSwap(op)) }])
     }
 
@@ -196,6 +224,7 @@ mod tests {
             write(vec![put(KEY_BYTES_MAX, VALUE_BYTES_MAX)]),
             write(vec![put(1, 1); BATCH_OPS_MAX]),
             write(vec![]),
+            with_ttl(TTL_MS_MAX, true),
             swap(Some(Expect::Version(7))),
             swap(Some(Expect::Absent(true))),
             swap(Some(Expect::Value(Bytes::new()))),
@@ -212,6 +241,8 @@ mod tests {
             write(vec![put(1, 1); BATCH_OPS_MAX + 1]),
             write(vec![put(8, VALUE_BYTES_MAX), put(8, REQUEST_BYTES_MAX - VALUE_BYTES_MAX)]),
             write(vec![v1::WriteOp { op: None }]),
+            with_ttl(TTL_MS_MAX + 1, true),
+            with_ttl(1, false),
             swap(None),
             swap(Some(Expect::Version(0))),
             swap(Some(Expect::Absent(false))),

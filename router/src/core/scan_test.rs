@@ -132,7 +132,8 @@ fn check_pages(layouts: &[&[&'static str]], first: v1::ScanRequest, expected: &[
 
 #[test]
 fn a_range_that_answers_out_of_line_is_found_out() {
-    let record = |key: &'static str| v1::Record { key: key.into(), value: Bytes::new(), version: 1, ttl_remaining_ms: 0 };
+    let record =
+        |key: &'static str| v1::Record { key: key.into(), value: Bytes::new(), version: 1, ttl_remaining_ms: 0 };
     let answer = |keys: &[&'static str], next: &'static str| v1::ScanResponse {
         count: keys.len() as u64,
         records: keys.iter().map(|key| record(key)).collect(),
@@ -162,7 +163,8 @@ fn a_range_that_answers_out_of_line_is_found_out() {
 #[test]
 fn what_exceeds_the_pages_bytes_is_left_for_the_next_page() {
     let cache = cache(&["", "c"]);
-    let big = |key: &'static str| v1::Record { key: key.into(), value: vec![0; 60].into(), version: 1, ttl_remaining_ms: 0 };
+    let big =
+        |key: &'static str| v1::Record { key: key.into(), value: vec![0; 60].into(), version: 1, ttl_remaining_ms: 0 };
     for (reverse, keys) in [(false, ["a", "c"]), (true, ["c", "a"])] {
         let mut scan = Scan::new(&v1::ScanRequest { limit_bytes: 100, ..request("", "", reverse) });
         for key in keys {

@@ -211,7 +211,7 @@ impl Cluster {
     fn read(&self, key: &Bytes, descriptor: &v1::RangeDescriptor) -> Option<v1::Record> {
         assert!(contains(descriptor, key), "{key:?} is not in {descriptor:?}");
         let (value, version) = self.data.get(key)?;
-        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version })
+        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version, ttl_remaining_ms: 0 })
     }
 
     fn write(
@@ -275,7 +275,7 @@ impl Cluster {
         if !scan.count_only {
             let record = |key: &&Bytes| {
                 let (value, version) = &self.data[*key];
-                v1::Record { key: (*key).clone(), value: value.clone(), version: *version }
+                v1::Record { key: (*key).clone(), value: value.clone(), version: *version, ttl_remaining_ms: 0 }
             };
             answer.records = keys.iter().map(record).collect();
         }

@@ -167,7 +167,12 @@ impl Truth {
             (false, _) => v1::WriteResult {
                 version: found.as_ref().map_or(0, |(_, version)| *version),
                 existed: found.is_some(),
-                current: found.map(|(value, version)| v1::Record { key: Bytes::new(), value, version }),
+                current: found.map(|(value, version)| v1::Record {
+                    key: Bytes::new(),
+                    value,
+                    version,
+                    ttl_remaining_ms: 0,
+                }),
                 applied: false,
             },
         }
@@ -175,7 +180,7 @@ impl Truth {
 
     pub fn read(&self, key: &Bytes) -> Option<v1::Record> {
         let (value, version) = self.data.get(key)?;
-        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version })
+        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version, ttl_remaining_ms: 0 })
     }
 
     pub fn scan(&self, scan: &v1::ScanRequest) -> v1::ScanResponse {
@@ -184,7 +189,12 @@ impl Truth {
             .data
             .iter()
             .filter(|(key, _)| inside(key))
-            .map(|(key, (value, version))| v1::Record { key: key.clone(), value: value.clone(), version: *version })
+            .map(|(key, (value, version))| v1::Record {
+                key: key.clone(),
+                value: value.clone(),
+                version: *version,
+                ttl_remaining_ms: 0,
+            })
             .map(|record| if scan.keys_only { v1::Record { value: Bytes::new(), ..record } } else { record })
             .collect();
         if scan.reverse {

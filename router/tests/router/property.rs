@@ -78,7 +78,7 @@ fn request(call: usize, random: &mut Random) -> Body {
         _ => {
             let put = |(at, number): (usize, &usize)| {
                 let value = format!("{number:02}#{call}-{at}").into();
-                let put = v1::Put { key: key(*number), value, if_absent: false };
+                let put = v1::Put { key: key(*number), value, if_absent: false, ttl_ms: 0 };
                 v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
             };
             let ops = numbers.iter().enumerate().map(put).collect();

@@ -16,7 +16,7 @@ use crate::cli::output;
 pub fn value(argument: Option<&OsString>, file: Option<&Path>, style: KeyStyle) -> Result<Bytes> {
     match (argument, file) {
         (Some(argument), None) => style.value(argument),
-        (None, Some(path)) if path == Path::new("-") => read(io::stdin().lock(), "stdin"),
+        (None, Some(path)) if is_stdin(path) => read(io::stdin().lock(), "stdin"),
         (None, Some(path)) => {
             let file = File::open(path).map_err(|error| Failure::file("read", path, &error))?;
             read(file, &path.display().to_string())
@@ -26,6 +26,11 @@ pub fn value(argument: Option<&OsString>, file: Option<&Path>, style: KeyStyle) 
         (None, None) => read(io::stdin().lock(), "stdin"),
         (Some(_), Some(_)) => Err(Failure::usage("a value and --file are given").hint("give one of them")),
     }
+}
+
+/// Whether a file's name means stdin.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// Reads up to the largest value, so that a wrong file is not read whole.

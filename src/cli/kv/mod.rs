@@ -29,7 +29,7 @@ pub enum KvCommand {
     Cas(cas::CasArgs),
     /// List keys in order
     Scan(scan::ScanArgs),
-    /// Store a file tree: a key for each file, its path below DIR
+    /// Store a file tree, the rows of a table (CSV), or lines of JSON
     Import(import::ImportArgs),
     /// Write keys as files: the reverse of import. Not one point in time
     Export(export::ExportArgs),
@@ -42,7 +42,7 @@ pub async fn run(command: KvCommand, global: &Global) -> Result {
         KvCommand::Delete(args) => delete::run(args, global).await,
         KvCommand::Cas(args) => cas::run(args, global).await,
         KvCommand::Scan(args) => scan::run(args, global).await,
-        KvCommand::Import(args) => import::run(args, global).await,
+        KvCommand::Import(args) => import::run(args, &global.client().await?, "default", global).await,
         KvCommand::Export(args) => export::run(args, global).await,
     }
 }

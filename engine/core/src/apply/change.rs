@@ -97,7 +97,9 @@ impl RangeApply {
         // The rest of the split comes from what the children were told and what is on this disk.
         let mut done = Vec::with_capacity(children.len());
         for descriptor in children {
-            let applied = v1::AppliedState { index: INITIAL_INDEX, term: INITIAL_TERM, ..self.applied };
+            // The range's time and its bound hold for both halves; the child's indexes begin anew.
+            let applied =
+                v1::AppliedState { index: INITIAL_INDEX, term: INITIAL_TERM, last_ttl_index: 0, ..self.applied };
             let born = begin_child(pass, node, &descriptor, &applied)?;
             done.push(Child { descriptor: Arc::new(descriptor), applied, born });
         }

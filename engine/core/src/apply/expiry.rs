@@ -45,6 +45,15 @@ pub struct ExpiryChange {
 }
 
 impl RangeApply {
+    /// What the task that ends here made of keys with a ttl.
+    pub(super) fn expiry_applied<S: Storage>(&self, pass: &mut Pass<'_, S>) -> ExpiryApplied {
+        ExpiryApplied {
+            range_time_ms: self.applied.range_time_ms,
+            next_expiry_ms: self.applied.next_expiry_ms,
+            changes: std::mem::take(&mut pass.expiry),
+        }
+    }
+
     /// Takes the time that a command carries.
     pub(super) fn advance_time(&mut self, command: &v1::Command) {
         self.applied.range_time_ms = self.applied.range_time_ms.max(command.range_time_ms);
@@ -92,8 +101,10 @@ impl RangeApply {
         expire: &v1::Expire,
     ) -> Result<(), StorageError> {
         let mut all_gone = true;
-        for due in expire.keys.iter().filter(|due| read::contains(&self.descriptor, &due.key)) {
-            all_gone &= self.expire_key(pass, due)?;
+        for due in &expire.keys {
+            if read::contains(&self.descriptor, &due.key) {
+                all_gone &= self.expire_key(pass, due)?;
+            }
         }
         // What the proposer says of all other keys is true of those that were there when it looked.
         if all_gone && self.applied.last_ttl_index <= expire.seen_index && self.has_ttls() {
@@ -109,9 +120,8 @@ impl RangeApply {
         let key = keys::data(keyspace, &due.key);
         let current = pass.current(&key)?;
         let ttl = current.as_ref().filter(|current| current.deadline_ms != 0);
-        let ends = ttl.is_some_and(|current| {
-            current.version == due.version && current.deadline_ms <= self.applied.range_time_ms
-        });
+        let ends = ttl
+            .is_some_and(|current| current.version == due.version && current.deadline_ms <= self.applied.range_time_ms);
         if ttl.is_some() && !ends {
             return Ok(false);
         }

@@ -9,9 +9,10 @@
 //! cannot be decoded stops the store: skipping it would make this replica differ.
 
 mod change;
+mod expiry;
 mod ops;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flotilla_proto::{RangeId, v1};
@@ -25,6 +26,7 @@ use crate::recover::Boot;
 use crate::storage::{Family, Storage, StorageError, WriteBatch};
 pub use change::{ChangeApplied, Child, RangeChange, initial_applied, initial_raft_state};
 pub(crate) use change::{own_replica, put_range};
+pub use expiry::{ExpiryApplied, ExpiryChange};
 use ops::Pass;
 
 /// Something for the apply stage to do, in one range.
@@ -79,6 +81,8 @@ pub struct Applied {
     pub results: Vec<EntryResults>,
     /// The outcome of each entry that changed the range itself.
     pub changes: Vec<ChangeApplied>,
+    /// What became of keys with a ttl.
+    pub expiry: ExpiryApplied,
     /// About how many bytes were written.
     pub bytes: u64,
 }
@@ -164,7 +168,7 @@ impl ApplyStage {
         tasks: Vec<ApplyTask>,
         show: &mut dyn FnMut(&S, Checkpoint),
     ) -> Result<Vec<Applied>, ApplyError> {
-        let mut pass = Pass { storage, batch: storage.batch(), overlay: HashMap::new() };
+        let mut pass = Pass::new(storage);
         #[cfg(feature = "mutant-replayed-split-overwrites")]
         for (key, value) in self.late.drain(..) {
             pass.batch.put(Family::State, &key, &value);
@@ -199,6 +203,7 @@ impl ApplyStage {
             checksum: range.applied.checksum,
             results: Vec::with_capacity(entries.len()),
             changes: Vec::new(),
+            expiry: ExpiryApplied::default(),
             bytes: 0,
         };
         if range.removed {
@@ -230,6 +235,7 @@ impl ApplyStage {
         range.write_applied(pass, id);
         done.bytes += pass.batch.size_bytes().saturating_sub(before) as u64;
         (done.index, done.term, done.checksum) = (range.applied.index, range.applied.term, range.applied.checksum);
+        done.expiry = range.expiry_applied(pass);
         #[cfg(feature = "mutant-replayed-split-overwrites")]
         if !born.is_empty() {
             let parent = self.ranges.get(&id).expect("it was just applied to");
@@ -348,6 +354,10 @@ impl RangeApply {
         pass: &mut Pass<'_, S>,
         command: &v1::Command,
     ) -> Result<Vec<Vec<v1::WriteResult>>, StorageError> {
+        self.advance_time(command);
+        if let Some(expire) = &command.expire {
+            self.apply_expire(pass, expire)?;
+        }
         command.requests.iter().map(|request| self.apply_request(pass, request)).collect()
     }
 

@@ -93,8 +93,8 @@ impl Range {
             replica_id: self.replica,
             term: self.term(),
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
-            requests: Vec::new(),
             change: Some(change),
+            ..Default::default()
         };
         let mut entry = Entry::default();
         match &of_replicas {

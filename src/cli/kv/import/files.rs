@@ -1,11 +1,10 @@
-//! `kv import`: a file tree into keys.
+//! An import of a file tree: a key for each file.
 //!
 //! Many puts are under way at once; each file's fate is counted, and every file that was left out is
 //! named with the reason. A put whose outcome is unknown is sent again: it writes the same content to
 //! the same key, so that once or twice is the same. (Who else writes those keys meanwhile may be
 //! overwritten; an import overwrites them anyway.)
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -18,36 +17,21 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::input::read_value;
-use super::tree::{self, Refused};
-use crate::cli::bytes::KeyStyle;
+use super::ImportArgs;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
+use crate::cli::kv::input::read_value;
+use crate::cli::kv::tree::{self, Refused};
 use crate::cli::output::{self, plural, size};
 
+/// Files under way at once, unless --concurrency says another number.
+const FILES: usize = 64;
 /// How often a file is tried.
 const ATTEMPTS: u32 = 4;
 /// So many failures without a success between them: the cluster is gone, the rest would fail too.
 const FAILURES_IN_A_ROW_MAX: u32 = 32;
 /// Files named one by one for people; programs get all.
 const NAMED_MAX: usize = 50;
-
-#[derive(clap::Args, Debug)]
-pub struct ImportArgs {
-    /// The root of the tree
-    dir: PathBuf,
-    /// Put this before each path
-    #[arg(long, value_name = "PREFIX")]
-    prefix: Option<OsString>,
-    /// Files under way at once
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    concurrency: u16,
-    /// Exit with 0 although files were refused (too large, not regular, ...); they are still listed
-    #[arg(long)]
-    allow_refused: bool,
-    #[command(flatten)]
-    style: KeyStyle,
-}
 
 /// What became of a tree.
 #[derive(Debug, Default)]
@@ -73,12 +57,12 @@ enum Fate {
     Failed { refused: Refused, unknown: bool },
 }
 
-pub async fn run(args: ImportArgs, global: &Global) -> Result {
-    let prefix = args.prefix.as_ref().map_or(Ok(Bytes::new()), |prefix| args.style.key(prefix))?;
+pub async fn run(args: &ImportArgs, prefix: &[u8], client: &Client, global: &Global) -> Result {
     let mut refused = Vec::new();
-    let files = tree::walk(&args.dir, &mut refused).map_err(|error| Failure::file("read", &args.dir, &error))?;
-    let client = global.client().await?;
-    let mut summary = import(&client, &args.dir, files, &prefix, args.concurrency.into()).await;
+    let root = &args.source;
+    let files = tree::walk(root, &mut refused).map_err(|error| Failure::file("read", root, &error))?;
+    let concurrency = args.concurrency.map_or(FILES, usize::from);
+    let mut summary = import(client, root, files, prefix, concurrency).await;
     summary.refused.splice(0..0, refused);
     if global.json() {
         output::json(&summary.json())?;
