@@ -49,8 +49,7 @@ enum Command {
     /// Run one node
     Start(start::StartArgs),
     /// Read and write keys
-    #[command(subcommand)]
-    Kv(kv::KvCommand),
+    Kv(kv::KvArgs),
     /// The ranges, and who leads them
     #[command(subcommand)]
     Range(range::RangeCommand),
@@ -91,7 +90,7 @@ fn execute(cli: Cli) -> Result {
     match command {
         Command::Run(args) => crate::supervisor::run(args, &global),
         Command::Start(args) => start::run(args),
-        Command::Kv(command) => block_on(kv::run(command, &global)),
+        Command::Kv(args) => block_on(kv::run(args, &global)),
         Command::Range(command) => block_on(range::run(command, &global)),
         Command::Node(command) => block_on(node::run(command, &global)),
         Command::Status(args) => block_on(status::run(args, &global)),

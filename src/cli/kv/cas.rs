@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use flotilla_router::{Expect, WriteResult};
 
-use super::{input, put};
+use super::{Keyspace, input, put};
 use crate::cli::bytes::{KeyStyle, excerpt};
 use crate::cli::failure::{Failure, Result};
-use crate::cli::global::Global;
 
 #[derive(clap::Args, Debug)]
 #[command(group(clap::ArgGroup::new("expectation").required(true)))]
@@ -40,14 +39,14 @@ pub struct CasArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: CasArgs, global: &Global) -> Result {
+pub async fn run(args: CasArgs, keyspace: &Keyspace<'_>) -> Result {
     let key = args.style.key(&args.key)?;
     let shown = args.style.show(&key);
     let expect = expectation(&args)?;
     let new_value =
         if args.delete { None } else { Some(input::value(args.value.as_ref(), args.file.as_deref(), args.style)?) };
-    let result = global.client().await?.compare_and_swap(key, expect, new_value).await?;
-    put::report(&result, global)?;
+    let result = keyspace.client().await?.compare_and_swap(key, expect, new_value).await?;
+    put::report(&result, keyspace.global)?;
     if result.applied { Ok(()) } else { Err(refused(&shown, &result)) }
 }
 

@@ -2,10 +2,9 @@
 
 use std::ffi::OsString;
 
-use super::{get, put};
+use super::{Keyspace, get, put};
 use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::Result;
-use crate::cli::global::Global;
 use crate::cli::output;
 
 #[derive(clap::Args, Debug)]
@@ -16,12 +15,12 @@ pub struct DeleteArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: DeleteArgs, global: &Global) -> Result {
+pub async fn run(args: DeleteArgs, keyspace: &Keyspace<'_>) -> Result {
     let key = args.style.key(&args.key)?;
     let shown = args.style.show(&key);
-    let result = global.client().await?.delete(key).await?;
-    if global.json() {
-        put::report(&result, global)?;
+    let result = keyspace.client().await?.delete(key).await?;
+    if keyspace.global.json() {
+        put::report(&result, keyspace.global)?;
     } else if result.existed {
         output::line("deleted")?;
     }

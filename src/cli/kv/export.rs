@@ -17,6 +17,7 @@ use flotilla_router::{Client, Record, ScanOptions};
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::Keyspace;
 use super::tree::{self, Refused};
 use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::{Failure, Result};
@@ -37,9 +38,9 @@ pub struct ExportArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: ExportArgs, global: &Global) -> Result {
+pub async fn run(args: ExportArgs, keyspace: &Keyspace<'_>) -> Result {
     let prefix = args.prefix.as_ref().map_or(Ok(Bytes::new()), |prefix| args.style.key(prefix))?;
-    let client = global.client().await?;
+    let client = keyspace.client().await?;
     let mut target = Target::open(&args.dir, args.force)?;
     let keys = count(&client, &prefix).await?;
     let bar = output::progress(keys, "export");
@@ -50,7 +51,7 @@ pub async fn run(args: ExportArgs, global: &Global) -> Result {
         }
     }
     bar.finish_and_clear();
-    target.report(global)
+    target.report(keyspace.global)
 }
 
 /// For the progress bar alone.

@@ -5,10 +5,9 @@ use std::io::Write;
 
 use flotilla_router::Consistency;
 
-use super::record_json;
+use super::{Keyspace, record_json};
 use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::{Failure, Result};
-use crate::cli::global::Global;
 use crate::cli::output;
 
 #[derive(clap::Args, Debug)]
@@ -25,15 +24,15 @@ pub struct GetArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: GetArgs, global: &Global) -> Result {
+pub async fn run(args: GetArgs, keyspace: &Keyspace<'_>) -> Result {
     let key = args.style.key(&args.key)?;
-    let mut client = global.client().await?;
+    let mut client = keyspace.client().await?;
     if args.stale {
         client = client.with_consistency(Consistency::Stale);
     }
     let shown = args.style.show(&key);
     let record = client.get(key).await?.ok_or_else(|| absent(&shown))?;
-    if global.json() {
+    if keyspace.global.json() {
         return output::json(&record_json(&record));
     }
     if args.version_only {

@@ -10,15 +10,47 @@ mod put;
 mod scan;
 pub mod tree;
 
-use flotilla_router::Record;
+use flotilla_router::{Client, Record};
 use serde_json::{Value, json};
 
 use super::bytes::base64;
 use super::failure::Result;
 use super::global::Global;
 
+/// The keyspace that a command without --keyspace is for.
+pub const KEYSPACE_DEFAULT: &str = "default";
+
+#[derive(clap::Args, Debug)]
+pub struct KvArgs {
+    /// The keyspace that the keys are in
+    #[arg(long, global = true, env = "FLOTILLA_KEYSPACE", value_name = "NAME", default_value = KEYSPACE_DEFAULT)]
+    keyspace: String,
+    #[command(subcommand)]
+    command: KvCommand,
+}
+
+/// The keyspace that a command is for.
+#[derive(Debug)]
+pub struct Keyspace<'a> {
+    /// How to reach it.
+    pub global: &'a Global,
+    name: String,
+}
+
+impl Keyspace<'_> {
+    /// A client of it.
+    pub async fn client(&self) -> Result<Client> {
+        self.global.client().await
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 #[derive(clap::Subcommand, Debug)]
-pub enum KvCommand {
+enum KvCommand {
     /// Print a key's value, byte for byte
     Get(get::GetArgs),
     /// Write a key
@@ -35,15 +67,16 @@ pub enum KvCommand {
     Export(export::ExportArgs),
 }
 
-pub async fn run(command: KvCommand, global: &Global) -> Result {
-    match command {
-        KvCommand::Get(args) => get::run(args, global).await,
-        KvCommand::Put(args) => put::run(args, global).await,
-        KvCommand::Delete(args) => delete::run(args, global).await,
-        KvCommand::Cas(args) => cas::run(args, global).await,
-        KvCommand::Scan(args) => scan::run(args, global).await,
-        KvCommand::Import(args) => import::run(args, &global.client().await?, "default", global).await,
-        KvCommand::Export(args) => export::run(args, global).await,
+pub async fn run(args: KvArgs, global: &Global) -> Result {
+    let keyspace = Keyspace { global, name: args.keyspace };
+    match args.command {
+        KvCommand::Get(args) => get::run(args, &keyspace).await,
+        KvCommand::Put(args) => put::run(args, &keyspace).await,
+        KvCommand::Delete(args) => delete::run(args, &keyspace).await,
+        KvCommand::Cas(args) => cas::run(args, &keyspace).await,
+        KvCommand::Scan(args) => scan::run(args, &keyspace).await,
+        KvCommand::Import(args) => import::run(args, &keyspace).await,
+        KvCommand::Export(args) => export::run(args, &keyspace).await,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use flotilla_router::WriteResult;
 use serde_json::{Value, json};
 
-use super::{input, record_json};
+use super::{Keyspace, input, record_json};
 use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
@@ -29,13 +29,13 @@ pub struct PutArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: PutArgs, global: &Global) -> Result {
+pub async fn run(args: PutArgs, keyspace: &Keyspace<'_>) -> Result {
     let key = args.style.key(&args.key)?;
     let shown = args.style.show(&key);
     let value = input::value(args.value.as_ref(), args.file.as_deref(), args.style)?;
-    let client = global.client().await?;
+    let client = keyspace.client().await?;
     let result = if args.if_absent { client.put_if_absent(key, value).await? } else { client.put(key, value).await? };
-    report(&result, global)?;
+    report(&result, keyspace.global)?;
     if result.applied {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use flotilla_router::{Client, Consistency, Record, ScanOptions, ScanPage};
 use serde_json::json;
 use unicode_width::UnicodeWidthStr;
 
-use super::record_json;
+use super::{Keyspace, record_json};
 use crate::cli::bytes::{KeyStyle, base64, excerpt, from_base64};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
@@ -55,16 +55,16 @@ pub struct ScanArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: ScanArgs, global: &Global) -> Result {
+pub async fn run(args: ScanArgs, keyspace: &Keyspace<'_>) -> Result {
     let options = options(&args)?;
-    let mut client = global.client().await?;
+    let mut client = keyspace.client().await?;
     if args.stale {
         client = client.with_consistency(Consistency::Stale);
     }
     if args.count {
-        return count(&client, options, global).await;
+        return count(&client, options, keyspace.global).await;
     }
-    let mut printer = Printer::new(&args, global);
+    let mut printer = Printer::new(&args, keyspace.global);
     let next = pages(&client, options, args.limit, |page| printer.page(page)).await?;
     printer.end(&next)
 }

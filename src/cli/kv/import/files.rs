@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::ImportArgs;
 use crate::cli::failure::{Failure, Result};
-use crate::cli::global::Global;
+use crate::cli::kv::Keyspace;
 use crate::cli::kv::input::read_value;
 use crate::cli::kv::tree::{self, Refused};
 use crate::cli::output::{self, plural, size};
@@ -57,14 +57,15 @@ enum Fate {
     Failed { refused: Refused, unknown: bool },
 }
 
-pub async fn run(args: &ImportArgs, prefix: &[u8], client: &Client, global: &Global) -> Result {
+pub async fn run(args: &ImportArgs, prefix: &[u8], keyspace: &Keyspace<'_>) -> Result {
     let mut refused = Vec::new();
     let root = &args.source;
     let files = tree::walk(root, &mut refused).map_err(|error| Failure::file("read", root, &error))?;
     let concurrency = args.concurrency.map_or(FILES, usize::from);
-    let mut summary = import(client, root, files, prefix, concurrency).await;
+    let client = keyspace.client().await?;
+    let mut summary = import(&client, root, files, prefix, concurrency).await;
     summary.refused.splice(0..0, refused);
-    if global.json() {
+    if keyspace.global.json() {
         output::json(&summary.json())?;
     } else {
         for (list, verb) in [(&summary.refused, "refused"), (&summary.failed, "failed")] {

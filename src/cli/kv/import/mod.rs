@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! DIR ──────────▶ files.rs ─────────────────────────────▶ a put for each file
-//! FILE, stdin ──▶ pieces.rs ▸ row.rs ▸ rows.rs ─────────▶ batches of puts, in the order of the rows
-//!                                        └▶ state.rs      how far it got: --resume
+//! FILE, stdin ──▶ source.rs: pieces.rs ▸ row.rs
+//!                    └▶ rows.rs ────────────────────────▶ batches of puts
+//!                          └▶ state.rs                    how far it got: --resume
 //! ```
 //! A put whose outcome is unknown is sent again: it writes the same content to the same key, so that
 //! once or twice is the same.
@@ -12,18 +13,17 @@ mod files;
 mod pieces;
 mod row;
 mod rows;
+mod source;
 mod state;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use flotilla_router::Client;
 
-use super::input;
+use super::{Keyspace, input};
 use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::{Failure, Result};
-use crate::cli::global::Global;
 pub use files::{Summary, import, key_and_content};
 
 /// What a source holds.
@@ -78,11 +78,11 @@ pub struct ImportArgs {
     style: KeyStyle,
 }
 
-pub async fn run(args: ImportArgs, client: &Client, keyspace: &str, global: &Global) -> Result {
+pub async fn run(args: ImportArgs, keyspace: &Keyspace<'_>) -> Result {
     let prefix = args.prefix.as_ref().map_or(Ok(Bytes::new()), |prefix| args.style.key(prefix))?;
     match args.format()? {
-        Format::Jsonl | Format::Csv => rows::run(&args, prefix, client, keyspace, global).await,
-        Format::Auto | Format::Files => files::run(&args, &prefix, client, global).await,
+        Format::Jsonl | Format::Csv => rows::run(&args, prefix, keyspace).await,
+        Format::Auto | Format::Files => files::run(&args, &prefix, keyspace).await,
     }
 }
 
@@ -117,7 +117,8 @@ impl ImportArgs {
 }
 
 fn guess(source: &Path) -> Result<Format> {
-    let unclear = |what: String| Failure::usage(what).hint("say it with --format csv, --format jsonl or --format files");
+    let unclear =
+        |what: String| Failure::usage(what).hint("say it with --format csv, --format jsonl or --format files");
     if input::is_stdin(source) {
         return Err(unclear("what stdin holds cannot be guessed".into()));
     }

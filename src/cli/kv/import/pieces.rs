@@ -122,8 +122,9 @@ impl<R: BufRead> Pieces<R> {
             return Ok(None);
         }
         if !complete && self.state == State::Quoted && matches!(self.rule, Rule::Csv { .. }) {
-            self.problem =
-                Some("a quote is opened that is never closed; everything behind it belongs to this row, and is left out");
+            self.problem = Some(
+                "a quote is opened that is never closed; everything behind it belongs to this row, and is left out",
+            );
         }
         let mut bytes = &self.record[..];
         if complete {
@@ -231,12 +232,10 @@ mod tests {
         let lines = b"\xef\xbb\xbf{\"a\n\n\"}\r\nx";
         for chunk in 3..=lines.len() {
             let found = all(lines, Rule::Lines, chunk);
-            assert_eq!(found.iter().map(|(line, text, _)| (*line, &text[..])).collect::<Vec<_>>(), [
-                (1, "{\"a"),
-                (2, ""),
-                (3, "\"}"),
-                (4, "x")
-            ]);
+            assert_eq!(
+                found.iter().map(|(line, text, _)| (*line, &text[..])).collect::<Vec<_>>(),
+                [(1, "{\"a"), (2, ""), (3, "\"}"), (4, "x")]
+            );
         }
         assert!(all(b"", CSV, 1).is_empty());
     }
@@ -249,7 +248,10 @@ mod tests {
         let mut long = vec![b'x'; RECORD_BYTES_MAX];
         long.extend_from_slice(b"y\nnext\n");
         let found = all(&long, Rule::Lines, 1 << 16);
-        assert_eq!((found[0].1.len(), found[0].2, found[1].clone()), (RECORD_BYTES_MAX, true, (2, "next".into(), false)));
+        assert_eq!(
+            (found[0].1.len(), found[0].2, found[1].clone()),
+            (RECORD_BYTES_MAX, true, (2, "next".into(), false))
+        );
     }
 
     #[test]

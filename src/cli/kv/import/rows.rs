@@ -1,16 +1,15 @@
-//! An import of rows: a thread reads them, batches of puts carry them to the cluster.
+//! An import of rows: batches of puts carry them to the cluster.
 //!
 //! ```text
-//! source ─▶ thread: pieces ▸ rows ─▶ channel ─▶ Import: batches ─▶ puts, several batches at once
-//!                                                  └ done, in order ─▶ state file
+//! source.rs: rows ─▶ channel ─▶ Import: batches ─▶ puts, several batches at once
+//!                                  └ done, in order ─▶ state file
 //! ```
 //! A later row of a key wins: a key is never under way twice, so a row whose key is waits for it.
 //! What the cluster refuses for a row's own sake is told like a malformed row; anything else ends the
 //! import, and the state names the place up to which everything is stored.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,13 +22,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::pieces::{Piece, Pieces, Place, Rule};
-use super::row::{self, Pair, RowReader, Shape};
+use super::ImportArgs;
+use super::pieces::Place;
+use super::source::{Item, Source};
 use super::state::{State, StateFile};
-use super::{Format, ImportArgs};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
-use crate::cli::kv::input;
+use crate::cli::kv::Keyspace;
 use crate::cli::output::{self, plural, size};
 
 /// A batch is sent when it has so many rows or bytes.
@@ -39,23 +38,11 @@ const BATCH_BYTES: usize = 256 << 10;
 const BATCHES: usize = 16;
 /// How often a batch is tried.
 const ATTEMPTS: u32 = 4;
-/// Rows between the thread that reads and the batches.
-const ROWS_AHEAD: usize = 64;
 /// Rows named one by one for people, and for programs.
 const NAMED_MAX: u64 = 50;
 const LISTED_MAX: usize = 10_000;
 /// How often the state is written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-
-/// What the thread has read.
-enum Item {
-    /// A row.
-    Row { line: u64, pair: Pair, end: Place },
-    /// A record that is none.
-    Bad { line: u64, why: String, end: Place },
-    /// The source cannot be read any further.
-    Broken(Failure),
-}
 
 /// A row to be written.
 #[derive(Clone, Debug)]
@@ -84,77 +71,34 @@ struct Outcome {
     failure: Option<Failure>,
 }
 
-pub async fn run(args: &ImportArgs, prefix: Bytes, client: &Client, keyspace: &str, global: &Global) -> Result {
-    let csv = args.format()? == Format::Csv;
-    let rule = if csv { Rule::Csv { delimiter: args.delimiter() } } else { Rule::Lines };
-    let name = args.source.display().to_string();
-    let (source, length) = open(args)?;
-    let mut pieces = Pieces::new(source, rule);
-    let reader = RowReader { shape: shape(args, csv, &mut pieces, &name)?, base64: args.base64, prefix };
-    let settings = format!("keyspace {keyspace:?}, prefix {:?}, {:?}, base64 {:?}", reader.prefix, reader.shape, reader.base64);
-    let kept = args.resume.then(|| StateFile::beside(&args.source));
-    let cluster_id = if kept.is_some() { cluster_id(client).await? } else { String::new() };
-    let mut state = State::new(cluster_id.clone(), settings.clone());
+pub async fn run(args: &ImportArgs, prefix: Bytes, keyspace: &Keyspace<'_>) -> Result {
+    let source = Source::open(args, prefix)?;
+    let client = keyspace.client().await?;
+    let cluster_id = if args.resume { cluster_id(&client).await? } else { String::new() };
+    let settings = source.settings(keyspace.name());
+    import(args, source, State::new(cluster_id, settings), client, keyspace.global).await
+}
+
+/// Stores all rows of a source that was opened; `state` is that of an import that begins.
+async fn import<S: Store>(
+    args: &ImportArgs,
+    mut source: Source,
+    mut state: State,
+    store: S,
+    global: &Global,
+) -> Result {
     // With a header the first border lies behind it.
-    state.set_place(pieces.place());
-    if let Some(file) = &kept {
-        if let Some(earlier) = file.load(&cluster_id, &settings)? {
-            let same = pieces.skip_to(earlier.place()).map_err(|error| Failure::file("read", &args.source, &error))?;
-            if !same {
-                return Err(file.changed(&args.source, &earlier));
-            }
-            state = earlier;
-        }
+    state.set_place(source.place());
+    let file = args.resume.then(|| StateFile::beside(&args.source));
+    if let Some(file) = &file {
+        state = source.resume(args, file, state)?;
     }
-    let bar = output::progress(length, "import");
+    let bar = output::progress(source.length, "import");
     bar.set_position(state.offset);
     let concurrency = args.concurrency.map_or(BATCHES, usize::from);
-    let mut import = Import::new(client.clone(), state, kept, concurrency, bar);
-    let (send, receive) = mpsc::channel(ROWS_AHEAD);
-    let thread = move || read(pieces, &reader, &name, &send);
-    let spawned = std::thread::Builder::new().name("flotilla-rows".into()).spawn(thread);
-    spawned.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
-    let result = import.all(receive, &mut Stop::new()?).await;
+    let mut import = Import::new(store, state, file, concurrency, bar);
+    let result = import.all(source.rows()?, &mut Stop::new()?).await;
     import.end(result, args.allow_refused, global)
-}
-
-/// The source, and its length as far as it has one.
-fn open(args: &ImportArgs) -> Result<(Box<dyn BufRead + Send>, u64)> {
-    if input::is_stdin(&args.source) {
-        return Ok((Box::new(BufReader::new(io::stdin())), 0));
-    }
-    let failed = |error: io::Error| Failure::file("read", &args.source, &error);
-    let file = File::open(&args.source).map_err(failed)?;
-    let kind = file.metadata().map_err(failed)?;
-    if kind.is_dir() {
-        return Err(Failure::usage(format!("{} is a directory", args.source.display()))
-            .hint("name a file of rows, or import the tree with --format files"));
-    }
-    Ok((Box::new(BufReader::with_capacity(1 << 18, file)), kind.len()))
-}
-
-/// How rows are read; takes the header off where there is one.
-fn shape<R: BufRead>(args: &ImportArgs, csv: bool, pieces: &mut Pieces<R>, name: &str) -> Result<Shape> {
-    if !csv {
-        return Ok(Shape::Json { key: args.key_column.clone(), value: args.value_column.clone() });
-    }
-    let delimiter = args.delimiter();
-    if !args.columns.is_empty() {
-        return Shape::csv(delimiter, &args.columns, &args.key_column, &args.value_column);
-    }
-    let bad = |why: &str| {
-        Failure::usage(format!("{name} has no row that names the columns: {why}"))
-            .hint("for CSV without a header, name its columns with --columns key,value")
-    };
-    let header = match pieces.next_piece() {
-        Ok(Some(Piece { bytes, problem: None, .. })) => row::fields(bytes, delimiter).map_err(|why| bad(&why))?,
-        Ok(Some(Piece { problem: Some(why), .. })) => return Err(bad(why)),
-        Ok(None) => return Err(bad("it is empty")),
-        Err(error) => return Err(Failure::failed(format!("cannot read {name}: {error}"))),
-    };
-    let columns: Vec<String> =
-        header.iter().map(|column| String::from_utf8_lossy(column.trim_ascii()).into_owned()).collect();
-    Shape::csv(delimiter, &columns, &args.key_column, &args.value_column)
 }
 
 /// The cluster, as its nodes name it.
@@ -169,28 +113,20 @@ async fn cluster_id(client: &Client) -> Result<String> {
     Err(last)
 }
 
-/// The thread that reads: until the source ends, or nobody takes rows any more.
-fn read<R: BufRead>(mut pieces: Pieces<R>, reader: &RowReader, name: &str, send: &mpsc::Sender<Item>) {
-    loop {
-        let (line, row) = match pieces.next_piece() {
-            Ok(Some(Piece { line, problem: Some(why), .. })) => (line, Err(why.to_owned())),
-            Ok(Some(Piece { line, bytes, problem: None })) => (line, reader.read(bytes)),
-            Ok(None) => return,
-            Err(error) => {
-                // Whether anyone still listens makes no difference: it is over.
-                let _ = send.blocking_send(Item::Broken(Failure::failed(format!("cannot read {name}: {error}"))));
-                return;
-            }
-        };
-        let end = pieces.place();
-        let item = match row {
-            Ok(Some(pair)) => Item::Row { line, pair, end },
-            Ok(None) => continue,
-            Err(why) => Item::Bad { line, why, end },
-        };
-        if send.blocking_send(item).is_err() {
-            return;
-        }
+/// Where rows go: the cluster, or a test's memory.
+trait Store: Clone + Send + Sync + 'static {
+    /// Puts each of them, in order; one result for each.
+    fn put_all(
+        &self,
+        rows: &[Row],
+    ) -> impl Future<Output = flotilla_proto::Result<Vec<flotilla_proto::Result<()>>>> + Send;
+}
+
+impl Store for Client {
+    async fn put_all(&self, rows: &[Row]) -> flotilla_proto::Result<Vec<flotilla_proto::Result<()>>> {
+        let put = |row: &Row| WriteOp::Put { key: row.key.clone(), value: row.value.clone() };
+        let results = self.batch(rows.iter().map(put).collect(), false).await?;
+        Ok(results.into_iter().map(|result| result.map(|_| ())).collect())
     }
 }
 
@@ -215,8 +151,8 @@ impl Stop {
 }
 
 /// An import under way.
-struct Import {
-    client: Client,
+struct Import<S> {
+    store: S,
     /// What is done for good: up to the first batch that is not.
     state: State,
     /// Where the state is kept, if it is.
@@ -239,11 +175,11 @@ struct Import {
     bar: ProgressBar,
 }
 
-impl Import {
-    fn new(client: Client, state: State, file: Option<StateFile>, concurrency: usize, bar: ProgressBar) -> Self {
+impl<S: Store> Import<S> {
+    fn new(store: S, state: State, file: Option<StateFile>, concurrency: usize, bar: ProgressBar) -> Self {
         let filling = Batch { end: state.place(), ..Batch::default() };
         Self {
-            client,
+            store,
             state,
             file,
             saved: Instant::now(),
@@ -324,10 +260,10 @@ impl Import {
         }
         let empty = Batch { end: self.filling.end, ..Batch::default() };
         let batch = std::mem::replace(&mut self.filling, empty);
-        let (client, number, rows) = (self.client.clone(), self.next, batch.rows.clone());
+        let (store, number, rows) = (self.store.clone(), self.next, batch.rows.clone());
         self.next += 1;
         self.sent.insert(number, (batch, false));
-        self.under_way.spawn(store(client, number, rows));
+        self.under_way.spawn(write(store, number, rows));
     }
 
     fn finished(&mut self, joined: std::result::Result<Outcome, tokio::task::JoinError>) -> Result {
@@ -436,14 +372,14 @@ fn interrupted() -> Failure {
 }
 
 /// Writes a batch's rows; repeats those that may be repeated, which all puts may.
-async fn store(client: Client, number: u64, mut rows: Vec<Row>) -> Outcome {
+async fn write<S: Store>(store: S, number: u64, mut rows: Vec<Row>) -> Outcome {
     let mut refused = Vec::new();
     let mut attempt = 1;
     let failure = loop {
         if rows.is_empty() {
             break None;
         }
-        let (left, error) = put(&client, rows, &mut refused).await;
+        let (left, error) = attempt_once(&store, rows, &mut refused).await;
         let Some(error) = error else { break None };
         if error.action() == Action::Fail || attempt == ATTEMPTS {
             break Some(Failure::from(error));
@@ -456,9 +392,12 @@ async fn store(client: Client, number: u64, mut rows: Vec<Row>) -> Outcome {
 }
 
 /// One attempt: the rows that are not stored, and why the worst of them is not.
-async fn put(client: &Client, rows: Vec<Row>, refused: &mut Vec<(u64, String)>) -> (Vec<Row>, Option<Error>) {
-    let put = |row: &Row| WriteOp::Put { key: row.key.clone(), value: row.value.clone() };
-    let results = match client.batch(rows.iter().map(put).collect(), false).await {
+async fn attempt_once<S: Store>(
+    store: &S,
+    rows: Vec<Row>,
+    refused: &mut Vec<(u64, String)>,
+) -> (Vec<Row>, Option<Error>) {
+    let results = match store.put_all(&rows).await {
         Ok(results) => results,
         Err(error) => return (rows, Some(error)),
     };
@@ -486,3 +425,7 @@ fn severity(error: &Error) -> u8 {
         Action::Retry | Action::RefreshRoute => 0,
     }
 }
+
+#[cfg(test)]
+#[path = "rows_test.rs"]
+mod tests;

@@ -77,23 +77,22 @@ impl StateFile {
         self.path.display().to_string()
     }
 
-    /// What it says, if there is one that fits.
-    pub fn load(&self, cluster_id: &str, settings: &str) -> Result<Option<State>> {
+    /// What it says, if there is one; it must fit to an import that begins.
+    pub fn load(&self, fresh: &State) -> Result<Option<State>> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Failure::file("read", &self.path, &error)),
         };
         let anew = || format!("remove {} to begin anew", self.path.display());
-        let state: State = serde_json::from_slice(&text).map_err(|error| {
-            Failure::failed(format!("{} is damaged: {error}", self.path.display())).hint(anew())
-        })?;
+        let state: State = serde_json::from_slice(&text)
+            .map_err(|error| Failure::failed(format!("{} is damaged: {error}", self.path.display())).hint(anew()))?;
         if state.format != FORMAT {
             let what = format!("{} has format {}, this version knows {FORMAT}", self.path.display(), state.format);
             return Err(Failure::failed(what).hint(anew()));
         }
         for (what, before, now) in
-            [("cluster", &state.cluster_id[..], cluster_id), ("settings", &state.settings[..], settings)]
+            [("cluster", &state.cluster_id, &fresh.cluster_id), ("settings", &state.settings, &fresh.settings)]
         {
             if before != now {
                 return Err(Failure::usage(format!("the import to go on with had other {what}: {before}, not {now}"))
@@ -146,14 +145,15 @@ mod tests {
         let folder = tempfile::tempdir().expect("tempdir");
         let source = folder.path().join("rows.csv");
         let file = StateFile::beside(&source);
-        assert_eq!(file.load("c", "s"), Ok(None));
-        let mut state = State::new("c".into(), "s".into());
+        let fresh = |cluster: &str, settings: &str| State::new(cluster.into(), settings.into());
+        assert_eq!(file.load(&fresh("c", "s")), Ok(None));
+        let mut state = fresh("c", "s");
         state.set_place(Place { offset: 100, line: 7, checksum: 9 });
         (state.stored, state.bytes, state.skipped) = (5, 50, 1);
         file.save(&state).expect("written");
-        assert_eq!(file.load("c", "s"), Ok(Some(state.clone())));
-        assert_eq!(file.load("d", "s").expect_err("cluster").code(), 2);
-        assert_eq!(file.load("c", "t").expect_err("settings").code(), 2);
+        assert_eq!(file.load(&fresh("c", "s")), Ok(Some(state.clone())));
+        assert_eq!(file.load(&fresh("d", "s")).expect_err("cluster").code(), 2);
+        assert_eq!(file.load(&fresh("c", "t")).expect_err("settings").code(), 2);
         assert!(file.changed(&source, &state).to_string().contains("100 bytes"));
         file.remove().expect("removed");
         file.remove().expect("gone already");
@@ -164,11 +164,12 @@ mod tests {
     fn a_state_cut_at_any_byte_is_refused() {
         let folder = tempfile::tempdir().expect("tempdir");
         let file = StateFile::beside(&folder.path().join("x"));
-        file.save(&State::new("c".into(), "s".into())).expect("written");
+        let state = State::new("c".into(), "s".into());
+        file.save(&state).expect("written");
         let whole = fs::read(&file.path).expect("there");
         for length in 0..whole.len() {
             fs::write(&file.path, &whole[..length]).expect("write");
-            let failure = file.load("c", "s").expect_err("damaged");
+            let failure = file.load(&state).expect_err("damaged");
             assert!(failure.to_string().contains("begin anew"), "{failure}");
         }
     }
