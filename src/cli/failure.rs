@@ -71,6 +71,13 @@ impl Failure {
         self.hint(hint)
     }
 
+    /// An order to the cluster that failed; where its outcome is unknown, `look` says how to find out.
+    pub fn order(error: Error, look: &str) -> Self {
+        let ambiguous = error.action() == Action::Ambiguous;
+        let failure = Self::from(error);
+        if ambiguous { failure.hint(look) } else { failure }
+    }
+
     /// An operation on a file that failed.
     pub fn file(doing: &str, path: &std::path::Path, error: &io::Error) -> Self {
         Self::failed(format!("cannot {doing} {}: {error}", path.display()))

@@ -11,6 +11,7 @@ mod config;
 mod debug;
 pub mod failure;
 pub mod global;
+mod keyspace;
 pub mod kv;
 mod node;
 pub mod output;
@@ -50,12 +51,15 @@ enum Command {
     Start(start::StartArgs),
     /// Read and write keys
     Kv(kv::KvArgs),
-    /// The ranges, and who leads them
+    /// The ranges, who leads them, and orders to them
     #[command(subcommand)]
     Range(range::RangeCommand),
     /// The nodes
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Separate sets of keys, and their settings
+    #[command(subcommand)]
+    Keyspace(keyspace::KeyspaceCommand),
     /// Whether all is well, and if not, what needs a person
     Status(status::StatusArgs),
     /// Load the cluster and measure
@@ -93,6 +97,7 @@ fn execute(cli: Cli) -> Result {
         Command::Kv(args) => block_on(kv::run(args, &global)),
         Command::Range(command) => block_on(range::run(command, &global)),
         Command::Node(command) => block_on(node::run(command, &global)),
+        Command::Keyspace(command) => block_on(keyspace::run(command, &global)),
         Command::Status(args) => block_on(status::run(args, &global)),
         Command::Bench(args) => bench::run(args, &global),
         Command::Debug(command) => debug::run(command, &global),

@@ -8,7 +8,7 @@ use crate::cli::bytes::KeyStyle;
 use crate::cli::failure::Result;
 use crate::cli::global::Global;
 use crate::cli::output::{self, Table, size};
-use crate::cli::range::descriptor_json;
+use crate::cli::range::describe::descriptor_json;
 
 pub fn run(args: &RangeArgs, global: &Global) -> Result {
     let opened = copy::Opened::open(&args.dir)?;

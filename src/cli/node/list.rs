@@ -1,29 +1,20 @@
-//! `node`: the cluster's nodes.
+//! `node list`.
 
 use std::time::Duration;
 
 use flotilla_proto::{NodeId, v1};
+use flotilla_router::Client;
 use serde_json::{Value, json};
 
-use super::failure::Result;
-use super::global::Global;
-use super::output::{self, Table, duration, size};
+use crate::cli::failure::Result;
+use crate::cli::global::Global;
+use crate::cli::output::{self, Table, duration, size};
 
-#[derive(clap::Subcommand, Debug)]
-pub enum NodeCommand {
-    /// List the nodes with their addresses and figures
-    List,
-}
-
-pub async fn run(command: NodeCommand, global: &Global) -> Result {
-    let NodeCommand::List = command;
+pub async fn run(global: &Global) -> Result {
     let client = global.client().await?;
-    let nodes = client.list_nodes().await?;
-    let mut rows = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        // Each node speaks for itself; one that does not answer is listed as the others know it.
-        let status =
-            if node.client_addr.is_empty() { None } else { client.node_status(NodeId(node.node_id)).await.ok() };
+    let mut rows = Vec::new();
+    for node in client.list_nodes().await? {
+        let status = ask(&client, &node).await;
         rows.push((node, status));
     }
     rows.sort_by_key(|(node, _)| node.node_id);
@@ -33,8 +24,14 @@ pub async fn run(command: NodeCommand, global: &Global) -> Result {
     output::line(table(&rows))
 }
 
+/// Each node speaks for itself; one that does not answer is shown as the others know it.
+pub async fn ask(client: &Client, node: &v1::NodeInfo) -> Option<v1::NodeStatusResponse> {
+    if node.client_addr.is_empty() { None } else { client.node_status(NodeId(node.node_id)).await.ok() }
+}
+
 fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
-    let heads = [">node", "state", "client", "peer", "http", "version", ">ranges", ">led", ">up", ">disk free"];
+    let heads =
+        [">node", "state", "client", "peer", "http", "version", ">replicas", ">leaders", ">data", ">up", ">disk free"];
     let mut table = Table::new(&heads);
     for (node, status) in rows {
         let figure = |figure: fn(&v1::NodeStatusResponse) -> String| status.as_ref().map_or("-".into(), figure);
@@ -45,8 +42,9 @@ fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
             known(&node.peer_addr),
             known(&node.http_addr),
             known(&node.version),
-            figure(|status| status.ranges.to_string()),
-            figure(|status| status.ranges_led.to_string()),
+            replicas(node, status.as_ref()).to_string(),
+            leaders(node, status.as_ref()).to_string(),
+            size(node.data_bytes),
             figure(|status| duration(Duration::from_millis(status.uptime_ms))),
             figure(|status| size(status.disk_free_bytes)),
         ]);
@@ -54,20 +52,34 @@ fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
     table
 }
 
-fn state(node: &v1::NodeInfo, answers: bool) -> &'static str {
+/// As the node says, or as it was last reported.
+pub fn replicas(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> u32 {
+    status.map_or(node.replicas, |status| status.ranges)
+}
+
+/// As the node says, or as it was last reported.
+pub fn leaders(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> u32 {
+    status.map_or(node.leaders, |status| status.ranges_led)
+}
+
+/// A word for how a node is.
+pub fn state(node: &v1::NodeInfo, answers: bool) -> &'static str {
     match (answers, node.live) {
         (true, _) if node.disk_full => "disk full",
+        (true, _) if node.draining => "draining",
         (true, _) => "up",
         (false, true) => "no answer",
         (false, false) => "down",
     }
 }
 
-fn known(text: &str) -> String {
+/// What is not known has a place, so that columns stay columns.
+pub fn known(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
 }
 
-fn to_json(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> Value {
+/// A node for programs.
+pub fn to_json(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> Value {
     let mut value = json!({
         "node_id": node.node_id,
         "state": state(node, status.is_some()),
@@ -78,12 +90,14 @@ fn to_json(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> Valu
         "live": node.live,
         "last_heard_ms": node.last_heard_ms,
         "disk_full": node.disk_full,
+        "draining": node.draining,
+        "replicas": replicas(node, status),
+        "leaders": leaders(node, status),
+        "data_bytes": node.data_bytes,
     });
     if let Some(status) = status {
         value["cluster_id"] = format!("{:016x}", status.cluster_id).into();
         value["uptime_ms"] = status.uptime_ms.into();
-        value["ranges"] = status.ranges.into();
-        value["ranges_led"] = status.ranges_led.into();
         value["ranges_without_leader"] = status.ranges_without_leader.into();
         value["disk_free_bytes"] = status.disk_free_bytes.into();
         value["disk_margin_bytes"] = status.disk_margin_bytes.into();
@@ -97,14 +111,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_state_is_one_word() {
+        let node = |live, disk_full, draining| v1::NodeInfo { live, disk_full, draining, ..Default::default() };
+        assert_eq!(state(&node(true, false, false), true), "up");
+        assert_eq!(state(&node(true, false, true), true), "draining");
+        assert_eq!(state(&node(true, true, true), true), "disk full");
+        assert_eq!(state(&node(true, false, true), false), "no answer");
+        assert_eq!(state(&node(false, false, true), false), "down");
+    }
+
+    #[test]
     fn a_node_that_does_not_answer_keeps_its_line() {
         let down = v1::NodeInfo { node_id: 2, peer_addr: "127.0.0.1:7401".into(), ..Default::default() };
         let up = v1::NodeInfo { node_id: 1, live: true, client_addr: "a:1".into(), ..Default::default() };
         let status = v1::NodeStatusResponse { ranges: 16, ranges_led: 6, uptime_ms: 90_000, ..Default::default() };
         let text = table(&[(up.clone(), Some(status.clone())), (down, None)]).to_string();
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[1][..7], ["1", "up", "a:1", "-", "-", "-", "16"]);
+        assert_eq!(lines[1][..8], ["1", "up", "a:1", "-", "-", "-", "16", "6"]);
         assert_eq!(lines[2][..5], ["2", "down", "-", "127.0.0.1:7401", "-"]);
-        assert_eq!(to_json(&up, Some(&status))["ranges_led"], 6);
+        assert_eq!(to_json(&up, Some(&status))["leaders"], 6);
     }
 }

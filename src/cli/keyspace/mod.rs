@@ -1,0 +1,49 @@
+//! `keyspace`: named, separate sets of keys, and their settings.
+
+mod create;
+mod drop;
+mod list;
+mod set;
+mod settings;
+
+use flotilla_proto::{Error, v1};
+use flotilla_router::Client;
+
+use super::failure::{Failure, Result};
+use super::global::Global;
+
+#[derive(clap::Subcommand, Debug)]
+pub enum KeyspaceCommand {
+    /// Make a keyspace
+    Create(create::CreateArgs),
+    /// List the keyspaces with their settings
+    List,
+    /// Show a keyspace
+    Show(list::ShowArgs),
+    /// Change a keyspace's settings; what is not named stays as it is
+    Set(set::SetArgs),
+    /// Drop a keyspace with all its keys. There is no way back
+    Drop(drop::DropArgs),
+}
+
+pub async fn run(command: KeyspaceCommand, global: &Global) -> Result {
+    match command {
+        KeyspaceCommand::Create(args) => create::run(args, global).await,
+        KeyspaceCommand::List => list::list(global).await,
+        KeyspaceCommand::Show(args) => list::show(&args, global).await,
+        KeyspaceCommand::Set(args) => set::run(args, global).await,
+        KeyspaceCommand::Drop(args) => drop::run(&args, global).await,
+    }
+}
+
+/// A keyspace by its name.
+async fn find(client: &Client, name: &str) -> Result<v1::Keyspace> {
+    let keyspaces = client.list_keyspaces().await?;
+    let found = keyspaces.into_iter().find(|keyspace| keyspace.name == name);
+    found.ok_or_else(|| Error::KeyspaceNotFound { name: name.into() }.into())
+}
+
+/// An order whose outcome is unknown is looked up, not repeated.
+fn order_failure(error: Error) -> Failure {
+    Failure::order(error, "`flotilla keyspace list` shows whether it happened")
+}

@@ -1,0 +1,194 @@
+//! A keyspace's settings on the command line: how they are written, and how they are shown.
+
+use std::ffi::OsStr;
+
+use flotilla_proto::v1;
+use serde_json::{Value, json};
+use v1::split_boundary::Rule;
+
+use crate::cli::bytes::{KeyStyle, escape};
+use crate::cli::output::size;
+
+/// Settings that can be given to a new keyspace and changed later.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Settings {
+    /// Replicas of each of its ranges, 1 to 7 [default of a new keyspace: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=7))]
+    pub replicas: Option<u32>,
+    /// Where its ranges may be split. any: anywhere; after:/ keeps keys together that are equal up to their last
+    /// slash (any byte, such as after:\x00); prefix:N those with the same first N bytes [default: any]
+    #[arg(long, value_name = "RULE", value_parser = parse_boundary)]
+    pub boundary: Option<v1::SplitBoundary>,
+    /// Split a range when it holds more, such as 64MiB; never: not by size [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_split_bytes)]
+    pub split_bytes: Option<u64>,
+}
+
+/// `any`, `after:BYTE` or `prefix:N`.
+pub fn parse_boundary(text: &str) -> Result<v1::SplitBoundary, String> {
+    let rule = match text.split_once(':') {
+        None if text == "any" => None,
+        Some(("after", byte)) => Some(Rule::AfterDelimiter(parse_byte(byte)?.into())),
+        Some(("prefix", length)) => {
+            let length = length.parse().ok().filter(|length| (1..=255).contains(length));
+            Some(Rule::PrefixLen(length.ok_or("prefix: takes a number of bytes, 1 to 255, such as prefix:3")?))
+        }
+        _ => return Err("write any, after:CHARACTER (such as after:/ or after:\\x00) or prefix:N".into()),
+    };
+    Ok(v1::SplitBoundary { rule })
+}
+
+fn parse_byte(text: &str) -> Result<u8, String> {
+    let hex = |digits: &str| u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2);
+    let byte = match text.strip_prefix("0x") {
+        Some(digits) => hex(digits),
+        None => match KeyStyle::default().key(OsStr::new(text)).as_deref() {
+            Ok([byte]) => Some(*byte),
+            _ => None,
+        },
+    };
+    byte.ok_or_else(|| "after: takes one byte, such as after:/ or after:\\x00 or after:0x2f".into())
+}
+
+/// A size, or `never`.
+pub fn parse_split_bytes(text: &str) -> Result<u64, String> {
+    if text == "never" {
+        return Ok(0);
+    }
+    match parse_size(text)? {
+        0 => Err("a range cannot be split at 0 bytes; write never to split none by size".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number of bytes: `4096`, `64KiB`, `256MiB`, `1.5GiB`; `K`, `M` and `G` mean the same.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match &unit.to_ascii_lowercase()[..] {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(format!("\"{unit}\" is no unit of size: write B, KiB, MiB, GiB or TiB")),
+    };
+    let wrong = || "write a number and a unit, such as 64MiB".to_owned();
+    let number = number.trim();
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor).ok_or_else(|| "that is too large".into());
+    }
+    let amount = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
+    if amount.is_finite() && (0.0..2f64.powi(63)).contains(&amount) { Ok(amount as u64) } else { Err(wrong()) }
+}
+
+/// Where a keyspace may be split, as it is written on the command line.
+pub fn boundary_text(boundary: Option<&v1::SplitBoundary>) -> String {
+    match boundary.and_then(|boundary| boundary.rule) {
+        None => "any".into(),
+        Some(Rule::AfterDelimiter(byte)) => format!("after:{}", escape(&[byte as u8])),
+        Some(Rule::PrefixLen(length)) => format!("prefix:{length}"),
+    }
+}
+
+/// When a keyspace's ranges are split by size.
+pub fn split_text(bytes: u64) -> String {
+    if bytes == 0 { "never".into() } else { size(bytes) }
+}
+
+/// A keyspace's state.
+pub fn state_text(keyspace: &v1::Keyspace) -> &'static str {
+    match keyspace.state() {
+        v1::KeyspaceState::Normal => "normal",
+        v1::KeyspaceState::Dropped => "dropped",
+    }
+}
+
+/// A keyspace for people, in one line.
+pub fn line(keyspace: &v1::Keyspace) -> String {
+    format!(
+        "keyspace \"{}\" (id {}): {} replicas, boundary {}, ranges split at {}",
+        keyspace.name,
+        keyspace.keyspace_id,
+        keyspace.replicas,
+        boundary_text(keyspace.boundary.as_ref()),
+        split_text(keyspace.split_bytes),
+    )
+}
+
+/// A keyspace for programs.
+pub fn to_json(keyspace: &v1::Keyspace) -> Value {
+    let boundary = match keyspace.boundary.as_ref().and_then(|boundary| boundary.rule) {
+        None => json!({ "rule": "any" }),
+        Some(Rule::AfterDelimiter(byte)) => json!({ "rule": "after", "byte": byte }),
+        Some(Rule::PrefixLen(length)) => json!({ "rule": "prefix", "bytes": length }),
+    };
+    json!({
+        "keyspace_id": keyspace.keyspace_id,
+        "name": keyspace.name,
+        "replicas": keyspace.replicas,
+        "boundary": boundary,
+        "split_bytes": keyspace.split_bytes,
+        "state": state_text(keyspace),
+        "version": keyspace.version,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boundaries_are_written_as_they_are_shown() {
+        for text in ["any", "after:/", "after::", "after:\\x00", "after:\\xff", "after:\\\\", "prefix:1", "prefix:255"]
+        {
+            let boundary = parse_boundary(text).expect(text);
+            assert_eq!(boundary_text(Some(&boundary)), text);
+        }
+        assert_eq!(parse_boundary("after:0x2F"), parse_boundary("after:/"));
+        for bad in [
+            "",
+            "none",
+            "after:",
+            "after",
+            "after:ab",
+            "after:ö",
+            "after:0x",
+            "after:0x2",
+            "prefix:0",
+            "prefix:256",
+            "prefix:x",
+        ] {
+            assert!(parse_boundary(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("never", 0), ("4096", 4096), ("4KiB", 4096), ("64mib", 64 << 20), ("1.5G", 3 << 29), ("1b", 1)]
+        {
+            assert_eq!(parse_split_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in
+            ["", "0", "0KiB", "x", "1XB", "-1", "MiB", "nan", "inf", "99999999999999999999", "18446744073709551615K"]
+        {
+            assert!(parse_split_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_keyspace_is_shown() {
+        let keyspace = v1::Keyspace {
+            keyspace_id: 7,
+            name: "x".into(),
+            replicas: 5,
+            boundary: parse_boundary("after:/").ok(),
+            split_bytes: 1 << 20,
+            ..Default::default()
+        };
+        assert_eq!(line(&keyspace), "keyspace \"x\" (id 7): 5 replicas, boundary after:/, ranges split at 1.0 MiB");
+        let value = to_json(&keyspace);
+        assert_eq!((&value["boundary"]["byte"], &value["state"]), (&47.into(), &"normal".into()));
+    }
+}

@@ -1,0 +1,203 @@
+//! `range check`: all replicas of a range, compared at one log index.
+
+use flotilla_proto::{RangeId, v1};
+use flotilla_router::Client;
+use serde_json::{Value, json};
+
+use super::describe::{end, start};
+use super::failure;
+use crate::cli::bytes::{KeyStyle, base64};
+use crate::cli::failure::{Failure, Result};
+use crate::cli::global::Global;
+use crate::cli::output::{self, Table, plural};
+
+#[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("which").required(true)))]
+pub struct CheckArgs {
+    /// The range's id
+    #[arg(group = "which")]
+    range: Option<u64>,
+    /// All ranges, one after the other
+    #[arg(long, group = "which")]
+    all: bool,
+    #[command(flatten)]
+    style: KeyStyle,
+}
+
+/// What came of the check of a range.
+struct Checked {
+    range: u64,
+    answer: std::result::Result<v1::CheckRangeResponse, Failure>,
+}
+
+pub async fn run(args: &CheckArgs, global: &Global) -> Result {
+    let client = global.client().await?;
+    let ranges = match args.range {
+        Some(range) => vec![range],
+        None => all(&client).await?,
+    };
+    let bar = output::progress(if ranges.len() > 1 { ranges.len() as u64 } else { 0 }, "check");
+    let mut checks = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let answer = client.check_range(RangeId(range)).await.map_err(failure);
+        bar.inc(1);
+        checks.push(Checked { range, answer });
+    }
+    bar.finish_and_clear();
+    if let ([Checked { answer: Err(failure), .. }], false) = (&checks[..], args.all) {
+        return Err(failure.clone());
+    }
+    if global.json() {
+        output::json(&Value::Array(checks.iter().map(|check| check.json()).collect()))?;
+    } else {
+        output::line(table(&checks))?;
+    }
+    verdict(&checks, args.style)
+}
+
+async fn all(client: &Client) -> Result<Vec<u64>> {
+    let ranges = client.list_ranges().await?.ranges;
+    Ok(ranges.into_iter().filter_map(|status| Some(status.descriptor?.range_id)).collect())
+}
+
+impl Checked {
+    /// Whether all replicas were compared and hold the same.
+    fn is_good(&self) -> bool {
+        self.answer.as_ref().is_ok_and(|answer| {
+            answer.difference.is_none() && answer.replicas.iter().all(|replica| replica.problem.is_empty())
+        })
+    }
+
+    fn json(&self) -> Value {
+        let answer = match &self.answer {
+            Ok(answer) => answer,
+            Err(failure) => return json!({ "range_id": self.range, "ok": false, "error": failure.to_string() }),
+        };
+        let replica = |replica: &v1::CheckedReplica| {
+            json!({
+                "node_id": replica.node_id,
+                "compared": replica.problem.is_empty(),
+                "problem": replica.problem,
+                "records": replica.records,
+                "checksum": replica.checksum,
+            })
+        };
+        let difference = answer
+            .difference
+            .as_ref()
+            .map(|span| json!({ "start": base64(&span.start), "end": base64(&span.end), "node_ids": span.node_ids }));
+        json!({
+            "range_id": self.range,
+            "ok": self.is_good(),
+            "index": answer.index,
+            "replicas": answer.replicas.iter().map(replica).collect::<Vec<_>>(),
+            "difference": difference,
+        })
+    }
+}
+
+fn table(checks: &[Checked]) -> Table {
+    let mut table = Table::new(&[">range", ">index", "node", ">records", "checksum", "result"]);
+    for check in checks {
+        let range = check.range.to_string();
+        let answer = match &check.answer {
+            Ok(answer) => answer,
+            Err(failure) => {
+                let dash = || "-".to_owned();
+                table.row(vec![range, dash(), dash(), dash(), dash(), format!("not checked: {failure}")]);
+                continue;
+            }
+        };
+        for replica in &answer.replicas {
+            let different = answer.difference.as_ref().is_some_and(|span| span.node_ids.contains(&replica.node_id));
+            let compared = replica.problem.is_empty();
+            let figure = |text: String| if compared { text } else { "-".into() };
+            table.row(vec![
+                range.clone(),
+                answer.index.to_string(),
+                replica.node_id.to_string(),
+                figure(replica.records.to_string()),
+                figure(format!("{:08x}", replica.checksum)),
+                match (compared, different) {
+                    (false, _) => format!("not compared: {}", replica.problem),
+                    (true, true) => "DIFFERENT".into(),
+                    (true, false) => "ok".into(),
+                },
+            ]);
+        }
+    }
+    table
+}
+
+/// Fails unless all is the same; names range, node and span of each difference.
+fn verdict(checks: &[Checked], style: KeyStyle) -> Result {
+    let differences: Vec<String> = checks
+        .iter()
+        .filter_map(|check| {
+            let span = check.answer.as_ref().ok()?.difference.as_ref()?;
+            let nodes: Vec<String> = span.node_ids.iter().map(u64::to_string).collect();
+            let word = if nodes.len() == 1 { "node" } else { "nodes" };
+            Some(format!(
+                "range {}: the replica on {word} {} differs first between {} and {}",
+                check.range,
+                nodes.join(" and "),
+                start(&span.start, style),
+                end(&span.end, style),
+            ))
+        })
+        .collect();
+    if !differences.is_empty() {
+        return Err(Failure::failed(differences.join("\n")).hint(
+            "keep that node's data for inspection (`flotilla debug`), then have its replica rebuilt: \
+             `flotilla range move` takes it to another node",
+        ));
+    }
+    let rest = checks.iter().filter(|check| !check.is_good()).count() as u64;
+    if rest > 0 {
+        return Err(Failure::failed(format!("{} could not be checked on all nodes", plural(rest, "range")))
+            .hint("see `flotilla status`, and check again when all nodes are up"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(difference: Option<v1::DifferingSpan>, problem: &str) -> Checked {
+        let replica = |node_id: u64, problem: &str| v1::CheckedReplica {
+            node_id,
+            problem: problem.into(),
+            records: 5,
+            checksum: 0xab,
+        };
+        let replicas = vec![replica(1, ""), replica(2, ""), replica(3, problem)];
+        Checked { range: 7, answer: Ok(v1::CheckRangeResponse { index: 12, replicas, difference }) }
+    }
+
+    #[test]
+    fn a_difference_names_range_node_and_span() {
+        let span = v1::DifferingSpan { start: "k\x01".into(), end: "".into(), node_ids: vec![2] };
+        let checks = [checked(None, ""), checked(Some(span), "")];
+        let failure = verdict(&checks, KeyStyle::default()).expect_err("different");
+        assert_eq!(failure.code(), 1);
+        let text = failure.to_string();
+        assert!(text.starts_with("range 7: the replica on node 2 differs first between k\\x01 and (last)"), "{text}");
+        let table = table(&checks).to_string();
+        assert_eq!(table.matches("DIFFERENT").count(), 1);
+        assert!(table.lines().nth(5).is_some_and(|line| line.contains("DIFFERENT")), "{table}");
+        assert_eq!(checks[1].json()["difference"]["node_ids"][0], 2);
+    }
+
+    #[test]
+    fn what_was_not_compared_is_not_good() {
+        assert_eq!(verdict(&[checked(None, "")], KeyStyle::default()), Ok(()));
+        let checks = [checked(None, "no answer in time")];
+        assert_eq!(verdict(&checks, KeyStyle::default()).expect_err("not compared").code(), 1);
+        assert!(table(&checks).to_string().contains("not compared: no answer in time"));
+        let failed = [Checked { range: 9, answer: Err(Failure::failed("no leader")) }];
+        assert!(verdict(&failed, KeyStyle::default()).is_err());
+        assert!(table(&failed).to_string().contains("not checked: no leader"));
+        assert_eq!(failed[0].json()["ok"], false);
+    }
+}
