@@ -27,6 +27,7 @@ pub struct StatusArgs {
 struct Picture {
     nodes: Vec<v1::NodeInfo>,
     ranges: Vec<v1::RangeStatus>,
+    keyspaces: Vec<v1::Keyspace>,
     /// What each node that answers said.
     statuses: BTreeMap<u64, v1::NodeStatusResponse>,
     /// Why the others did not.
@@ -62,7 +63,8 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result {
 
 async fn look(client: &Client) -> Result<Picture> {
     let routes = client.list_ranges().await?;
-    let mut picture = Picture { nodes: routes.nodes, ranges: routes.ranges, ..Picture::default() };
+    let mut picture =
+        Picture { nodes: routes.nodes, ranges: routes.ranges, keyspaces: routes.keyspaces, ..Picture::default() };
     picture.nodes.sort_by_key(|node| node.node_id);
     for node in &picture.nodes {
         if node.client_addr.is_empty() {
@@ -88,12 +90,15 @@ fn reason(node: &v1::NodeInfo, error: Error) -> String {
 }
 
 fn all_well(picture: &Picture) -> String {
-    let replicas = picture.ranges.iter().filter_map(|range| Some(range.descriptor.as_ref()?.replicas.len()));
+    let replicas: BTreeSet<u64> =
+        picture.ranges.iter().filter_map(|range| Some(voters(range.descriptor.as_ref()?))).collect();
+    let (least, most) = (replicas.first().copied().unwrap_or(0), replicas.last().copied().unwrap_or(0));
+    let replicas =
+        if least == most { plural(most, "replica") } else { format!("{least} to {}", plural(most, "replica")) };
     format!(
-        "ok: {} up, {} led, {} each",
+        "ok: {} up, {} led, {replicas} each",
         plural(picture.nodes.len() as u64, "node"),
         plural(picture.ranges.len() as u64, "range"),
-        plural(replicas.min().unwrap_or(0) as u64, "replica"),
     )
 }
 
@@ -107,6 +112,7 @@ fn problems(picture: &Picture) -> Vec<String> {
     }
     lines.extend(without_leader(picture));
     lines.extend(too_few_replicas(picture));
+    lines.extend(not_replicated_yet(picture));
     for (node, status) in &picture.statuses {
         if status.disk_free_bytes <= status.disk_margin_bytes {
             lines.push(format!(
@@ -181,6 +187,31 @@ fn too_few_replicas(picture: &Picture) -> Vec<String> {
     by_missing.into_iter().map(line).collect()
 }
 
+/// Replicas that have a vote, or are about to get it and to keep it.
+fn voters(descriptor: &v1::RangeDescriptor) -> u64 {
+    let lasting = |role| matches!(role, v1::ReplicaRole::Voter | v1::ReplicaRole::VoterIncoming);
+    descriptor.replicas.iter().filter(|replica| lasting(replica.role())).count() as u64
+}
+
+/// Ranges with fewer replicas than their keyspace asks for, and than there are nodes for.
+fn not_replicated_yet(picture: &Picture) -> Option<String> {
+    let nodes = picture.statuses.len() as u64;
+    let wanted = |descriptor: &v1::RangeDescriptor| {
+        let keyspace = picture.keyspaces.iter().find(|keyspace| keyspace.keyspace_id == descriptor.keyspace_id);
+        keyspace.map_or(0, |keyspace| u64::from(keyspace.replicas)).min(nodes)
+    };
+    let descriptors = picture.ranges.iter().filter_map(|range| range.descriptor.as_ref());
+    let few: Vec<u64> = descriptors.filter(|range| voters(range) < wanted(range)).map(|range| range.range_id).collect();
+    (!few.is_empty()).then(|| {
+        format!(
+            "{} with fewer replicas than the keyspace asks for ({}): they get them by themselves; if that takes long, \
+             look for full or draining nodes in `flotilla node list`",
+            plural(few.len() as u64, "range"),
+            some_ids(&few),
+        )
+    })
+}
+
 fn some_ids(ids: &[u64]) -> String {
     let some: Vec<String> = ids.iter().take(8).map(u64::to_string).collect();
     format!("{}{}", some.join(", "), if ids.len() > 8 { ", ..." } else { "" })
@@ -208,6 +239,7 @@ mod tests {
         Picture {
             nodes: (1..=3).map(node).collect(),
             ranges: (2..18).map(range).collect(),
+            keyspaces: vec![v1::Keyspace { replicas: 3, ..Default::default() }],
             statuses: (1..=3).map(|node| (node, status.clone())).collect(),
             silent: BTreeMap::new(),
         }
@@ -218,6 +250,20 @@ mod tests {
         let picture = picture();
         assert_eq!(problems(&picture), Vec::<String>::new());
         assert_eq!(all_well(&picture), "ok: 3 nodes up, 16 ranges led, 3 replicas each");
+    }
+
+    #[test]
+    fn replicas_that_are_still_to_come() {
+        let mut picture = picture();
+        let range = picture.ranges[4].descriptor.as_mut().expect("there");
+        range.replicas[1].role = v1::ReplicaRole::Learner.into();
+        let lines = problems(&picture);
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].starts_with("1 range with fewer replicas than the keyspace asks for (6)"), "{}", lines[0]);
+        // There is no node for more.
+        picture.keyspaces[0].replicas = 2;
+        assert_eq!(problems(&picture), Vec::<String>::new());
+        assert_eq!(all_well(&picture), "ok: 3 nodes up, 16 ranges led, 2 to 3 replicas each");
     }
 
     #[test]

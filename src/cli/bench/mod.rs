@@ -11,8 +11,11 @@ mod report;
 
 use std::time::Duration;
 
+use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
+
 use super::failure::{Failure, Result};
 use super::global::{Global, parse_duration};
+use super::range;
 
 /// What the clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -60,6 +63,9 @@ pub struct BenchArgs {
     /// What the clients do
     #[arg(value_enum)]
     workload: Workload,
+    /// The keyspace that is loaded
+    #[arg(long, env = "FLOTILLA_KEYSPACE", value_name = "NAME", default_value = DEFAULT_KEYSPACE_NAME)]
+    keyspace: String,
     /// Clients, each with one request under way
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     clients: u32,
@@ -95,8 +101,9 @@ pub fn run(args: BenchArgs, global: &Global) -> Result {
 }
 
 async fn bench(args: BenchArgs, global: &Global) -> Result {
-    let client = global.client().await?;
-    let ranges = client.list_ranges().await?.ranges;
+    let client = global.client().await?.keyspace(&args.keyspace);
+    let routes = client.list_ranges().await?;
+    let ranges = range::of_keyspace(routes.ranges, &args.keyspace, &routes.keyspaces)?;
     let keys = keys::Keys::new(&args, &ranges)?;
     if args.workload.reads_per_mille() > 0 && !args.no_load {
         load::fill(&client, &keys, &args).await?;

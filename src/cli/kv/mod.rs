@@ -10,6 +10,7 @@ mod put;
 mod scan;
 pub mod tree;
 
+use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
 use flotilla_router::{Client, Record};
 use serde_json::{Value, json};
 
@@ -17,13 +18,10 @@ use super::bytes::base64;
 use super::failure::Result;
 use super::global::Global;
 
-/// The keyspace that a command without --keyspace is for.
-pub const KEYSPACE_DEFAULT: &str = "default";
-
 #[derive(clap::Args, Debug)]
 pub struct KvArgs {
     /// The keyspace that the keys are in
-    #[arg(long, global = true, env = "FLOTILLA_KEYSPACE", value_name = "NAME", default_value = KEYSPACE_DEFAULT)]
+    #[arg(long, global = true, env = "FLOTILLA_KEYSPACE", value_name = "NAME", default_value = DEFAULT_KEYSPACE_NAME)]
     keyspace: String,
     #[command(subcommand)]
     command: KvCommand,
@@ -40,7 +38,7 @@ pub struct Keyspace<'a> {
 impl Keyspace<'_> {
     /// A client of it.
     pub async fn client(&self) -> Result<Client> {
-        self.global.client().await
+        Ok(self.global.client().await?.keyspace(&self.name))
     }
 
     /// Its name.

@@ -57,7 +57,7 @@ pub fn epoch(descriptor: &v1::RangeDescriptor) -> String {
 pub fn keyspace_name(id: u64, keyspaces: &[v1::Keyspace]) -> String {
     match keyspaces.iter().find(|keyspace| keyspace.keyspace_id == id) {
         Some(keyspace) => keyspace.name.clone(),
-        None if id == u64::from(SYSTEM_KEYSPACE.0) => "system".into(),
+        None if id == SYSTEM_KEYSPACE.0 => "system".into(),
         None => format!("(id {id})"),
     }
 }
@@ -139,7 +139,7 @@ mod tests {
     fn keyspaces_have_names() {
         let keyspaces = [v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() }];
         assert_eq!(keyspace_name(1, &keyspaces), "default");
-        assert_eq!(keyspace_name(SYSTEM_KEYSPACE.0.into(), &keyspaces), "system");
+        assert_eq!(keyspace_name(SYSTEM_KEYSPACE.0, &keyspaces), "system");
         assert_eq!(keyspace_name(9, &keyspaces), "(id 9)");
     }
 }

@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn events_have_a_line_each() {
         let event = v1::RangeEvent { unix_ms: 1, node_id: 2, kind: "split".into(), what: "at k".into() };
-        let text = table(&[event.clone()]).to_string();
+        let text = table(std::slice::from_ref(&event)).to_string();
         assert_eq!(text.lines().nth(1), Some("1970-01-01 00:00:00.001  2     split  at k"));
         assert_eq!(to_json(&event)["kind"], "split");
     }

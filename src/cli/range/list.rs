@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flotilla_proto::ids::SYSTEM_KEYSPACE;
+use flotilla_proto::ids::{DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME, SYSTEM_KEYSPACE};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use flotilla_router::Client;
 use serde_json::{Value, json};
@@ -28,15 +28,10 @@ pub struct ListArgs {
 pub async fn run(args: &ListArgs, global: &Global) -> Result {
     let client = global.client().await?;
     let v1::ListRangesResponse { mut ranges, nodes, keyspaces } = client.list_ranges().await?;
+    sort(&mut ranges);
     if let Some(name) = &args.keyspace {
-        let wanted = keyspace_id(name, &keyspaces).ok_or_else(|| Error::KeyspaceNotFound { name: name.clone() })?;
-        ranges.retain(|status| keyspace_of(status) == wanted);
+        ranges = of_keyspace(ranges, name, &keyspaces)?;
     }
-    // By keyspace, the system range last; within one in key order.
-    ranges.sort_by(|a, b| {
-        let start = |status: &v1::RangeStatus| status.descriptor.as_ref().map(|range| range.start.clone());
-        keyspace_of(a).cmp(&keyspace_of(b)).then_with(|| start(a).cmp(&start(b)))
-    });
     let live: BTreeSet<u64> = nodes.iter().filter(|node| node.live).map(|node| node.node_id).collect();
     find_leaders(&client, &mut ranges, &live).await;
     if global.json() {
@@ -71,14 +66,39 @@ fn table(ranges: &[v1::RangeStatus], keyspaces: &[v1::Keyspace], style: KeyStyle
     table
 }
 
+/// By keyspace, the system range last; within one in key order.
+fn sort(ranges: &mut [v1::RangeStatus]) {
+    ranges.sort_by(|a, b| {
+        let start = |status: &v1::RangeStatus| status.descriptor.as_ref().map(|range| range.start.clone());
+        keyspace_of(a).cmp(&keyspace_of(b)).then_with(|| start(a).cmp(&start(b)))
+    });
+}
+
+/// The ranges of one keyspace, in key order.
+pub fn of_keyspace(
+    mut ranges: Vec<v1::RangeStatus>,
+    name: &str,
+    keyspaces: &[v1::Keyspace],
+) -> Result<Vec<v1::RangeStatus>> {
+    let wanted = keyspace_id(name, keyspaces).ok_or_else(|| Error::KeyspaceNotFound { name: name.into() })?;
+    ranges.retain(|status| keyspace_of(status) == wanted);
+    sort(&mut ranges);
+    Ok(ranges)
+}
+
 fn keyspace_of(status: &v1::RangeStatus) -> u64 {
     status.descriptor.as_ref().map_or(0, |descriptor| descriptor.keyspace_id)
 }
 
 fn keyspace_id(name: &str, keyspaces: &[v1::Keyspace]) -> Option<u64> {
     let found = keyspaces.iter().find(|keyspace| keyspace.name == name);
-    let system = (name == "system").then_some(u64::from(SYSTEM_KEYSPACE.0));
-    found.map(|keyspace| keyspace.keyspace_id).or(system)
+    // These two are always there, also before the answering node has heard of any.
+    let fixed = match name {
+        DEFAULT_KEYSPACE_NAME => Some(DEFAULT_KEYSPACE),
+        "system" => Some(SYSTEM_KEYSPACE),
+        _ => None,
+    };
+    found.map(|keyspace| keyspace.keyspace_id).or(fixed.map(|id| id.0))
 }
 
 /// Asks the replicas themselves where the answering node knows no leader, or one that is not up: it
@@ -116,6 +136,7 @@ mod tests {
         let keyspaces = [v1::Keyspace { keyspace_id: 5, name: "x".into(), ..Default::default() }];
         assert_eq!(keyspace_id("x", &keyspaces), Some(5));
         assert_eq!(keyspace_id("system", &keyspaces), Some(0xFFFF_FFFE));
+        assert_eq!(keyspace_id("default", &[]), Some(1));
         assert_eq!(keyspace_id("y", &keyspaces), None);
     }
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::failure::{Failure, Result};
 use super::global::Global;
 use super::output;
-pub use list::find_leaders;
+pub use list::{find_leaders, of_keyspace};
 
 #[derive(clap::Subcommand, Debug)]
 pub enum RangeCommand {
