@@ -8,6 +8,7 @@ mod bench;
 mod bytes;
 mod completions;
 mod config;
+mod confirm;
 mod debug;
 pub mod failure;
 pub mod global;
@@ -19,6 +20,7 @@ mod range;
 pub mod run;
 mod start;
 mod status;
+mod stop;
 mod version;
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod cas;
 mod delete;
+mod delete_range;
 mod export;
 mod get;
 pub mod import;
@@ -55,6 +56,8 @@ enum KvCommand {
     Put(put::PutArgs),
     /// Delete a key
     Delete(delete::DeleteArgs),
+    /// Delete all keys of a span, page by page
+    DeleteRange(delete_range::DeleteRangeArgs),
     /// Write or delete a key if it has a certain value or version
     Cas(cas::CasArgs),
     /// List keys in order
@@ -71,6 +74,7 @@ pub async fn run(args: KvArgs, global: &Global) -> Result {
         KvCommand::Get(args) => get::run(args, &keyspace).await,
         KvCommand::Put(args) => put::run(args, &keyspace).await,
         KvCommand::Delete(args) => delete::run(args, &keyspace).await,
+        KvCommand::DeleteRange(args) => delete_range::run(args, &keyspace).await,
         KvCommand::Cas(args) => cas::run(args, &keyspace).await,
         KvCommand::Scan(args) => scan::run(args, &keyspace).await,
         KvCommand::Import(args) => import::run(args, &keyspace).await,

@@ -18,7 +18,6 @@ use flotilla_proto::{Error, NodeId};
 use flotilla_router::{Client, WriteOp};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -30,6 +29,7 @@ use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
 use crate::cli::kv::Keyspace;
 use crate::cli::output::{self, plural, size};
+use crate::cli::stop::{Stop, interrupted};
 
 /// A batch is sent when it has so many rows or bytes.
 const BATCH_ROWS: usize = 128;
@@ -127,26 +127,6 @@ impl Store for Client {
         let put = |row: &Row| WriteOp::Put { key: row.key.clone(), value: row.value.clone() };
         let results = self.batch(rows.iter().map(put).collect(), false).await?;
         Ok(results.into_iter().map(|result| result.map(|_| ())).collect())
-    }
-}
-
-/// The signals that end an import in order.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self> {
-        let on = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot take signals: {error}")));
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }
 
@@ -365,10 +345,6 @@ impl<S: Store> Import<S> {
         let skipped = if skipped > 0 { format!(", {} left out", output::count(skipped)) } else { String::new() };
         output::line(format_args!("stored {} ({}){skipped}", plural(stored, "row"), size(bytes)))
     }
-}
-
-fn interrupted() -> Failure {
-    Failure::failed("interrupted")
 }
 
 /// Writes a batch's rows; repeats those that may be repeated, which all puts may.
