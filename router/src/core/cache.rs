@@ -29,6 +29,11 @@ impl Route {
         RangeId(self.descriptor.range_id)
     }
 
+    /// The version of its epoch.
+    pub fn version(&self) -> u64 {
+        age(&self.descriptor).0
+    }
+
     /// Whether the range holds the key.
     pub fn contains(&self, key: &[u8]) -> bool {
         self.descriptor.start <= key && ends_after(&self.descriptor.end, key)

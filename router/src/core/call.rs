@@ -77,6 +77,8 @@ struct Flight {
     id: u64,
     node: NodeId,
     range: RangeId,
+    /// The version of the range's epoch that it was sent by.
+    version: u64,
     part: Part,
     /// When another replica is asked; reads only.
     until: Option<Time>,
@@ -230,7 +232,7 @@ impl Call {
             }
             _ => None,
         };
-        self.flights.push(Flight { id, node, range: route.range(), part, until });
+        self.flights.push(Flight { id, node, range: route.range(), version: route.version(), part, until });
         Some(Step::Send { node, request: v1::Request { id, body: Some(body) } })
     }
 
@@ -422,7 +424,8 @@ impl Call {
     }
 }
 
-/// Takes what a failure says about the routes into the cache; says whether a newer descriptor came.
+/// Takes what a failure says about the routes into the cache; says whether more is known than
+/// what the request was sent by.
 fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
     match failure {
         Failure::Answer(Error::NotLeader { leader, descriptors, .. }) => {
@@ -431,7 +434,13 @@ fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
             learned
         }
         Failure::Answer(Error::EpochMismatch { descriptors, .. } | Error::KeyNotInRange { descriptors, .. }) => {
-            cache.merge_each(descriptors)
+            cache.merge_each(descriptors);
+            // Another call may have been told before: what counts is whether more is known than was sent.
+            let learned = cache.by_id(flight.range).is_none_or(|route| route.version() != flight.version);
+            if !learned {
+                cache.doubt_leader(flight.range, flight.node);
+            }
+            learned
         }
         Failure::NotSent(_)
         | Failure::Broken(_)

@@ -455,3 +455,25 @@ fn of_a_keyspace_that_is_gone_only_what_is_out_is_waited_for() {
     script.answer(1, written(&[4]));
     assert_eq!(script.steps(), ["done: v4 KeyspaceNotFound"]);
 }
+
+#[test]
+fn a_split_that_another_call_was_told_of_needs_no_look_at_the_routes() {
+    let mut script = Script::new(three_ranges(), write(&["a"], false));
+    assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 5050 ms"]);
+    let descriptors = vec![descriptor(2, "", "c", 2), descriptor(5, "c", "g", 2)];
+    script.cache.merge_each(&descriptors);
+    script.refuse(1, &Error::EpochMismatch { range: RangeId(2), descriptors });
+    assert_eq!(script.steps(), ["#2 n1 r2 a", "wait 5050 ms"]);
+}
+
+#[test]
+fn a_replica_that_is_behind_is_not_taken_for_the_leader() {
+    let mut cache = three_ranges();
+    cache.merge_each(&[descriptor(2, "", "c", 2), descriptor(5, "c", "g", 2)]);
+    let mut script = Script::new(cache, write(&["a"], false));
+    assert_eq!(script.steps(), ["#1 n1 r2 a", "wait 5050 ms"]);
+    script.refuse(1, &Error::EpochMismatch { range: RangeId(2), descriptors: vec![descriptor(2, "", "g", 1)] });
+    assert_eq!(script.steps(), ["refresh", "wait 5000 ms"]);
+    script.call.on_routes(script.now, 0, Ok(()));
+    assert_eq!(script.steps(), ["#2 n3 r2 a", "wait 5050 ms"]);
+}

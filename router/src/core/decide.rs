@@ -68,7 +68,7 @@ pub struct Attempt {
     pub node: NodeId,
     /// Failures before this one.
     pub failures: u32,
-    /// Whether the answer brought a newer descriptor of the span.
+    /// Whether more is known of the span now than what the request was sent by.
     pub learned: bool,
     /// The time now.
     pub now: Time,
@@ -143,7 +143,8 @@ fn after_route_error(failure: &Failure, error: &Error, attempt: &Attempt) -> Dec
         // Its replica is gone, or has not come yet; nodes' tables may be behind that.
         Error::RangeNotFound { .. } => again(failure, attempt, Target::Other(attempt.node), prompt, true),
         _ if attempt.learned => again(failure, attempt, Target::Leader, prompt, false),
-        _ => again(failure, attempt, Target::Leader, prompt, true),
+        // The node is behind what is known here.
+        _ => again(failure, attempt, Target::Other(attempt.node), prompt, true),
     }
 }
 

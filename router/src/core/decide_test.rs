@@ -38,13 +38,13 @@ fn answers() -> Vec<(Error, &'static str, &'static str)> {
         (not_leader(None), "not n3 in 5 ms", "not n3 in 5 ms"),
         (
             Error::EpochMismatch { range, descriptors: descriptors() },
-            "leader in 0 ms, refreshed",
-            "leader in 0 ms, refreshed",
+            "not n3 in 0 ms, refreshed",
+            "not n3 in 0 ms, refreshed",
         ),
         (
             Error::KeyNotInRange { range, descriptors: descriptors() },
-            "leader in 0 ms, refreshed",
-            "leader in 0 ms, refreshed",
+            "not n3 in 0 ms, refreshed",
+            "not n3 in 0 ms, refreshed",
         ),
         (Error::RangeNotFound { range }, "not n3 in 0 ms, refreshed", "not n3 in 0 ms, refreshed"),
         (Error::ServerBusy { reason: "full".into(), retry_after_ms: 70 }, "leader in 75 ms", "leader in 75 ms"),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
-use flotilla_router::core::CallOutcome;
+use flotilla_router::core::{CallOutcome, header_of};
 use v1::request::Body;
 use v1::response::Body as Answer;
 use v1::write_op::Op;
@@ -38,44 +38,66 @@ pub fn key(number: usize) -> Bytes {
     format!("k{number:02}").into()
 }
 
+/// The keyspaces: ids and names.
+pub const KEYSPACES: [(u64, &str); 2] = [(1, ""), (5, "jobs")];
+
+const NODES: u64 = 5;
+
 struct Range {
     descriptor: v1::RangeDescriptor,
     leader: NodeId,
     term: u64,
+    /// A follower that has not applied the last split, and what it still holds; `None`: it has no
+    /// replica of this range yet.
+    behind: Option<(NodeId, Option<v1::RangeDescriptor>)>,
 }
 
+/// A keyspace and a key: ranges are kept by their first one.
+type Place = (u64, Bytes);
+
 pub struct Cluster {
-    ranges: BTreeMap<Bytes, Range>,
-    data: BTreeMap<Bytes, (Bytes, u64)>,
+    ranges: BTreeMap<Place, Range>,
+    data: BTreeMap<Place, (Bytes, u64)>,
     last_range: u64,
+    /// What nodes' tables were at earlier times.
+    tables: Vec<v1::ListRangesResponse>,
     /// How often each written value was applied.
     pub applied: BTreeMap<Bytes, u32>,
     /// Values whose outcome a node itself called unknown.
     pub unknown: BTreeSet<Bytes>,
-    /// No more faults, and no more moves.
-    pub calm: bool,
+    /// Nodes refuse, guess and forget.
+    pub faults: bool,
+    /// Ranges split, merge and move, leaders change.
+    pub moves: bool,
 }
 
 impl Cluster {
     pub fn new(random: &mut Random) -> Self {
-        let data = (0..PRELOADED).map(|number| (key(number), (Bytes::from(format!("{number:02}#0")), 1)));
         let mut cluster = Self {
             ranges: BTreeMap::new(),
-            data: data.collect(),
-            last_range: 2,
+            data: BTreeMap::new(),
+            last_range: 1,
+            tables: vec![],
             applied: BTreeMap::new(),
             unknown: BTreeSet::new(),
-            calm: false,
+            faults: true,
+            moves: true,
         };
-        let descriptor = v1::RangeDescriptor {
-            range_id: 2,
-            keyspace_id: 1,
-            epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
-            replicas: (1..=3).map(replica).collect(),
-            ..Default::default()
-        };
-        cluster.ranges.insert(Bytes::new(), Range { descriptor, leader: NodeId(1), term: 1 });
-        for _ in 0..5 {
+        for (keyspace_id, _) in KEYSPACES {
+            cluster.last_range += 1;
+            let descriptor = v1::RangeDescriptor {
+                range_id: cluster.last_range,
+                keyspace_id,
+                epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+                replicas: (1..=3).map(|node| replica(node, v1::ReplicaRole::Voter)).collect(),
+                ..Default::default()
+            };
+            let range = Range { descriptor, leader: NodeId(1), term: 1, behind: None };
+            cluster.ranges.insert((keyspace_id, Bytes::new()), range);
+            let value = |number| (Bytes::from(format!("{number:02}#0")), 1);
+            cluster.data.extend((0..PRELOADED).map(|number| ((keyspace_id, key(number)), value(number))));
+        }
+        for _ in 0..8 {
             cluster.split(random);
         }
         cluster
@@ -83,42 +105,50 @@ impl Cluster {
 
     /// Something changes: a leader, a border, a replica.
     pub fn shake(&mut self, random: &mut Random) {
-        match random.below(6) {
-            0 => self.split(random),
-            1 => self.merge(random),
-            2 => self.move_replica(random),
+        self.tables.push(self.table(random));
+        match random.below(8) {
+            0 | 1 => self.split(random),
+            2 => self.merge(random),
+            3..6 => self.move_replica(random),
             _ => self.elect(random),
         }
     }
 
-    fn any_start(&self, random: &mut Random) -> Bytes {
+    fn any_start(&self, random: &mut Random) -> Place {
         self.ranges.keys().nth(random.below(self.ranges.len())).cloned().unwrap_or_default()
     }
 
     fn elect(&mut self, random: &mut Random) {
         let start = self.any_start(random);
-        let range = self.ranges.get_mut(&start).expect("it was just listed");
-        range.leader = NodeId(range.descriptor.replicas[random.below(3)].node_id);
-        range.term += 1;
+        self.ranges.get_mut(&start).expect("it was just listed").elect(random);
     }
 
     fn split(&mut self, random: &mut Random) {
-        let at = key(random.below(PRELOADED));
+        let at = (KEYSPACES[random.below(KEYSPACES.len())].0, key(random.below(PRELOADED)));
         let (_, left) = self.ranges.range_mut(..=at.clone()).next_back().expect("the ranges tile the keyspace");
-        if left.descriptor.start == at {
+        if left.descriptor.start == at.1 {
             return;
         }
         self.last_range += 1;
+        let before = left.descriptor.clone();
         bump(&mut left.descriptor, |epoch| epoch.version += 1);
-        let child = v1::RangeDescriptor { range_id: self.last_range, start: at.clone(), ..left.descriptor.clone() };
-        left.descriptor.end = at.clone();
-        let leader = NodeId(child.replicas[random.below(3)].node_id);
-        self.ranges.insert(at, Range { descriptor: child, leader, term: 1 });
+        let child = v1::RangeDescriptor { range_id: self.last_range, start: at.1.clone(), ..left.descriptor.clone() };
+        left.descriptor.end = at.1.clone();
+        let mut child = Range { descriptor: child, leader: left.leader, term: 1, behind: None };
+        if random.percent(50) {
+            child.elect(random);
+        }
+        let follower = NodeId(left.descriptor.replicas[random.below(left.descriptor.replicas.len())].node_id);
+        if follower != left.leader && follower != child.leader {
+            left.behind = Some((follower, Some(before)));
+            child.behind = Some((follower, None));
+        }
+        self.ranges.insert(at, child);
     }
 
     fn merge(&mut self, random: &mut Random) {
         let start = self.any_start(random);
-        if start.is_empty() {
+        if start.1.is_empty() {
             return;
         }
         let right = self.ranges.remove(&start).expect("it was just listed");
@@ -126,29 +156,38 @@ impl Cluster {
         let version = right.descriptor.epoch.map_or(0, |epoch| epoch.version);
         bump(&mut left.descriptor, |epoch| epoch.version = epoch.version.max(version) + 1);
         left.descriptor.end = right.descriptor.end;
+        left.behind = None;
     }
 
+    /// One step of a move: a learner, a joint configuration, its end.
     fn move_replica(&mut self, random: &mut Random) {
         let start = self.any_start(random);
-        let range = self.ranges.get_mut(&start).expect("it was just listed");
-        let nodes: BTreeSet<u64> = range.descriptor.replicas.iter().map(|replica| replica.node_id).collect();
-        let new = (1..=5).find(|node| !nodes.contains(node)).expect("there are five nodes");
-        let at = random.below(3);
-        range.descriptor.replicas[at] = replica(new);
-        bump(&mut range.descriptor, |epoch| epoch.conf_ver += 1);
-        range.leader = NodeId(range.descriptor.replicas[random.below(3)].node_id);
-        range.term += 1;
+        self.ranges.get_mut(&start).expect("it was just listed").move_replica(random);
     }
 
-    /// The routes as some node knows them.
-    pub fn routes(&self, random: &mut Random) -> v1::ListRangesResponse {
+    fn table(&self, random: &mut Random) -> v1::ListRangesResponse {
         let status = |range: &Range| v1::RangeStatus {
             descriptor: Some(range.descriptor.clone()),
             leader_node_id: if random.percent(30) { 0 } else { range.leader.0 },
             term: range.term,
             data_bytes: 0,
         };
-        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), ..Default::default() }
+        let keyspace = |(keyspace_id, name): (u64, &str)| v1::Keyspace {
+            keyspace_id,
+            name: if name.is_empty() { "default".into() } else { name.into() },
+            ..Default::default()
+        };
+        let keyspaces = KEYSPACES.map(keyspace).to_vec();
+        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), keyspaces, nodes: vec![] }
+    }
+
+    /// The routes as some node knows them: it may be behind.
+    pub fn routes(&self, random: &mut Random) -> v1::ListRangesResponse {
+        if random.percent(30) && !self.tables.is_empty() {
+            let latest = self.tables.len().saturating_sub(4);
+            return self.tables[latest + random.below(self.tables.len() - latest)].clone();
+        }
+        self.table(random)
     }
 
     /// A node's answer.
@@ -168,22 +207,32 @@ impl Cluster {
         if !held.descriptor.replicas.iter().any(|replica| replica.node_id == node.0) {
             return Err(Error::RangeNotFound { range });
         }
+        let descriptor = match &held.behind {
+            Some((behind, None)) if *behind == node => return Err(Error::RangeNotFound { range }),
+            Some((behind, Some(before))) if *behind == node => before.clone(),
+            _ => held.descriptor.clone(),
+        };
         let version = |epoch: Option<v1::Epoch>| epoch.map(|epoch| epoch.version);
-        if version(header.epoch) != version(held.descriptor.epoch) {
-            let descriptors = if random.percent(50) { vec![] } else { self.descriptors() };
+        if version(header.epoch) != version(descriptor.epoch) {
+            let is_behind = descriptor != held.descriptor;
+            let descriptors = match random.below(3) {
+                _ if is_behind => vec![descriptor],
+                0 if self.faults => vec![],
+                1 => self.descriptors(descriptor.keyspace_id),
+                _ => vec![descriptor],
+            };
             return Err(Error::EpochMismatch { range, descriptors });
         }
         let stale = header.consistency == i32::from(v1::ReadConsistency::Stale);
         let needs_leader = !stale || matches!(body, Body::Write(_));
         if needs_leader && held.leader != node {
-            let guess = NodeId(1 + random.next() % 5);
+            let guess = NodeId(1 + random.next() % NODES);
             let told = [None, Some(held.leader), Some(held.leader), Some(guess)][random.below(4)];
-            let leader = if self.calm { Some(held.leader) } else { told };
-            return Err(Error::NotLeader { range, leader, descriptors: vec![held.descriptor.clone()] });
+            let leader = if self.faults { told } else { Some(held.leader) };
+            return Err(Error::NotLeader { range, leader, descriptors: vec![descriptor] });
         }
-        let descriptor = held.descriptor.clone();
         let response = v1::ResponseHeader { node_id: node.0, term: held.term, ..Default::default() };
-        if !self.calm && random.percent(10) {
+        if self.faults && random.percent(10) {
             return Err(refusal(random));
         }
         self.carry_out(body, &descriptor, response, random)
@@ -210,7 +259,7 @@ impl Cluster {
 
     fn read(&self, key: &Bytes, descriptor: &v1::RangeDescriptor) -> Option<v1::Record> {
         assert!(contains(descriptor, key), "{key:?} is not in {descriptor:?}");
-        let (value, version) = self.data.get(key)?;
+        let (value, version) = self.data.get(&(descriptor.keyspace_id, key.clone()))?;
         Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version, ttl_remaining_ms: 0 })
     }
 
@@ -221,14 +270,14 @@ impl Cluster {
         descriptor: &v1::RangeDescriptor,
         random: &mut Random,
     ) -> Result<Answer, Error> {
-        let unknown = !self.calm && random.percent(4);
+        let unknown = self.faults && random.percent(4);
         if unknown {
             self.unknown.extend(batch.ops.iter().map(|op| put_of(op).value.clone()));
             if random.percent(50) {
                 return Err(Error::Ambiguous { reason: "the leader stepped down".into() });
             }
         }
-        let refused = !self.calm && !batch.atomic && random.percent(10);
+        let refused = self.faults && !batch.atomic && random.percent(10);
         let mut results = vec![];
         for op in &batch.ops {
             let put = put_of(op);
@@ -236,7 +285,7 @@ impl Cluster {
             let outcome = if refused && random.percent(50) {
                 v1::batch_result::Outcome::Error((&refusal(random)).into())
             } else {
-                v1::batch_result::Outcome::Result(self.apply(put))
+                v1::batch_result::Outcome::Result(self.apply(descriptor.keyspace_id, put))
             };
             results.push(v1::BatchResult { outcome: Some(outcome) });
         }
@@ -246,9 +295,9 @@ impl Cluster {
         Ok(Answer::Write(v1::BatchResponse { header, results }))
     }
 
-    fn apply(&mut self, put: &v1::Put) -> v1::WriteResult {
+    fn apply(&mut self, keyspace: u64, put: &v1::Put) -> v1::WriteResult {
         *self.applied.entry(put.value.clone()).or_default() += 1;
-        let record = self.data.entry(put.key.clone()).or_default();
+        let record = self.data.entry((keyspace, put.key.clone())).or_default();
         *record = (put.value.clone(), record.1 + 1);
         v1::WriteResult { applied: true, version: record.1, ..Default::default() }
     }
@@ -260,7 +309,8 @@ impl Cluster {
             "{scan:?} is not in {range:?}"
         );
         let inside = |key: &&Bytes| **key >= scan.start && (scan.end.is_empty() || **key < scan.end);
-        let mut keys: Vec<&Bytes> = self.data.keys().filter(inside).collect();
+        let places = self.data.keys().filter(|(keyspace, _)| *keyspace == range.keyspace_id);
+        let mut keys: Vec<&Bytes> = places.map(|(_, key)| key).filter(inside).collect();
         if scan.reverse {
             keys.reverse();
         }
@@ -274,7 +324,7 @@ impl Cluster {
         answer.count = keys.len() as u64;
         if !scan.count_only {
             let record = |key: &&Bytes| {
-                let (value, version) = &self.data[*key];
+                let (value, version) = &self.data[&(range.keyspace_id, (*key).clone())];
                 v1::Record { key: (*key).clone(), value: value.clone(), version: *version, ttl_remaining_ms: 0 }
             };
             answer.records = keys.iter().map(record).collect();
@@ -282,8 +332,45 @@ impl Cluster {
         answer
     }
 
-    fn descriptors(&self) -> Vec<v1::RangeDescriptor> {
-        self.ranges.values().map(|range| range.descriptor.clone()).collect()
+    fn descriptors(&self, keyspace: u64) -> Vec<v1::RangeDescriptor> {
+        let ranges = self.ranges.range((keyspace, Bytes::new())..(keyspace + 1, Bytes::new()));
+        ranges.map(|(_, range)| range.descriptor.clone()).collect()
+    }
+}
+
+impl Range {
+    fn elect(&mut self, random: &mut Random) {
+        let may_lead = |replica: &&v1::ReplicaDescriptor| replica.role() != v1::ReplicaRole::Learner;
+        let voters: Vec<u64> =
+            self.descriptor.replicas.iter().filter(may_lead).map(|replica| replica.node_id).collect();
+        self.leader = NodeId(voters[random.below(voters.len())]);
+        self.term += 1;
+        // Whoever leads has applied all.
+        self.behind = self.behind.take().filter(|(node, _)| *node != self.leader);
+    }
+
+    fn move_replica(&mut self, random: &mut Random) {
+        use v1::ReplicaRole::{Learner, Voter, VoterIncoming, VoterOutgoing};
+        bump(&mut self.descriptor, |epoch| epoch.conf_ver += 1);
+        self.behind = None;
+        let replicas = &mut self.descriptor.replicas;
+        let has = |replicas: &[v1::ReplicaDescriptor], role| replicas.iter().any(|replica| replica.role() == role);
+        if has(replicas, VoterOutgoing) {
+            replicas.retain(|replica| replica.role() != VoterOutgoing);
+            replicas.iter_mut().for_each(|replica| replica.set_role(Voter));
+            if !replicas.iter().any(|replica| replica.node_id == self.leader.0) {
+                self.elect(random);
+            }
+        } else if has(replicas, Learner) {
+            let outgoing = random.below(3);
+            replicas[outgoing].set_role(VoterOutgoing);
+            replicas[3].set_role(VoterIncoming);
+            self.elect(random);
+        } else {
+            let free = |node: &u64| !replicas.iter().any(|replica| replica.node_id == *node);
+            let node = (1..=NODES).find(free).expect("there are more nodes than replicas");
+            replicas.push(replica(node, Learner));
+        }
     }
 }
 
@@ -297,8 +384,8 @@ fn refusal(random: &mut Random) -> Error {
     }
 }
 
-fn replica(node: u64) -> v1::ReplicaDescriptor {
-    v1::ReplicaDescriptor { replica_id: node, node_id: node, role: 0 }
+fn replica(node: u64, role: v1::ReplicaRole) -> v1::ReplicaDescriptor {
+    v1::ReplicaDescriptor { replica_id: node, node_id: node, role: role.into() }
 }
 
 fn bump(descriptor: &mut v1::RangeDescriptor, change: impl Fn(&mut v1::Epoch)) {
@@ -315,14 +402,5 @@ pub fn put_of(op: &v1::WriteOp) -> &v1::Put {
     match &op.op {
         Some(Op::Put(put)) => put,
         other => panic!("{other:?}"),
-    }
-}
-
-fn header_of(body: &Body) -> Option<&v1::RequestHeader> {
-    match body {
-        Body::Get(request) => request.header.as_ref(),
-        Body::MultiGet(request) => request.header.as_ref(),
-        Body::Write(request) => request.header.as_ref(),
-        Body::Scan(request) => request.header.as_ref(),
     }
 }

@@ -2,8 +2,11 @@
 //! - a write reported done was applied exactly once;
 //! - a write reported failed was never applied, not even later;
 //! - a write is reported ambiguous only where its answer was lost, or a node said so;
-//! - reads answer for the keys asked for, scans leave nothing out;
-//! - every call ends at its deadline, and the cache never goes back in epoch.
+//! - reads answer for the keys asked for, in the keyspace asked for;
+//! - pages of a scan, one after the other, hold every key once, whatever splits meanwhile;
+//! - every call ends at its deadline, and fails before it only where that is in its nature;
+//! - where nothing breaks, splits, moves and leader changes fail no call;
+//! - the cache never goes back in epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,21 +14,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_proto::error::Action;
 use flotilla_proto::{Error, KeyspaceId, NodeId, v1};
-use flotilla_router::core::{ANSWER_GRACE, Call, CallOutcome, RouteCache, Step, Time};
+use flotilla_router::core::{ANSWER_GRACE, Call, CallOutcome, Keyspaces, Step, Time, header_of};
 use v1::batch_result::Outcome;
 use v1::request::Body;
 use v1::response::Body as Answer;
 
-use crate::fake_cluster::{Cluster, PRELOADED, Random, key, put_of};
+use crate::fake_cluster::{Cluster, KEYSPACES, PRELOADED, Random, key, put_of};
 
 const CALLS: usize = 60;
 const SEEDS: u64 = 400;
+/// A call gives up this long before its deadline at most: the longest pause, and what nodes ask for.
+const PAUSE_MAX: Duration = Duration::from_millis(310);
 
 struct Running {
     call: Call,
     body: Body,
     deadline: Time,
+    keyspace: KeyspaceId,
     result: Option<Result<Answer, Error>>,
+    ended: Time,
+    /// Keys that the pages before have brought; only of scans that go on to their end.
+    pages: Option<Vec<Bytes>>,
     /// Values of writes whose answer did not come back.
     lost: BTreeSet<Bytes>,
     /// Requests that were delivered and not yet answered, by their id.
@@ -46,7 +55,9 @@ struct World {
     seed: u64,
     random: Random,
     cluster: Cluster,
-    cache: RouteCache,
+    keyspaces: Keyspaces,
+    /// Nodes whose addresses are known.
+    addresses: BTreeSet<NodeId>,
     calls: Vec<Running>,
     now: Time,
     events: BTreeMap<(Time, u64), Event>,
@@ -63,7 +74,8 @@ fn values_of(body: &Body) -> Vec<Bytes> {
 
 fn request(call: usize, random: &mut Random) -> Body {
     let consistency = i32::from(random.percent(20));
-    let header = Some(v1::RequestHeader { consistency, ..Default::default() });
+    let keyspace = KEYSPACES[random.below(KEYSPACES.len())].1.into();
+    let header = Some(v1::RequestHeader { consistency, keyspace, ..Default::default() });
     let numbers: Vec<usize> = (0..1 + random.below(6)).map(|_| random.below(PRELOADED)).collect();
     match random.below(6) {
         0 => Body::Get(v1::GetRequest { header, key: key(numbers[0]) }),
@@ -96,7 +108,8 @@ impl World {
             seed,
             random,
             cluster,
-            cache: RouteCache::new(KeyspaceId(1), local),
+            keyspaces: Keyspaces::new(local),
+            addresses: [NodeId(1), NodeId(2)].into(),
             calls: vec![],
             now: Time::ZERO,
             events: BTreeMap::new(),
@@ -106,22 +119,32 @@ impl World {
         for call in 0..CALLS {
             let body = request(call, &mut world.random);
             let begin = world.millis(3_000);
-            let deadline = begin + Duration::from_millis(200) + world.millis(4_000);
-            world.calls.push(Running {
-                call: Call::new(body.clone(), begin, deadline),
-                body,
-                deadline,
-                result: None,
-                lost: BTreeSet::new(),
-                out: BTreeMap::new(),
-            });
-            world.at(begin, Event::Begin(call));
+            let pages = matches!(body, Body::Scan(_)).then(Vec::new).filter(|_| world.random.percent(60));
+            world.begin(body, begin, pages);
         }
         for _ in 0..40 {
             let at = world.millis(6_000);
             world.at(at, Event::Shake);
         }
         world
+    }
+
+    fn begin(&mut self, body: Body, begin: Time, pages: Option<Vec<Bytes>>) {
+        let deadline = begin + Duration::from_millis(500) + self.millis(4_000);
+        let name = &header_of(&body).expect("a header").keyspace;
+        let keyspace = KEYSPACES.iter().find(|(_, other)| name == other).expect("one of them").0;
+        self.calls.push(Running {
+            call: Call::new(body.clone(), begin, deadline),
+            body,
+            deadline,
+            keyspace: KeyspaceId(keyspace),
+            result: None,
+            ended: begin,
+            pages,
+            lost: BTreeSet::new(),
+            out: BTreeMap::new(),
+        });
+        self.at(begin, Event::Begin(self.calls.len() - 1));
     }
 
     fn millis(&mut self, bound: u64) -> Duration {
@@ -145,7 +168,7 @@ impl World {
         match event {
             Event::Begin(call) | Event::Wake(call) => self.drive(call),
             Event::Shake => {
-                if !self.cluster.calm {
+                if self.cluster.moves {
                     self.cluster.shake(&mut self.random);
                 }
             }
@@ -162,16 +185,18 @@ impl World {
                 if ended || matches!(outcome, CallOutcome::Broken(_)) {
                     running.lost.extend(values);
                 }
-                running.call.on_outcome(self.now, &mut self.cache, rand, id, outcome);
+                let routes = self.keyspaces.routes_mut(running.keyspace);
+                running.call.on_outcome(self.now, routes, rand, id, outcome);
                 self.drive(call);
             }
             Event::Routes(call) => {
-                let failed = !self.cluster.calm && self.random.percent(20);
+                let failed = self.cluster.faults && self.random.percent(20);
                 let rand = self.random.next();
                 let result = if failed {
                     Err(Error::Unavailable { reason: "no node answers".into() })
                 } else {
-                    self.cache.merge_all(&self.cluster.routes(&mut self.random));
+                    self.keyspaces.merge_all(&self.cluster.routes(&mut self.random));
+                    self.addresses.extend((1..=5).map(NodeId));
                     Ok(())
                 };
                 self.calls[call].call.on_routes(self.now, rand, result);
@@ -183,7 +208,8 @@ impl World {
     fn drive(&mut self, call: usize) {
         while self.calls[call].result.is_none() {
             let rand = self.random.next();
-            match self.calls[call].call.next(self.now, &self.cache, rand) {
+            let running = &mut self.calls[call];
+            match running.call.next(self.now, self.keyspaces.routes(running.keyspace), rand) {
                 Step::Send { node, request } => self.send(call, node, request),
                 Step::WaitUntil(until) => {
                     assert!(until > self.now, "seed {}: it waits for the past", self.seed);
@@ -197,9 +223,26 @@ impl World {
                     let running = &mut self.calls[call];
                     assert!(self.now <= running.deadline + ANSWER_GRACE, "seed {}: it ends late", self.seed);
                     running.result = Some(result);
+                    running.ended = self.now;
+                    self.next_page(call);
                 }
             }
         }
+    }
+
+    /// A scan that goes on begins with its next page.
+    fn next_page(&mut self, call: usize) {
+        let running = &mut self.calls[call];
+        let (Some(pages), Some(Ok(Answer::Scan(answer)))) = (&mut running.pages, &running.result) else { return };
+        pages.extend(answer.records.iter().map(|record| record.key.clone()));
+        if answer.next_token.is_empty() {
+            return;
+        }
+        let Body::Scan(scan) = &running.body else { return };
+        let next = v1::ScanRequest { token: answer.next_token.clone(), ..scan.clone() };
+        let pages = running.pages.take();
+        let begin = self.now + self.millis(200);
+        self.begin(Body::Scan(next), begin, pages);
     }
 
     /// The request may not get out, get lost on the way, or arrive late.
@@ -214,8 +257,9 @@ impl World {
         running.out.insert(request.id, values);
         let id = request.id;
         let at = self.now + self.millis(10);
-        let fate = if self.cluster.calm { 100 } else { self.random.below(100) };
+        let fate = if self.cluster.faults { self.random.below(100) } else { 100 };
         match fate {
+            _ if !self.addresses.contains(&node) => self.at(at, Event::Outcome(call, id, CallOutcome::NoAddress)),
             0..6 => self.at(at, Event::Outcome(call, id, CallOutcome::NotSent("refused".into()))),
             6..9 => self.at(at, Event::Outcome(call, id, CallOutcome::Broken("reset before it arrived".into()))),
             9..10 => self.calls[call].lost_at_end(id),
@@ -228,7 +272,7 @@ impl World {
     }
 
     fn answer_later(&mut self, call: usize, id: u64, outcome: CallOutcome) {
-        let fate = if self.cluster.calm { 100 } else { self.random.below(100) };
+        let fate = if self.cluster.faults { self.random.below(100) } else { 100 };
         let at = self.now + self.millis(10);
         match fate {
             0..4 => self.at(at, Event::Outcome(call, id, CallOutcome::Broken("the answer is lost".into()))),
@@ -242,15 +286,18 @@ impl World {
     }
 
     fn check_cache(&mut self) {
-        let mut last: Option<Bytes> = Some(Bytes::new());
-        for route in self.cache.iter() {
-            let descriptor = &route.descriptor;
-            assert!(last.is_some_and(|end| end <= descriptor.start), "seed {}: ranges overlap", self.seed);
-            last = (!descriptor.end.is_empty()).then(|| descriptor.end.clone());
-            let epoch = descriptor.epoch.map_or((0, 0), |epoch| (epoch.version, epoch.conf_ver));
-            let known = self.epochs.entry(descriptor.range_id).or_default();
-            assert!(epoch >= *known, "seed {}: r{} goes back", self.seed, descriptor.range_id);
-            *known = epoch;
+        for (keyspace, _) in KEYSPACES {
+            let mut last: Option<Bytes> = Some(Bytes::new());
+            for route in self.keyspaces.routes(KeyspaceId(keyspace)).iter() {
+                let descriptor = &route.descriptor;
+                assert_eq!(descriptor.keyspace_id, keyspace, "seed {}", self.seed);
+                assert!(last.is_some_and(|end| end <= descriptor.start), "seed {}: ranges overlap", self.seed);
+                last = (!descriptor.end.is_empty()).then(|| descriptor.end.clone());
+                let epoch = descriptor.epoch.map_or((0, 0), |epoch| (epoch.version, epoch.conf_ver));
+                let known = self.epochs.entry(descriptor.range_id).or_default();
+                assert!(epoch >= *known, "seed {}: r{} goes back", self.seed, descriptor.range_id);
+                *known = epoch;
+            }
         }
     }
 
@@ -272,8 +319,9 @@ impl World {
                 let kind = outcome.as_ref().map_or_else(|error| format!("{:?}", error.kind()), |_| "written".into());
                 *tally.entry(kind).or_default() += 1;
             }
-            if let Ok(answer) = result {
-                self.check_read(&running.body, answer);
+            match result {
+                Ok(answer) => self.check_read(running, answer),
+                Err(error) => self.check_failure(running, error),
             }
         }
     }
@@ -292,8 +340,42 @@ impl World {
         }
     }
 
-    fn check_read(&self, body: &Body, answer: &Answer) {
+    fn check_scan(&self, scan: &v1::ScanRequest, answer: &v1::ScanResponse, pages: Option<&Vec<Bytes>>) {
         let seed = self.seed;
+        let mut keys: Vec<Bytes> = (0..PRELOADED).map(key).collect();
+        keys.retain(|key| *key >= scan.start && *key < scan.end);
+        if scan.reverse {
+            keys.reverse();
+        }
+        if let Some(pages) = pages {
+            // Only the last page has them all.
+            assert!(answer.next_token.is_empty(), "seed {seed}");
+            assert!(scan.count_only || *pages == keys, "seed {seed}: {pages:?}");
+        }
+        if !scan.token.is_empty() {
+            return;
+        }
+        let all = keys.len() as u64;
+        keys.truncate(usize::try_from(answer.count).unwrap_or(usize::MAX));
+        let got: Vec<Bytes> = answer.records.iter().map(|record| record.key.clone()).collect();
+        assert!(scan.count_only || got == keys, "seed {seed}: {got:?}");
+        assert!(answer.count <= all && (scan.limit == 0 || answer.count <= u64::from(scan.limit)));
+        assert_eq!(answer.next_token.is_empty(), answer.count == all, "seed {seed}: {scan:?}");
+    }
+
+    /// A call fails at its deadline, or because of what it is.
+    fn check_failure(&self, running: &Running, error: &Error) {
+        match error {
+            Error::Timeout { .. } | Error::ServerBusy { .. } | Error::DiskFull { .. } => {
+                assert!(running.ended + PAUSE_MAX >= running.deadline, "seed {}: too early: {error}", self.seed);
+            }
+            Error::Ambiguous { .. } | Error::BatchSpansRanges { .. } => {}
+            other => panic!("seed {}: {other}", self.seed),
+        }
+    }
+
+    fn check_read(&self, running: &Running, answer: &Answer) {
+        let (seed, body) = (self.seed, &running.body);
         let of_key = |key: &Bytes, record: &Option<v1::Record>| {
             let record = record.as_ref().expect("preloaded keys are never deleted");
             assert!(record.value.starts_with(&key[1..]), "seed {seed}: {key:?} has {:?}", record.value);
@@ -304,19 +386,7 @@ impl World {
                 assert_eq!(get.keys.len(), answer.results.len(), "seed {seed}");
                 get.keys.iter().zip(&answer.results).for_each(|(key, result)| of_key(key, &result.record));
             }
-            (Body::Scan(scan), Answer::Scan(answer)) => {
-                let mut keys: Vec<Bytes> = (0..PRELOADED).map(key).collect();
-                keys.retain(|key| *key >= scan.start && *key < scan.end);
-                if scan.reverse {
-                    keys.reverse();
-                }
-                let all = keys.len() as u64;
-                keys.truncate(usize::try_from(answer.count).unwrap_or(usize::MAX));
-                let got: Vec<Bytes> = answer.records.iter().map(|record| record.key.clone()).collect();
-                assert!(scan.count_only || got == keys, "seed {seed}: {got:?}");
-                assert!(answer.count <= all && (scan.limit == 0 || answer.count <= u64::from(scan.limit)));
-                assert_eq!(answer.next_token.is_empty(), answer.count == all, "seed {seed}: {scan:?}");
-            }
+            (Body::Scan(scan), Answer::Scan(answer)) => self.check_scan(scan, answer, running.pages.as_ref()),
             (Body::Write(_), Answer::Write(_)) => {}
             other => panic!("seed {seed}: {other:?}"),
         }
@@ -344,18 +414,31 @@ fn outcomes_are_true_whatever_breaks() {
     }
 }
 
-#[test]
-fn in_calm_every_call_succeeds() {
-    for seed in 0..SEEDS / 4 {
+fn every_call_succeeds(moves: bool) {
+    let mut scans = 0;
+    for seed in 0..SEEDS {
         let mut world = World::new(seed);
-        world.cluster.calm = true;
+        world.cluster.faults = false;
+        world.cluster.moves = moves;
         world.run();
         for running in &world.calls {
             let fine = matches!(running.result, Some(Ok(_)) | Some(Err(Error::BatchSpansRanges { .. })));
             assert!(fine, "seed {seed}: {:?}", running.result);
+            scans += u64::from(running.pages.as_ref().is_some_and(|pages| pages.len() > 20));
         }
         world.check(&mut BTreeMap::new());
     }
+    assert!(scans > SEEDS, "few scans went over several pages");
+}
+
+#[test]
+fn in_calm_every_call_succeeds() {
+    every_call_succeeds(false);
+}
+
+#[test]
+fn splits_moves_and_leader_changes_alone_fail_no_call() {
+    every_call_succeeds(true);
 }
 
 #[test]
