@@ -8,7 +8,8 @@ pub mod client;
 pub mod core;
 
 pub use client::{
-    Client, ClientConfig, Consistency, Expect, GrpcConfig, GrpcTransport, PlacementClient, Record, RouteSource, Router,
-    RouterConfig, ScanOptions, ScanPage, ScanPages, SplitAt, Transport, WriteOp, WriteResult,
+    Client, ClientConfig, Consistency, DeleteOptions, DeleteParts, DeletedPart, Expect, GrpcConfig, GrpcTransport,
+    PlacementClient, Record, RouteSource, Router, RouterConfig, ScanOptions, ScanPage, ScanPages, SplitAt, Transport,
+    WriteOp, WriteResult,
 };
 pub use core::CallOutcome;

@@ -24,7 +24,7 @@ use flotilla_proto::{Error, Result, v1};
 use super::endpoints::Endpoints;
 use super::grpc::{GrpcConfig, GrpcTransport};
 use super::router::{Router, RouterConfig};
-use super::types::{Consistency, Expect, Record, WriteOp, WriteResult, outcome, swap, with_key, written};
+use super::types::{Consistency, Expect, Record, WriteOp, WriteResult, outcome, swap, ttl_ms, with_key, written};
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -171,14 +171,27 @@ impl Client {
     /// Errors: *retry*: [`Error::Timeout`]; *fail*: [`Error::InvalidArgument`] (key or value);
     /// *ambiguous*: [`Error::Ambiguous`].
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<WriteResult> {
-        self.put_with(key.into(), value.into(), false).await
+        self.put_with(key.into(), value.into(), false, 0).await
+    }
+
+    /// Writes a key that ends by itself after `ttl` (a millisecond to ten years): never earlier,
+    /// normally within a second. A later write without a ttl takes it away.
+    ///
+    /// Errors: as [`Client::put`].
+    pub async fn put_with_ttl(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        ttl: Duration,
+    ) -> Result<WriteResult> {
+        self.put_with(key.into(), value.into(), false, ttl_ms(ttl)).await
     }
 
     /// Writes a key if it is not there; `applied` says whether it was written.
     ///
     /// Errors: as [`Client::put`].
     pub async fn put_if_absent(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<WriteResult> {
-        self.put_with(key.into(), value.into(), true).await
+        self.put_with(key.into(), value.into(), true, 0).await
     }
 
     /// Deletes a key; `existed` says whether it was there.
@@ -201,8 +214,31 @@ impl Client {
         expect: Expect,
         new_value: Option<Bytes>,
     ) -> Result<WriteResult> {
-        let key = key.into();
-        let op = Some(swap(key.clone(), expect, new_value));
+        self.swap_with(key.into(), expect, new_value, 0).await
+    }
+
+    /// Writes a key, to end by itself after `ttl`, if `expect` holds. See [`Client::put_with_ttl`] and
+    /// [`Client::compare_and_swap`]: so a key's life is prolonged only by whoever knows it.
+    ///
+    /// Errors: as [`Client::compare_and_swap`].
+    pub async fn compare_and_swap_with_ttl(
+        &self,
+        key: impl Into<Bytes>,
+        expect: Expect,
+        new_value: impl Into<Bytes>,
+        ttl: Duration,
+    ) -> Result<WriteResult> {
+        self.swap_with(key.into(), expect, Some(new_value.into()), ttl_ms(ttl)).await
+    }
+
+    async fn swap_with(
+        &self,
+        key: Bytes,
+        expect: Expect,
+        new_value: Option<Bytes>,
+        ttl_ms: u64,
+    ) -> Result<WriteResult> {
+        let op = Some(swap(key.clone(), expect, new_value, ttl_ms));
         let request = v1::CompareAndSwapRequest { header: self.write_header(), op };
         written(&key, self.inner.router.compare_and_swap(request).await?.result)
     }
@@ -222,8 +258,8 @@ impl Client {
         Ok(keys.iter().zip(answer.results).map(|(key, result)| outcome(key, result)).collect())
     }
 
-    async fn put_with(&self, key: Bytes, value: Bytes, if_absent: bool) -> Result<WriteResult> {
-        let request = v1::PutRequest { header: self.write_header(), key: key.clone(), value, if_absent, ttl_ms: 0 };
+    async fn put_with(&self, key: Bytes, value: Bytes, if_absent: bool, ttl_ms: u64) -> Result<WriteResult> {
+        let request = v1::PutRequest { header: self.write_header(), key: key.clone(), value, if_absent, ttl_ms };
         written(&key, self.inner.router.put(request).await?.result)
     }
 

@@ -13,6 +13,7 @@
 mod admin;
 mod api;
 mod connection;
+mod delete_range;
 mod endpoints;
 mod grpc;
 mod placement;
@@ -25,6 +26,7 @@ mod types;
 
 pub use admin::SplitAt;
 pub use api::{Client, ClientConfig};
+pub use delete_range::{DeleteOptions, DeleteParts, DeletedPart};
 pub use grpc::{GrpcConfig, GrpcTransport};
 pub use placement::PlacementClient;
 pub use router::{Router, RouterConfig};

@@ -224,11 +224,15 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         self.shared.keyspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Time {
+    pub(super) async fn sleep_until(&self, time: Time) {
+        sleep_until(self.shared.origin + time).await;
+    }
+
+    pub(super) fn now(&self) -> Time {
         self.shared.origin.elapsed()
     }
 
-    fn rand(&self) -> u64 {
+    pub(super) fn rand(&self) -> u64 {
         mix(self.shared.seed.fetch_add(1, Ordering::Relaxed))
     }
 }

@@ -1,5 +1,6 @@
 //! One method for each unary RPC of the Kv service: what the server's handlers call, and what
-//! [`crate::Client`] is made of. All of them become one [`Router::call`].
+//! [`crate::Client`] is made of. Each becomes one [`Router::call`], but for
+//! delete-range, which takes several.
 
 use flotilla_proto::{Error, Result, v1};
 use v1::batch_result::Outcome;
@@ -9,6 +10,7 @@ use v1::write_op::Op;
 
 use super::router::Router;
 use super::transport::{RouteSource, Transport};
+use crate::core::{DeleteRange, DeleteStep};
 
 impl<T: Transport, R: RouteSource> Router<T, R> {
     /// Reads one key.
@@ -63,6 +65,21 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         match self.call(Body::Scan(request)).await? {
             Answer::Scan(answer) => Ok(answer),
             _ => Err(other_kind()),
+        }
+    }
+
+    /// Deletes the keys of a span, as many as the limit and the time allow.
+    pub async fn delete_range(&self, request: v1::DeleteRangeRequest) -> Result<v1::DeleteRangeResponse> {
+        let mut work = DeleteRange::new(request, self.now());
+        loop {
+            match work.next(self.now()) {
+                DeleteStep::Done(result) => return result,
+                DeleteStep::WaitUntil(time) => self.sleep_until(time).await,
+                DeleteStep::Call(body) => {
+                    let answer = self.call(body).await;
+                    work.on_answer(self.now(), self.rand(), answer);
+                }
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The client library's types, and how they look on the wire.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_proto::{Error, v1};
 use v1::batch_result::Outcome;
@@ -14,6 +16,8 @@ pub struct Record {
     pub value: Bytes,
     /// Its version: never repeats for this key, says nothing across keys.
     pub version: u64,
+    /// About how long the key still lives; `None`: until it is deleted.
+    pub ttl: Option<Duration>,
 }
 
 /// What must hold for a compare-and-swap to write.
@@ -36,6 +40,15 @@ pub enum WriteOp {
         key: Bytes,
         /// Its new value.
         value: Bytes,
+    },
+    /// Write the key, to end by itself.
+    PutWithTtl {
+        /// The key.
+        key: Bytes,
+        /// Its new value.
+        value: Bytes,
+        /// How long it lives.
+        ttl: Duration,
     },
     /// Write the key if it is not there.
     PutIfAbsent {
@@ -158,7 +171,8 @@ impl Consistency {
 
 impl From<v1::Record> for Record {
     fn from(record: v1::Record) -> Self {
-        Self { key: record.key, value: record.value, version: record.version }
+        let ttl = (record.ttl_remaining_ms != 0).then(|| Duration::from_millis(record.ttl_remaining_ms));
+        Self { key: record.key, value: record.value, version: record.version, ttl }
     }
 }
 
@@ -167,13 +181,19 @@ pub(super) fn with_key(key: &Bytes, record: v1::Record) -> Record {
     Record { key: key.clone(), ..record.into() }
 }
 
-pub(super) fn swap(key: Bytes, expect: Expect, new_value: Option<Bytes>) -> v1::CompareAndSwap {
+/// A ttl in whole milliseconds. On the wire 0 means that the key stays, so what is shorter becomes one;
+/// what is too long is refused with the limit.
+pub(super) fn ttl_ms(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
+}
+
+pub(super) fn swap(key: Bytes, expect: Expect, new_value: Option<Bytes>, ttl_ms: u64) -> v1::CompareAndSwap {
     let expect = match expect {
         Expect::Value(value) => v1::compare_and_swap::Expect::Value(value),
         Expect::Version(version) => v1::compare_and_swap::Expect::Version(version),
         Expect::Absent => v1::compare_and_swap::Expect::Absent(true),
     };
-    v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms: 0 }
+    v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms }
 }
 
 impl WriteOp {
@@ -181,6 +201,7 @@ impl WriteOp {
     pub fn key(&self) -> &Bytes {
         match self {
             Self::Put { key, .. }
+            | Self::PutWithTtl { key, .. }
             | Self::PutIfAbsent { key, .. }
             | Self::Delete { key }
             | Self::CompareAndSwap { key, .. } => key,
@@ -190,9 +211,12 @@ impl WriteOp {
     pub(super) fn into_wire(self) -> v1::WriteOp {
         let op = match self {
             Self::Put { key, value } => Op::Put(v1::Put { key, value, if_absent: false, ttl_ms: 0 }),
+            Self::PutWithTtl { key, value, ttl } => {
+                Op::Put(v1::Put { key, value, if_absent: false, ttl_ms: ttl_ms(ttl) })
+            }
             Self::PutIfAbsent { key, value } => Op::Put(v1::Put { key, value, if_absent: true, ttl_ms: 0 }),
             Self::Delete { key } => Op::Delete(v1::Delete { key }),
-            Self::CompareAndSwap { key, expect, new_value } => Op::CompareAndSwap(swap(key, expect, new_value)),
+            Self::CompareAndSwap { key, expect, new_value } => Op::CompareAndSwap(swap(key, expect, new_value, 0)),
         };
         v1::WriteOp { op: Some(op) }
     }

@@ -58,7 +58,7 @@ pub(super) fn key_of(op: &v1::WriteOp) -> Option<&Bytes> {
     }
 }
 
-fn check_header(header: Option<&v1::RequestHeader>) -> Result<()> {
+pub(super) fn check_header(header: Option<&v1::RequestHeader>) -> Result<()> {
     let Some(header) = header else { return Ok(()) };
     if header.timeout_ms > TIMEOUT_MS_MAX {
         return Err(Error::invalid(
@@ -169,12 +169,17 @@ fn check_scan(scan: &v1::ScanRequest) -> Result<()> {
     if !scan.token.is_empty() {
         return token::decode(&scan.token).map(|_| ());
     }
-    for bound in [&scan.start, &scan.end] {
-        check_length(bound, token::BOUND_BYTES_MAX, "bound", "bounds of a scan")?;
+    check_bounds(&scan.start, &scan.end)
+}
+
+/// Checks the bounds of a span; an empty end is that of the keyspace.
+pub(super) fn check_bounds(start: &Bytes, end: &Bytes) -> Result<()> {
+    for bound in [start, end] {
+        check_length(bound, token::BOUND_BYTES_MAX, "bound", "bounds of a span")?;
     }
-    if !scan.end.is_empty() && scan.end < scan.start {
+    if !end.is_empty() && end < start {
         return Err(Error::invalid(
-            "the scan's end lies before its start",
+            "the span's end lies before its start",
             "give the bounds in key order, also for a reverse scan",
         ));
     }

@@ -7,6 +7,7 @@
 //! - [`RouteCache`]: key -> range -> leader in one keyspace, never going back in epoch.
 //! - [`Keyspaces`]: the keyspaces by name, and a cache for each.
 //! - [`Call`]: one request on its way: cut by range, sent, repeated where that is safe, joined.
+//! - [`DeleteRange`]: a span's keys deleted by one call after the other.
 //! - [`mod@decide`]: what to do after each failure.
 //! - [`token`]: the paging token of scans.
 
@@ -17,6 +18,7 @@ mod cache;
 mod call;
 mod check;
 mod decide;
+mod delete_range;
 mod fit;
 mod keyspaces;
 mod scan;
@@ -28,6 +30,7 @@ pub use call::{ANSWER_GRACE, Call, CallOutcome, Step};
 pub use check::{SCAN_RECORDS_MAX, check, header_of};
 pub(crate) use decide::backoff;
 pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
+pub use delete_range::{DeleteRange, DeleteStep};
 pub use fit::{ANSWER_BYTES_MAX, fit};
 pub use keyspaces::Keyspaces;
 

@@ -285,4 +285,8 @@ impl Kv for Service {
     async fn scan(&self, _: Request<v1::ScanRequest>) -> Rpc<v1::ScanResponse> {
         only_streams()
     }
+
+    async fn delete_range(&self, _: Request<v1::DeleteRangeRequest>) -> Rpc<v1::DeleteRangeResponse> {
+        only_streams()
+    }
 }

@@ -12,6 +12,8 @@ use v1::write_op::Op;
 pub struct Truth {
     /// What the default keyspace holds: values and versions.
     pub data: BTreeMap<Bytes, (Bytes, u64)>,
+    /// The ttl of each key's last write, in milliseconds; nothing ends by it.
+    pub ttls: BTreeMap<Bytes, u64>,
     /// What other keyspaces hold, by their id.
     pub others: BTreeMap<u64, BTreeMap<Bytes, (Bytes, u64)>>,
     pub ranges: BTreeMap<u64, v1::RangeDescriptor>,
@@ -127,8 +129,9 @@ impl Truth {
         answer
     }
 
-    fn put(&mut self, key: Bytes, value: Bytes) -> v1::WriteResult {
+    fn put(&mut self, key: Bytes, value: Bytes, ttl_ms: u64) -> v1::WriteResult {
         self.version += 1;
+        self.ttls.insert(key.clone(), ttl_ms);
         let existed = self.data.insert(key, (value, self.version)).is_some();
         v1::WriteResult { applied: true, version: self.version, existed, current: None }
     }
@@ -139,7 +142,7 @@ impl Truth {
                 Some((_, version)) if put.if_absent => {
                     v1::WriteResult { version: *version, existed: true, ..Default::default() }
                 }
-                _ => self.put(put.key, put.value),
+                _ => self.put(put.key, put.value, put.ttl_ms),
             },
             Op::Delete(delete) => {
                 let existed = self.data.remove(&delete.key).is_some();
@@ -159,7 +162,7 @@ impl Truth {
             _ => false,
         };
         match (holds, swap.new_value) {
-            (true, Some(value)) => self.put(swap.key, value),
+            (true, Some(value)) => self.put(swap.key, value, swap.ttl_ms),
             (true, None) => {
                 self.data.remove(&swap.key);
                 v1::WriteResult { applied: true, existed: true, ..Default::default() }
@@ -180,7 +183,8 @@ impl Truth {
 
     pub fn read(&self, key: &Bytes) -> Option<v1::Record> {
         let (value, version) = self.data.get(key)?;
-        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version, ttl_remaining_ms: 0 })
+        let ttl_remaining_ms = self.ttls.get(key).copied().unwrap_or(0);
+        Some(v1::Record { key: Bytes::new(), value: value.clone(), version: *version, ttl_remaining_ms })
     }
 
     pub fn scan(&self, scan: &v1::ScanRequest) -> v1::ScanResponse {

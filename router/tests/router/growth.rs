@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
-use flotilla_router::{Client, ClientConfig, ScanOptions, SplitAt, WriteOp};
+use flotilla_router::{Client, ClientConfig, DeleteOptions, Expect, ScanOptions, SplitAt, WriteOp};
 
 use crate::fake_node::{Node, World};
 
@@ -128,4 +128,48 @@ async fn a_node_that_has_just_joined_is_found() {
     world.truth().move_to(2, NodeId(3));
     client.put("a", "2").await.expect("its address comes with the routes");
     assert_eq!(value(&client, "a").await, Some("2".into()));
+}
+
+#[tokio::test]
+async fn a_span_is_deleted_over_borders_that_move_meanwhile() {
+    let (world, _nodes, client) = cluster().await;
+    let data = (0..3_000).map(|number| (Bytes::from(format!("{number:04}")), (Bytes::new(), 1)));
+    world.truth().data.extend(data);
+    world.truth().split(2, &"1".into(), NodeId(2));
+    let limited = DeleteOptions { limit: 1_000, ..DeleteOptions::span("0500", "2500") };
+    let mut parts = client.delete_parts(limited);
+    let mut counts = vec![];
+    while let Some(part) = parts.next().await.expect("deleted") {
+        counts.push(part.count);
+        if parts.position().is_some() {
+            world.truth().split(4, &"16".into(), NodeId(1));
+        }
+    }
+    assert_eq!(counts, [1_000, 1_000]);
+    assert_eq!(world.truth().data.len(), 1_000);
+    let rest = client.delete_range(DeleteOptions::prefix("0")).await.expect("deleted");
+    assert_eq!((rest.count, rest.next_token.len()), (500, 0));
+    client.create_keyspace(create("jobs")).await.expect("created");
+    client.keyspace("jobs").put("0", "1").await.expect("written");
+    let all = client.keyspace("jobs").delete_range(DeleteOptions::all()).await.expect("deleted");
+    assert_eq!((all.count, world.truth().data.len()), (1, 500));
+}
+
+#[tokio::test]
+async fn a_ttl_goes_with_the_write_and_comes_with_the_record() {
+    let (world, _nodes, client) = cluster().await;
+    client.put_with_ttl("a", "1", Duration::from_secs(60)).await.expect("written");
+    assert_eq!(world.truth().ttls[&Bytes::from("a")], 60_000);
+    let record = client.get("a").await.expect("read").expect("there");
+    assert_eq!(record.ttl, Some(Duration::from_secs(60)));
+    let swap = client.compare_and_swap_with_ttl("a", Expect::Value("1".into()), "2", Duration::from_nanos(1)).await;
+    assert!(swap.expect("answered").applied);
+    assert_eq!(world.truth().ttls[&Bytes::from("a")], 1, "less than a millisecond is not for ever");
+    let op = WriteOp::PutWithTtl { key: "b".into(), value: "1".into(), ttl: Duration::from_millis(7) };
+    client.batch(vec![op], false).await.expect("written");
+    assert_eq!(world.truth().ttls[&Bytes::from("b")], 7);
+    client.put("a", "3").await.expect("written");
+    assert_eq!(client.get("a").await.expect("read").expect("there").ttl, None);
+    let endless = client.put_with_ttl("a", "1", Duration::MAX).await;
+    assert!(matches!(endless, Err(Error::InvalidArgument { .. })), "{endless:?}");
 }

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     fn record(key: &'static str, value: &'static str) -> Record {
-        Record { key: key.into(), value: value.into(), version: 1 }
+        Record { key: key.into(), value: value.into(), version: 1, ttl: None }
     }
 
     fn store(target: &mut Target, key: &'static str, value: &'static str) -> Option<String> {
