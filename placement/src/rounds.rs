@@ -11,7 +11,7 @@ use flotilla_proto::{Error, v1};
 
 use crate::decide::loads::Loads;
 use crate::decide::repair::{self, Look};
-use crate::decide::{Decision, balance, is_fulfilled, leaders};
+use crate::decide::{Decision, balance, is_fulfilled, leaders, would_harm};
 use crate::records::{Change, Counter};
 use crate::service::Service;
 use crate::state::{Records, State};
@@ -128,7 +128,9 @@ impl Service {
         let first = self.next_id(Counter::Order);
         let mut changes = vec![Change::Next(Counter::Order, first + decisions.len() as u64)];
         for (decision, id) in decisions.iter().zip(first..) {
-            let epoch = self.state.table.get(decision.range).and_then(|route| route.descriptor.epoch);
+            let descriptor = self.state.table.get(decision.range).map(|route| &route.descriptor);
+            let keyspace = descriptor.and_then(|descriptor| self.state.ahead.keyspace(descriptor.keyspace_id));
+            let epoch = descriptor.and_then(|descriptor| descriptor.epoch);
             let record = v1::OrderRecord {
                 order: Some(v1::RangeOrder {
                     order_id: id,
@@ -136,6 +138,7 @@ impl Service {
                     add_nodes: decision.add.clone(),
                     remove_nodes: decision.remove.clone(),
                     leader_node_id: decision.leader,
+                    replicas: keyspace.map_or(0, |keyspace| keyspace.replicas),
                 }),
                 epoch,
                 reason: decision.reason.clone(),
@@ -271,6 +274,9 @@ fn moot(state: &State, record: &v1::OrderRecord, since: Duration) -> Option<Stri
     };
     if state.ahead.keyspace(route.descriptor.keyspace_id).is_none() {
         return Some("its keyspace was dropped".into());
+    }
+    if would_harm(order, &route.descriptor) {
+        return Some("its range has changed: it would lose replicas that it needs".into());
     }
     let targets = order.add_nodes.iter().chain(Some(&order.leader_node_id)).filter(|node| **node != 0);
     if let Some(node) = targets.copied().find(|node| state.is_lost(*node)) {

@@ -33,6 +33,7 @@ pub(crate) struct Load {
 #[derive(Clone, Debug)]
 pub(crate) struct Loads {
     nodes: BTreeMap<u64, Load>,
+    fit: usize,
     /// Ranges decided about since.
     taken: BTreeSet<u64>,
     capacity: u32,
@@ -56,10 +57,12 @@ impl Loads {
         let members = state.ahead.nodes.keys().filter(|node| state.is_member(**node));
         let mut loads = Self {
             nodes: members.map(|node| (*node, load(*node))).collect(),
+            fit: 0,
             taken: BTreeSet::new(),
             capacity: state.config.moves_per_node * HEAVY,
             leader_capacity: state.config.leader_moves_per_node,
         };
+        loads.fit = loads.nodes.values().filter(|load| load.fit).count();
         for record in state.ahead.orders.values() {
             if let Some(order) = &record.order {
                 loads.count(state, order);
@@ -76,6 +79,7 @@ impl Loads {
             add_nodes: decision.add.clone(),
             remove_nodes: decision.remove.clone(),
             leader_node_id: decision.leader,
+            replicas: 0,
         };
         self.count(state, &order);
         self.taken.insert(decision.range);
@@ -120,6 +124,12 @@ impl Loads {
                 load.leads_coming += 1;
             }
         }
+    }
+
+    /// How many nodes beside these may be given replicas at all.
+    pub fn fit_beside(&self, nodes: &[u64]) -> usize {
+        let among = nodes.iter().filter(|node| self.nodes.get(node).is_some_and(|load| load.fit)).count();
+        self.fit - among
     }
 
     pub fn get(&self, node: u64) -> Option<&Load> {

@@ -54,7 +54,18 @@ pub(crate) fn voters(descriptor: &v1::RangeDescriptor) -> impl Iterator<Item = u
 pub(crate) fn is_free(state: &State, loads: &Loads, route: &Route) -> bool {
     let range = route.descriptor.range_id;
     let in_order = state.ahead.orders.contains_key(&range) || loads.is_taken(range);
-    route.led.is_some() && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
+    // A leader that is still at an order that was given up may change the range yet: it is told to stop, and says so.
+    let idle = route.led.as_ref().is_some_and(|led| led.order_id == 0);
+    idle && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
+}
+
+/// Whether carrying the order out as things are now would leave fewer voters than there are, and than are aimed at.
+/// So it may be if the range changed after the order was made; its leader refuses that step, too.
+pub(crate) fn would_harm(order: &v1::RangeOrder, descriptor: &v1::RangeDescriptor) -> bool {
+    let voters: Vec<u64> = voters(descriptor).collect();
+    let added = order.add_nodes.iter().filter(|node| !voters.contains(node)).count();
+    let removed = order.remove_nodes.iter().filter(|node| voters.contains(node)).count();
+    voters.len() + added < voters.len().min(order.replicas as usize) + removed
 }
 
 /// Whether the descriptor is what the order was to bring about.

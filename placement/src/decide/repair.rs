@@ -27,7 +27,7 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route) -> Look {
         return Look::Fine;
     };
     let replicas = keyspace.replicas as usize;
-    let need = Need::of(state, route, replicas);
+    let need = Need::of(state, loads, route, replicas);
     if need.is_nothing() {
         return if need.voters == replicas && need.dead.is_empty() {
             Look::Fine
@@ -62,12 +62,11 @@ struct Need {
 }
 
 impl Need {
-    fn of(state: &State, route: &Route, replicas: usize) -> Self {
+    fn of(state: &State, loads: &Loads, route: &Route, replicas: usize) -> Self {
         let all: Vec<u64> = voters(&route.descriptor).collect();
         let dead: Vec<u64> = all.iter().copied().filter(|node| state.is_dead(*node)).collect();
         let healthy = all.len() - dead.len();
-        let others = state.ahead.nodes.keys().filter(|node| !all.contains(node) && state.is_fit(**node)).take(replicas);
-        let want = target(replicas, healthy + others.count());
+        let want = target(replicas, healthy + loads.fit_beside(&all));
         let learners = route.descriptor.replicas.iter();
         let learners = learners.filter(|replica| !all.contains(&replica.node_id)).map(|replica| replica.node_id);
         Self {

@@ -18,6 +18,7 @@ pub fn grown(ranges: u32, nodes: u64, seed: u64) -> Toy {
 fn rest_without_moves(toy: &mut Toy) {
     let (moves, transfers) = (toy.moves, toy.transfers);
     toy.steps(100);
+    assert_eq!(toy.refused, 0, "a leader had to refuse an order");
     assert_eq!((toy.moves, toy.transfers), (moves, transfers), "something moves although nothing happened");
     toy.check_settled();
 }
@@ -29,7 +30,7 @@ fn three_fresh_nodes_soon_hold_three_replicas_of_every_range() {
     toy.join(103);
     let steps = toy.until("17 ranges with 3 replicas", |toy| toy.at_rest(3));
     // A change of replicas takes the toy five steps, a transfer one.
-    assert!(steps <= 15, "{steps} steps");
+    assert!(steps <= 20, "{steps} steps");
     let led: Vec<usize> = (1..=3).map(|node| toy.led_by(node)).collect();
     assert!(led.iter().all(|led| (5..=7).contains(led)), "{led:?}");
     rest_without_moves(&mut toy);
@@ -163,6 +164,31 @@ fn bytes_are_balanced_where_counts_are_equal() {
 }
 
 #[test]
+fn balance_ends_whatever_the_sizes() {
+    for seed in 1..=60 {
+        let mut toy = grown(10 + (seed % 30) as u32, 3, seed);
+        let set = v1::SetKeyspaceRequest {
+            name: "default".into(),
+            replicas: Some(1 + 2 * (seed % 2) as u32),
+            ..Default::default()
+        };
+        toy.ask(Request::SetKeyspace(set)).expect("set");
+        for range in toy.groups.keys().copied().collect::<Vec<_>>() {
+            let bytes = [1_000, 40 << 20, 300 << 20, 2 << 30][toy.rng.below(4) as usize] + toy.rng.below(1 << 20);
+            toy.groups.get_mut(&range).expect("a range").bytes = bytes;
+        }
+        for store in 104..=105 {
+            toy.join(store);
+        }
+        let moves = toy.moves;
+        toy.steps(400);
+        toy.until("rest", |toy| toy.service.orders().is_empty());
+        assert!(toy.moves - moves < 80, "seed {seed}: {} moves", toy.moves - moves);
+        rest_without_moves(&mut toy);
+    }
+}
+
+#[test]
 fn a_node_that_dies_in_the_middle_of_moves_leaves_no_order_and_no_learner_behind() {
     for seed in 1..20 {
         let mut toy = grown(16, 3, seed);
@@ -190,12 +216,12 @@ fn seven_replicas_and_back_to_one() {
 #[test]
 fn split_ranges_are_found_and_balanced() {
     let mut toy = grown(1, 3, 1);
-    for round in 0..30 {
+    while toy.groups.len() < 25 {
         let ranges: Vec<u64> = toy.groups.keys().copied().collect();
-        toy.split(ranges[round * 7 % ranges.len()]);
+        let range = ranges[toy.rng.below(ranges.len() as u64) as usize];
+        toy.split(range);
         toy.steps(3);
     }
-    assert!(toy.groups.len() > 15);
     toy.until("rest", |toy| toy.at_rest(3));
     let led: Vec<usize> = (1..=3).map(|node| toy.led_by(node)).collect();
     assert!(led.iter().max().expect("three") - led.iter().min().expect("three") <= 3, "{led:?}");

@@ -44,7 +44,8 @@ fn trouble(toy: &mut Toy) {
 
 fn run(seed: u64) {
     let mut toy = Toy::new(1 + (seed % 5) as u32, seed);
-    let sick = |percent| Faults {
+    let percent = seed % 4 * 5;
+    toy.faults = Faults {
         report_lost: percent,
         answer_lost: percent,
         report_late: percent,
@@ -52,7 +53,6 @@ fn run(seed: u64) {
         write_unknown: percent / 2,
         removal_missed: 50,
     };
-    toy.faults = sick(seed % 4 * 5);
     for store in 2..=3 {
         toy.join(100 + store);
     }

@@ -71,6 +71,10 @@ pub struct Toy {
     pub ids_given: Vec<(u64, u64)>,
     pub moves: usize,
     pub transfers: usize,
+    /// Steps that leaders refused, because the range would have lost replicas that it needs.
+    pub refused: usize,
+    /// Steps in which nothing was under way, up to now.
+    quiet: usize,
     next_token: u64,
 }
 
@@ -122,6 +126,8 @@ impl Toy {
             ids_given: Vec::new(),
             moves: 0,
             transfers: 0,
+            refused: 0,
+            quiet: 0,
             next_token: 0,
         };
         toy.settle_effects();
@@ -246,6 +252,9 @@ impl Toy {
             self.answers.remove(&token);
         }
         self.check_always();
+        let rests = |group: &Group| group.is_simple() && group.order.is_none();
+        let quiet = self.service.orders().is_empty() && self.groups.values().all(rests);
+        self.quiet = if quiet { self.quiet + 1 } else { 0 };
     }
 
     pub fn steps(&mut self, count: usize) {
@@ -276,9 +285,8 @@ impl Toy {
 
     /// Every range has so many voters, is in no change, and no order is under way.
     pub fn at_rest(&self, replicas: usize) -> bool {
-        self.service.orders().is_empty()
-            && self.service.complete()
-            && self.groups.values().all(|group| group.is_simple() && group.descriptor.replicas.len() == replicas)
+        let replicated = |group: &Group| group.descriptor.replicas.len() == replicas;
+        self.quiet >= 3 && self.service.complete() && self.groups.values().all(replicated)
     }
 
     pub fn replicas_on(&self, node: u64) -> usize {

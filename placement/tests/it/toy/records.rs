@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_placement::Change;
 use flotilla_proto::v1;
 
 use super::Scan;
@@ -23,15 +22,6 @@ impl Records {
 
     pub fn all(&self) -> Scan {
         self.data.iter().map(|(key, (value, version))| (key.clone(), value.clone(), *version)).collect()
-    }
-
-    /// Replicas that the keyspace asks for.
-    pub fn replicas_of(&self, keyspace: u64) -> usize {
-        let asked = self.data.iter().find_map(|(key, (value, _))| match Change::decode(key, value) {
-            Ok(Change::Keyspace(record)) if record.keyspace_id == keyspace => Some(record.replicas as usize),
-            _ => None,
-        });
-        asked.expect("every range is of a keyspace")
     }
 
     fn put(&mut self, key: Bytes, value: Bytes) {
