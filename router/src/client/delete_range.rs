@@ -6,6 +6,7 @@ use flotilla_proto::{Error, Result, v1};
 
 use super::api::Client;
 use super::types::ScanOptions;
+use crate::core::token;
 
 /// What to delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,14 @@ pub struct DeletedPart {
     pub count: u64,
     /// Where to go on; empty: the span is done.
     pub next_token: Bytes,
+}
+
+impl DeletedPart {
+    /// The key that `next_token` goes on at, for people and for other spans; `None`: the span is done.
+    pub fn next_key(&self) -> Option<Bytes> {
+        // An empty token is not one.
+        token::decode(&self.next_token).ok().map(|span| span.start)
+    }
 }
 
 impl Client {

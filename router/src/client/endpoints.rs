@@ -41,6 +41,10 @@ struct Known {
     nodes: BTreeMap<NodeId, String>,
     /// The address that answered last.
     last: Option<String>,
+    /// Addresses that did not answer when last asked: asked after the others.
+    silent: BTreeSet<String>,
+    /// How often routes were asked for.
+    turn: usize,
     channels: BTreeMap<String, Channel>,
 }
 
@@ -62,12 +66,22 @@ impl Endpoints {
         self.shared.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All addresses, the one that answered last in front.
+    /// All addresses, the one that answered last in front, those that did not at the end.
     fn addresses(&self) -> Vec<String> {
-        let known = self.known();
-        let all = known.last.iter().chain(&known.given).chain(known.nodes.values());
-        let mut seen = BTreeSet::new();
-        all.filter(|address| seen.insert(address.as_str())).cloned().collect()
+        self.known().addresses()
+    }
+
+    /// The same, beginning with another one each time. A node may be behind, or new and know nothing:
+    /// who asks for routes again has not been helped by the last one.
+    fn addresses_in_turn(&self) -> Vec<String> {
+        let mut known = self.known();
+        let mut addresses = known.addresses();
+        let answering = addresses.iter().filter(|address| !known.silent.contains(*address)).count();
+        if let Some(at) = known.turn.checked_rem(answering) {
+            addresses[..answering].rotate_left(at);
+        }
+        known.turn = known.turn.wrapping_add(1);
+        addresses
     }
 
     pub(super) fn address_of(&self, node: NodeId) -> Option<String> {
@@ -84,7 +98,16 @@ impl Endpoints {
 
     /// Notes an address that has just answered.
     pub(super) fn answered(&self, address: &str) {
-        self.known().last = Some(address.to_string());
+        let mut known = self.known();
+        known.silent.remove(address);
+        if known.last.as_deref() != Some(address) {
+            known.last = Some(address.to_string());
+        }
+    }
+
+    /// Notes an address that could not be reached.
+    pub(super) fn silent(&self, address: &str) {
+        self.known().silent.insert(address.to_string());
     }
 
     /// The Admin service at an address.
@@ -111,8 +134,15 @@ impl Endpoints {
     where
         F: Future<Output = RpcResult<A>>,
     {
+        self.ask_each(self.addresses(), ask).await
+    }
+
+    async fn ask_each<A, F>(&self, addresses: Vec<String>, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    where
+        F: Future<Output = RpcResult<A>>,
+    {
         let mut failures = vec![];
-        for address in self.addresses() {
+        for address in addresses {
             let limit = self.patience();
             match timeout(limit, ask(self.admin(&address)?)).await {
                 Ok(Ok(answer)) => {
@@ -122,9 +152,16 @@ impl Endpoints {
                 Ok(Err(status)) => match error::from_status(&status) {
                     // The node knows, and another one would say the same.
                     Some(error) if error.action() != Action::Retry => return Err(error),
-                    _ => failures.push(format!("{address}: {}", status_text(&status))),
+                    Some(error) => failures.push(format!("{address}: {error}")),
+                    None => {
+                        self.silent(&address);
+                        failures.push(format!("{address}: {}", status_text(&status)));
+                    }
                 },
-                Err(_) => failures.push(format!("{address}: no answer within {} ms", limit.as_millis())),
+                Err(_) => {
+                    self.silent(&address);
+                    failures.push(format!("{address}: no answer within {} ms", limit.as_millis()));
+                }
             }
         }
         Err(Error::Unavailable { reason: format!("no node answers ({})", failures.join("; ")) })
@@ -145,6 +182,17 @@ impl Endpoints {
     }
 }
 
+impl Known {
+    fn addresses(&self) -> Vec<String> {
+        let all = self.last.iter().chain(&self.given).chain(self.nodes.values());
+        let mut seen = BTreeSet::new();
+        let mut addresses: Vec<String> = all.filter(|address| seen.insert(address.as_str())).cloned().collect();
+        // Stable: otherwise the order stays.
+        addresses.sort_by_key(|address| self.silent.contains(address));
+        addresses
+    }
+}
+
 /// The Admin service over a channel.
 pub(super) fn admin(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel).max_decoding_message_size(DECODED_BYTES_MAX)
@@ -154,7 +202,7 @@ impl RouteSource for Endpoints {
     async fn routes(&self) -> Result<v1::ListRangesResponse> {
         let ask =
             |mut admin: AdminClient<Channel>| async move { admin.list_ranges(v1::ListRangesRequest::default()).await };
-        let routes = self.ask_any(ask).await?;
+        let routes = self.ask_each(self.addresses_in_turn(), ask).await?;
         self.learn(&routes.nodes);
         Ok(routes)
     }

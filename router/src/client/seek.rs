@@ -126,7 +126,10 @@ impl Seek<'_> {
             Failed::Lost(reason) if self.repeat == Repeat::IfNotDone => {
                 Err(Error::Ambiguous { reason: format!("{address}: {reason}, after the order was sent") })
             }
-            Failed::NotSent(reason) | Failed::Lost(reason) => Ok(Error::Unavailable { reason }),
+            Failed::NotSent(reason) | Failed::Lost(reason) => {
+                self.endpoints.silent(address);
+                Ok(Error::Unavailable { reason })
+            }
         }
     }
 

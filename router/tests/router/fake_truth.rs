@@ -1,6 +1,6 @@
 //! What all nodes of a test's cluster share: data, ranges, leaders. No replication: the truth is a map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -25,6 +25,8 @@ pub struct Truth {
     pub orders: Vec<String>,
     /// Orders are taken and never answered.
     pub hold_orders: bool,
+    /// Nodes that have not heard of any range yet.
+    pub blank: BTreeSet<u64>,
     pub keyspaces: BTreeMap<String, v1::Keyspace>,
     /// Messages that requests arrived in, and streams opened.
     pub batches: usize,

@@ -131,6 +131,15 @@ async fn a_node_that_has_just_joined_is_found() {
 }
 
 #[tokio::test]
+async fn a_node_that_knows_nothing_yet_is_not_the_only_one_asked() {
+    let world = World::new();
+    let [_first, second] = [world.start(1), world.start(2)];
+    world.truth().blank.insert(2);
+    let client = Client::connect([second.address.to_string()], ClientConfig::default()).await.expect("node 2 answers");
+    client.put("a", "1").await.expect("node 1 knows the range");
+}
+
+#[tokio::test]
 async fn a_span_is_deleted_over_borders_that_move_meanwhile() {
     let (world, _nodes, client) = cluster().await;
     let data = (0..3_000).map(|number| (Bytes::from(format!("{number:04}")), (Bytes::new(), 1)));
@@ -147,8 +156,10 @@ async fn a_span_is_deleted_over_borders_that_move_meanwhile() {
     }
     assert_eq!(counts, [1_000, 1_000]);
     assert_eq!(world.truth().data.len(), 1_000);
+    let some = client.delete_range(DeleteOptions { limit: 100, ..DeleteOptions::prefix("0") }).await.expect("deleted");
+    assert_eq!((some.count, some.next_key()), (100, Some("0100".into())));
     let rest = client.delete_range(DeleteOptions::prefix("0")).await.expect("deleted");
-    assert_eq!((rest.count, rest.next_token.len()), (500, 0));
+    assert_eq!((rest.count, rest.next_key()), (400, None));
     client.create_keyspace(create("jobs")).await.expect("created");
     client.keyspace("jobs").put("0", "1").await.expect("written");
     let all = client.keyspace("jobs").delete_range(DeleteOptions::all()).await.expect("deleted");
