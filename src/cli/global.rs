@@ -66,7 +66,7 @@ impl Global {
     }
 }
 
-/// A time: a number with `ms`, `s`, `m` or `h`.
+/// A time: a number with `ms`, `s`, `m`, `h` or `d`.
 pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
     let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -75,7 +75,8 @@ pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
         "s" | "" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("\"{unit}\" is no unit of time: write ms, s, m or h")),
+        "d" => 86_400.0,
+        _ => return Err(format!("\"{unit}\" is no unit of time: write ms, s, m, h or d")),
     };
     let amount: f64 = number.trim().parse().map_err(|_| "write a number and a unit, such as 500ms or 5s".to_owned())?;
     Duration::try_from_secs_f64(amount * unit_seconds).map_err(|error| error.to_string())
@@ -100,6 +101,7 @@ mod tests {
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse_duration("10"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("2d"), Ok(Duration::from_secs(172_800)));
         for bad in ["", "s", "5x", "-1s", "nans", "1e400s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

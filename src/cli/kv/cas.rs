@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use flotilla_router::{Expect, WriteResult};
 
@@ -35,6 +36,9 @@ pub struct CasArgs {
     /// Only if the key is not there
     #[arg(long, group = "expectation")]
     expect_absent: bool,
+    /// The key ends by itself after this time, such as 30s or 12h
+    #[arg(long, value_name = "TIME", value_parser = put::parse_ttl, conflicts_with = "delete")]
+    ttl: Option<Duration>,
     #[command(flatten)]
     style: KeyStyle,
 }
@@ -45,7 +49,11 @@ pub async fn run(args: CasArgs, keyspace: &Keyspace<'_>) -> Result {
     let expect = expectation(&args)?;
     let new_value =
         if args.delete { None } else { Some(input::value(args.value.as_ref(), args.file.as_deref(), args.style)?) };
-    let result = keyspace.client().await?.compare_and_swap(key, expect, new_value).await?;
+    let client = keyspace.client().await?;
+    let result = match (new_value, args.ttl) {
+        (Some(value), Some(ttl)) => client.compare_and_swap_with_ttl(key, expect, value, ttl).await?,
+        (new_value, _) => client.compare_and_swap(key, expect, new_value).await?,
+    };
     put::report(&result, keyspace.global)?;
     if result.applied { Ok(()) } else { Err(refused(&shown, &result)) }
 }

@@ -1,6 +1,6 @@
-//! `kv delete-range`: all keys of a span, page by page.
+//! `kv delete-range`: all keys of a span, part by part.
 //!
-//! Not one point in time, and not atomic: it may end anywhere, and says where. A page whose outcome
+//! Not one point in time, and not atomic: it may end anywhere, and says where. A part whose outcome
 //! is unknown is repeated: that deletes nothing twice, but counts less than was deleted.
 
 use std::ffi::OsString;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_proto::error::Action;
-use flotilla_router::{Client, ScanOptions, WriteOp};
+use flotilla_router::{DeleteOptions, DeletedPart};
 use serde_json::json;
 
 use super::Keyspace;
@@ -20,9 +20,9 @@ use crate::cli::global::Global;
 use crate::cli::output::{self, plural};
 use crate::cli::stop::{Stop, interrupted};
 
-/// Keys asked to be deleted at once.
-const PAGE_KEYS: u32 = 1_000;
-/// How often a page is tried.
+/// Keys deleted between two steps of the progress bar.
+const PART_KEYS: u64 = 1_000;
+/// How often a part is tried.
 const ATTEMPTS: u32 = 4;
 
 #[derive(clap::Args, Debug)]
@@ -39,9 +39,9 @@ pub struct DeleteRangeArgs {
     /// All keys of the keyspace
     #[arg(long, group = "span")]
     all: bool,
-    /// Go on where an earlier run ended, within the same span
-    #[arg(long, value_name = "KEY")]
-    from: Option<OsString>,
+    /// Go on where an earlier run ended
+    #[arg(long, value_name = "TOKEN", group = "span")]
+    token: Option<String>,
     /// At most so many keys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -52,115 +52,101 @@ pub struct DeleteRangeArgs {
     style: KeyStyle,
 }
 
-/// A span of keys; an empty end is the end of the keyspace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Span {
-    start: Bytes,
-    end: Bytes,
-}
-
 /// How far it came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Progress {
     deleted: u64,
-    /// A page was repeated: more may be deleted than was counted.
-    repeated: bool,
-    /// Where to go on; `None`: the span is empty.
+    /// An answer was lost: more may be deleted than was counted.
+    at_least: bool,
+    /// Where to go on, empty at the beginning; `None`: the span is done.
     next: Option<Bytes>,
 }
 
 pub async fn run(args: DeleteRangeArgs, keyspace: &Keyspace<'_>) -> Result {
-    let span = span(&args)?;
-    let what = what(&args, &span, keyspace.name());
+    let options = options(&args)?;
+    let what = what(&args, &options, keyspace.name());
     let ask = confirm::must_ask(args.yes, &format!("{what} would be deleted for good"))?;
     let client = keyspace.client().await?;
     if ask {
         confirm::ask(&format!("{what} will be deleted for good. Type yes to go on:"), "yes")?;
     }
     let bar = output::progress(0, "delete");
-    let mut progress = Progress { next: Some(span.start.clone()), ..Progress::default() };
-    let page = |start: Bytes, limit: u32| page(client.clone(), Span { start, end: span.end.clone() }, limit);
+    let mut progress = Progress { next: Some(options.token.clone()), ..Progress::default() };
+    let part = |token: Bytes, limit: u64| {
+        let (client, options) = (client.clone(), DeleteOptions { token, limit, ..options.clone() });
+        async move { client.delete_range(options).await }
+    };
     let mut stop = Stop::new()?;
-    let result = delete(&mut progress, args.limit.unwrap_or(u64::MAX), page, &mut stop, |deleted| {
-        bar.set_position(deleted);
-    })
-    .await;
+    let limit = args.limit.unwrap_or(u64::MAX);
+    let result = delete(&mut progress, limit, part, &mut stop, |deleted| bar.set_position(deleted)).await;
     bar.finish_and_clear();
-    report(&progress, args.style, keyspace.global)?;
+    report(&progress, keyspace.global)?;
     result.map_err(|failure| failure.also("what is deleted stays so; the same command goes on with the rest"))
 }
 
-/// What is left to be deleted.
-fn span(args: &DeleteRangeArgs) -> Result<Span> {
-    let Span { start, end } = whole_span(args)?;
-    let Some(from) = &args.from else { return Ok(Span { start, end }) };
-    let from = args.style.key(from)?;
-    if from < start || (!end.is_empty() && from >= end) {
-        return Err(Failure::usage(format!("--from {} lies outside of the span", args.style.show(&from)))
-            .hint("name the same span as the run that printed it"));
-    }
-    Ok(Span { start: from, end })
-}
-
-fn whole_span(args: &DeleteRangeArgs) -> Result<Span> {
-    if args.all {
-        return Ok(Span { start: Bytes::new(), end: Bytes::new() });
+fn options(args: &DeleteRangeArgs) -> Result<DeleteOptions> {
+    if let Some(token) = &args.token {
+        return Ok(DeleteOptions { token: super::token(token, "kv delete-range")?, ..DeleteOptions::all() });
     }
     if let Some(prefix) = &args.prefix {
-        let ScanOptions { start, end, .. } = ScanOptions::prefix(args.style.key(prefix)?);
-        return Ok(Span { start, end });
+        return Ok(DeleteOptions::prefix(args.style.key(prefix)?));
     }
     let key = |argument: &Option<OsString>| argument.as_ref().map_or(Ok(Bytes::new()), |key| args.style.key(key));
     let (start, end) = (key(&args.start)?, key(&args.end)?);
-    if end.is_empty() || start >= end {
+    if !args.all && (end.is_empty() || start >= end) {
         return Err(Failure::usage("the end of the span does not lie behind its start")
             .hint("END is the first key that stays; --prefix and --all name spans without an end"));
     }
-    Ok(Span { start, end })
+    Ok(DeleteOptions::span(start, end))
 }
 
-fn what(args: &DeleteRangeArgs, span: &Span, keyspace: &str) -> String {
+fn what(args: &DeleteRangeArgs, options: &DeleteOptions, keyspace: &str) -> String {
     let show = |key: &Bytes| args.style.show(key);
     match &args.prefix {
-        _ if args.from.is_some() => format!("the rest of the span, from {}", show(&span.start)),
+        _ if args.token.is_some() => format!("the rest of a span of keyspace \"{keyspace}\""),
         _ if args.all => format!("all keys of keyspace \"{keyspace}\""),
-        Some(_) => format!("all keys of keyspace \"{keyspace}\" that begin with {}", show(&span.start)),
-        None => format!("all keys of keyspace \"{keyspace}\" from {} up to {}", show(&span.start), show(&span.end)),
+        Some(_) => format!("all keys of keyspace \"{keyspace}\" that begin with {}", show(&options.start)),
+        None => {
+            format!("all keys of keyspace \"{keyspace}\" from {} up to {}", show(&options.start), show(&options.end))
+        }
     }
 }
 
-/// Deletes page after page, until the span is empty, the limit is reached, or something ends it.
+/// Deletes part after part, until the span is done, the limit is reached, or something ends it.
 async fn delete<F>(
     progress: &mut Progress,
     limit: u64,
-    mut page: impl FnMut(Bytes, u32) -> F,
+    mut part: impl FnMut(Bytes, u64) -> F,
     stop: &mut Stop,
     mut show: impl FnMut(u64),
 ) -> Result
 where
-    F: Future<Output = flotilla_proto::Result<(u64, Option<Bytes>)>>,
+    F: Future<Output = flotilla_proto::Result<DeletedPart>>,
 {
     let mut attempt = 1;
-    while let Some(start) = progress.next.clone() {
-        let left = limit.saturating_sub(progress.deleted).min(PAGE_KEYS.into()) as u32;
+    while let Some(token) = progress.next.clone() {
+        let left = limit.saturating_sub(progress.deleted).min(PART_KEYS);
         if left == 0 {
             return Ok(());
         }
         let answer = tokio::select! {
-            answer = page(start, left) => answer,
-            () = stop.asked() => return Err(interrupted()),
+            answer = part(token, left) => answer,
+            () = stop.asked() => {
+                // What was under way goes on without us.
+                progress.at_least = true;
+                return Err(interrupted());
+            }
         };
         match answer {
-            Ok((deleted, next)) => {
-                progress.deleted += deleted;
-                progress.next = next;
+            Ok(DeletedPart { count, next_token }) => {
+                progress.deleted += count;
+                progress.next = Some(next_token).filter(|token| !token.is_empty());
                 attempt = 1;
                 show(progress.deleted);
             }
             Err(error) if error.action() == Action::Fail || attempt == ATTEMPTS => return Err(error.into()),
             Err(error) => {
-                // A part of the page may be gone already.
-                progress.repeated = true;
+                progress.at_least |= error.action() == Action::Ambiguous;
                 tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
                 attempt += 1;
             }
@@ -169,37 +155,23 @@ where
     Ok(())
 }
 
-/// Deletes the first keys of a span; returns how many, and where to go on.
-async fn page(client: Client, span: Span, limit: u32) -> flotilla_proto::Result<(u64, Option<Bytes>)> {
-    let options = ScanOptions { keys_only: true, limit, ..ScanOptions::span(span.start, span.end) };
-    let page = client.scan(options).await?;
-    let delete = |key: &Bytes| WriteOp::Delete { key: key.clone() };
-    let keys: Vec<Bytes> = page.records.into_iter().map(|record| record.key).collect();
-    let mut deleted = 0;
-    if !keys.is_empty() {
-        for result in client.batch(keys.iter().map(delete).collect(), false).await? {
-            deleted += u64::from(result?.existed);
-        }
-    }
-    let next = keys.last().filter(|_| !page.next_token.is_empty()).map(|last| [last, &b"\0"[..]].concat().into());
-    Ok((deleted, next))
-}
-
-fn report(progress: &Progress, style: KeyStyle, global: &Global) -> Result {
-    let Progress { deleted, repeated, next } = progress;
+fn report(progress: &Progress, global: &Global) -> Result {
+    let Progress { deleted, at_least, next } = progress;
+    // Nothing was done yet: the same command begins again.
+    let token = next.as_deref().filter(|token| !token.is_empty()).map(base64);
     if global.json() {
         return output::json(&json!({
             "deleted": deleted,
-            "at_least": repeated,
+            "at_least": at_least,
             "complete": next.is_none(),
-            "next_key": next.as_deref().map(base64),
+            "next_token": token.unwrap_or_default(),
         }));
     }
-    let about = if *repeated { "at least " } else { "" };
+    let about = if *at_least { "at least " } else { "" };
     output::line(format_args!("deleted {about}{}", plural(*deleted, "key")))?;
-    if let Some(next) = next {
+    if let Some(token) = token {
         // On stderr, as with scans.
-        eprintln!("there is more: --from {}", style.show(next));
+        eprintln!("there is more: --token {token}");
     }
     Ok(())
 }
@@ -223,19 +195,19 @@ mod tests {
         Line::try_parse_from([&["delete-range"], words].concat()).ok().map(|line| line.args)
     }
 
-    fn span_of(words: &[&str]) -> Result<(Vec<u8>, Vec<u8>)> {
-        let span = span(&parse(words).expect("valid"))?;
-        Ok((span.start.to_vec(), span.end.to_vec()))
+    fn span_of(words: &[&str]) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+        let options = options(&parse(words).expect("valid"))?;
+        Ok((options.start.to_vec(), options.end.to_vec(), options.token.to_vec()))
     }
 
     #[test]
-    fn a_span_is_named_in_one_of_three_ways() {
-        assert_eq!(span_of(&["a", "c\\x00"]), Ok((b"a".to_vec(), b"c\0".to_vec())));
-        assert_eq!(span_of(&["--prefix", "p/"]), Ok((b"p/".to_vec(), b"p0".to_vec())));
-        assert_eq!(span_of(&["--all"]), Ok((vec![], vec![])));
-        assert_eq!(span_of(&["--hex", "00", "ff"]), Ok((vec![0], vec![255])));
-        assert_eq!(span_of(&["--prefix", "p/", "--from", "p/m"]), Ok((b"p/m".to_vec(), b"p0".to_vec())));
-        for bad in [&["b", "a"][..], &["a", "a"], &["a", ""], &["--prefix", "p", "--from", "q"]] {
+    fn a_span_is_named_in_one_of_four_ways() {
+        assert_eq!(span_of(&["a", "c\\x00"]), Ok((b"a".to_vec(), b"c\0".to_vec(), vec![])));
+        assert_eq!(span_of(&["--prefix", "p/"]), Ok((b"p/".to_vec(), b"p0".to_vec(), vec![])));
+        assert_eq!(span_of(&["--all"]), Ok((vec![], vec![], vec![])));
+        assert_eq!(span_of(&["--hex", "00", "ff"]), Ok((vec![0], vec![255], vec![])));
+        assert_eq!(span_of(&["--token", "AAE="]), Ok((vec![], vec![], vec![0, 1])));
+        for bad in [&["b", "a"][..], &["a", "a"], &["a", ""], &["--token", "?"], &["--token", ""]] {
             assert_eq!(span_of(bad).expect_err("refused").code(), 2, "{bad:?}");
         }
         for bad in [&[][..], &["a"], &["a", "b", "--all"], &["--prefix", "a", "--all"], &["--all", "--limit", "0"]] {
@@ -247,27 +219,27 @@ mod tests {
     fn run(keys: &mut BTreeSet<u32>, limit: u64) -> (Result, Progress) {
         let mut progress = Progress { next: Some(Bytes::new()), ..Progress::default() };
         let mut calls = 0;
-        let mut page = |start: Bytes, limit: u32| {
+        let mut part = |token: Bytes, limit: u64| {
             calls += 1;
-            let start = std::str::from_utf8(&start).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+            let start = std::str::from_utf8(&token).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
             let found: Vec<u32> = keys.range(start..).take(limit as usize).copied().collect();
             found.iter().for_each(|key| assert!(keys.remove(key)));
-            let next = keys.range(start..).next().map(|key| key.to_string().into());
+            let next_token = keys.range(start..).next().map(|key| key.to_string().into()).unwrap_or_default();
             let lost = calls % 3 == 2;
-            let answer = Ok((found.len() as u64, next));
+            let answer = Ok(DeletedPart { count: found.len() as u64, next_token });
             async move { if lost { Err(Error::Ambiguous { reason: "lost".into() }) } else { answer } }
         };
         let result =
-            crate::cli::block_on(async { delete(&mut progress, limit, &mut page, &mut Stop::new()?, |_| {}).await });
+            crate::cli::block_on(async { delete(&mut progress, limit, &mut part, &mut Stop::new()?, |_| {}).await });
         (result, progress)
     }
 
     #[test]
-    fn pages_follow_until_the_span_is_empty_or_the_limit_is_reached() {
+    fn parts_follow_until_the_span_is_done_or_the_limit_is_reached() {
         let mut keys: BTreeSet<u32> = (0..3_500).collect();
         let (result, progress) = run(&mut keys, u64::MAX);
         assert_eq!((result, progress.next, keys.len()), (Ok(()), None, 0));
-        assert!(progress.repeated && progress.deleted <= 3_500);
+        assert!(progress.at_least && progress.deleted <= 3_500);
         let mut keys: BTreeSet<u32> = (0..10).collect();
         let (result, progress) = run(&mut keys, 4);
         assert_eq!((result, progress.deleted, progress.next), (Ok(()), 4, Some("4".into())));

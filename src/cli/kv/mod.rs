@@ -11,12 +11,13 @@ mod put;
 mod scan;
 pub mod tree;
 
+use bytes::Bytes;
 use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
 use flotilla_router::{Client, Record};
 use serde_json::{Value, json};
 
-use super::bytes::base64;
-use super::failure::Result;
+use super::bytes::{base64, from_base64};
+use super::failure::{Failure, Result};
 use super::global::Global;
 
 #[derive(clap::Args, Debug)]
@@ -56,7 +57,7 @@ enum KvCommand {
     Put(put::PutArgs),
     /// Delete a key
     Delete(delete::DeleteArgs),
-    /// Delete all keys of a span, page by page
+    /// Delete all keys of a span, part by part
     DeleteRange(delete_range::DeleteRangeArgs),
     /// Write or delete a key if it has a certain value or version
     Cas(cas::CasArgs),
@@ -83,5 +84,16 @@ pub async fn run(args: KvArgs, global: &Global) -> Result {
 }
 
 fn record_json(record: &Record) -> Value {
-    json!({ "key": base64(&record.key), "value": base64(&record.value), "version": record.version })
+    let mut value = json!({ "key": base64(&record.key), "value": base64(&record.value), "version": record.version });
+    if let Some(ttl) = record.ttl {
+        value["ttl_ms"] = json!(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    }
+    value
+}
+
+/// A token that an earlier command printed.
+fn token(text: &str, command: &str) -> Result<Bytes> {
+    from_base64(text)
+        .filter(|token| !token.is_empty())
+        .ok_or_else(|| Failure::usage("the token is not one").hint(format!("an earlier `{command} --limit` prints it")))
 }

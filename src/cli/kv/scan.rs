@@ -9,8 +9,8 @@ use serde_json::json;
 use unicode_width::UnicodeWidthStr;
 
 use super::{Keyspace, record_json};
-use crate::cli::bytes::{KeyStyle, base64, excerpt, from_base64};
-use crate::cli::failure::{Failure, Result};
+use crate::cli::bytes::{KeyStyle, base64, excerpt};
+use crate::cli::failure::Result;
 use crate::cli::global::Global;
 use crate::cli::output;
 
@@ -76,9 +76,7 @@ fn options(args: &ScanArgs) -> Result<ScanOptions> {
         None => ScanOptions::span(key(&args.start)?, key(&args.end)?),
     };
     if let Some(token) = &args.token {
-        options.token = from_base64(token)
-            .filter(|token| !token.is_empty())
-            .ok_or_else(|| Failure::usage("the token is not one").hint("an earlier `kv scan --limit` prints it"))?;
+        options.token = super::token(token, "kv scan")?;
     }
     options.reverse = args.reverse;
     options.limit_bytes = args.limit_bytes;
