@@ -114,6 +114,7 @@ impl Writer {
             key: Bytes::from_static(REIGN_KEY),
             expect: Some(expect),
             new_value: Some(reign),
+            ttl_ms: 0,
         });
         // Of several changes of one record the last counts.
         let mut last = BTreeMap::new();
