@@ -125,3 +125,77 @@ impl Change {
         (change.encode().0 == key).then_some(change)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> String {
+        bytes.escape_ascii().to_string()
+    }
+
+    fn golden() -> Vec<(Change, &'static str, &'static str)> {
+        let descriptor = v1::RangeDescriptor { range_id: 7, keyspace_id: 2, next_replica_id: 2, ..Default::default() };
+        let order = v1::RangeOrder {
+            order_id: 3,
+            range_id: 7,
+            add_nodes: vec![4],
+            remove_nodes: vec![1],
+            leader_node_id: 0,
+            replicas: 3,
+        };
+        let record = v1::OrderRecord {
+            order: Some(order),
+            epoch: Some(v1::Epoch { conf_ver: 5, version: 6 }),
+            reason: "why".into(),
+            time_limit_ms: 9,
+        };
+        let node = v1::NodeRecord { node_id: 4, store_id: 5, peer_addr: "a:1".into(), ..Default::default() };
+        let keyspace = v1::Keyspace {
+            keyspace_id: 2,
+            name: "ks".into(),
+            replicas: 3,
+            split_bytes: 8,
+            version: 1,
+            ..Default::default()
+        };
+        let birth = v1::BirthRecord { descriptor: Some(descriptor), replaced: false };
+        vec![
+            (Change::Cluster(v1::ClusterRecord { cluster_id: 1, name: "c".into() }), "cluster", r"\x08\x01\x12\x01c"),
+            (Change::Reign(v1::ReignRecord { reign: 2, loads: 3 }), "reign", r"\x08\x02\x10\x03"),
+            (Change::Next(Counter::Keyspace, 2), "next/keyspace", r"\x08\x02"),
+            (Change::Next(Counter::Node, 3), "next/node", r"\x08\x03"),
+            (Change::Next(Counter::Order, 4), "next/order", r"\x08\x04"),
+            (Change::Next(Counter::Range, 5), "next/range", r"\x08\x05"),
+            (Change::Node(node), r"node/\x00\x00\x00\x00\x00\x00\x00\x04", r"\x08\x04\x10\x05\x1a\x03a:1"),
+            (
+                Change::Keyspace(keyspace),
+                r"keyspace/\x00\x00\x00\x00\x00\x00\x00\x02",
+                r"\x08\x02\x12\x02ks\x18\x03(\x088\x01",
+            ),
+            (
+                Change::Order(7, record),
+                r"order/\x00\x00\x00\x00\x00\x00\x00\x07",
+                r#"\n\x0c\x08\x03\x10\x07\x1a\x01\x04\"\x01\x010\x03\x12\x04\x08\x05\x10\x06\x1a\x03why \t"#,
+            ),
+            (Change::Birth(7, birth), r"birth/\x00\x00\x00\x00\x00\x00\x00\x07", r"\n\x06\x08\x07\x10\x028\x02"),
+        ]
+    }
+
+    #[test]
+    fn keys_and_values_stay_what_they_are() {
+        for (change, key, value) in golden() {
+            let (found_key, found_value) = change.encode();
+            let found_value = found_value.expect("a record");
+            assert_eq!((text(&found_key).as_str(), text(&found_value).as_str()), (key, value));
+            assert_eq!(Change::decode(&found_key, &found_value), Ok(change));
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        for key in [&b""[..], b"x", b"next/what", b"node/", b"node/1234567", b"what/12345678", b"keyspace/12345678"] {
+            assert!(Change::decode(key, &[]).is_err(), "{}", text(key));
+        }
+    }
+}

@@ -320,3 +320,6 @@ fn seen_alike(before: &Route, after: &Route) -> bool {
         && before.term == after.term
         && before.data_bytes == after.data_bytes
 }
+
+#[cfg(test)]
+mod tests;

@@ -140,3 +140,49 @@ impl Writer {
         Some(units.into_iter().flat_map(|unit| unit.changes).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Counter;
+
+    fn unit(first: u64, count: u64) -> Vec<Change> {
+        (first..first + count).map(Change::NoOrder).collect()
+    }
+
+    fn next(writer: &mut Writer) -> (WriteId, usize) {
+        let write = writer.next().expect("something to write");
+        assert!(write.request.atomic && writer.next().is_none(), "one at a time");
+        (write.id, write.request.ops.len())
+    }
+
+    #[test]
+    fn units_are_packed_and_never_torn() {
+        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        for at in 0..4 {
+            writer.stage(unit(at * 1_000, 300));
+        }
+        writer.stage(unit(9_000, 1_003));
+        let mut sizes = Vec::new();
+        for _ in 0..4 {
+            let (id, ops) = next(&mut writer);
+            sizes.push(ops);
+            assert!(writer.done(id).is_some());
+        }
+        assert_eq!(sizes, [1, 601, 601, 1_004]);
+        assert!(writer.next().is_none() && writer.is_acked(5));
+    }
+
+    #[test]
+    fn the_last_change_of_a_record_counts_and_all_are_handed_back() {
+        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        let (id, _) = next(&mut writer);
+        writer.done(id);
+        writer.stage(vec![Change::Next(Counter::Node, 5)]);
+        writer.stage(vec![Change::Next(Counter::Node, 6)]);
+        let (id, ops) = next(&mut writer);
+        assert_eq!(ops, 2);
+        assert!(writer.done(id + 1).is_none(), "another write's acknowledgement");
+        assert_eq!(writer.done(id), Some(vec![Change::Next(Counter::Node, 5), Change::Next(Counter::Node, 6)]));
+    }
+}

@@ -150,3 +150,19 @@ fn nodes(ids: &[u64]) -> String {
     let names: Vec<String> = ids.iter().map(|id| format!("node {id}")).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::target;
+
+    #[test]
+    fn targets_are_odd_unless_asked_otherwise() {
+        let targets = |replicas| (1..=8).map(|nodes| target(replicas, nodes)).collect::<Vec<_>>();
+        assert_eq!(targets(1), [1, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(targets(2), [1, 2, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(targets(3), [1, 1, 3, 3, 3, 3, 3, 3]);
+        assert_eq!(targets(4), [1, 1, 3, 4, 4, 4, 4, 4]);
+        assert_eq!(targets(7), [1, 1, 3, 3, 5, 5, 7, 7]);
+        assert_eq!(target(3, 0), 0);
+    }
+}
