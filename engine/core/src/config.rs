@@ -39,6 +39,11 @@ pub struct Config {
     pub apply_bytes_max: usize,
     /// A follower that lacks at most so many committed entries counts as level: it may become a voter.
     pub level_lag_entries: u64,
+    /// Bytes of keys and values up to which a snapshot is held in memory and written in one batch; a larger one goes
+    /// through files.
+    pub snapshot_batch_bytes_max: usize,
+    /// Size of the files that a larger one is cut into.
+    pub snapshot_file_bytes: u64,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -71,6 +76,8 @@ impl Default for Config {
             cache_bytes_max: 256 << 10,
             apply_bytes_max: 16 << 20,
             level_lag_entries: 128,
+            snapshot_batch_bytes_max: 4 << 20,
+            snapshot_file_bytes: 64 << 20,
             seed: 0,
         }
     }

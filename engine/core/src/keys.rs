@@ -39,6 +39,8 @@ pub enum RangeRecord {
     Applied = 0x02,
     /// [`flotilla_proto::v1::Tombstone`]: of replicas that were destroyed. Outlives the others.
     Tombstone = 0x03,
+    /// [`flotilla_proto::v1::SnapshotIntent`]: the range's state is being replaced. Gone before the store starts.
+    Intent = 0x04,
 }
 
 impl RangeRecord {

@@ -7,13 +7,12 @@
 use std::sync::Arc;
 
 use flotilla_engine::recover;
-use flotilla_engine::snapshot;
 use flotilla_engine::store::{Effects, Event, FetchLog, Input, ReadView, Token, WriteAnswer};
-use flotilla_proto::{Error, RangeId, v1};
+use flotilla_proto::{Error, v1};
 
 use crate::clock;
 use crate::disk::LocalStorage;
-use crate::failure::{AbortOnPanic, abort_on_panic};
+use crate::failure::abort_on_panic;
 use crate::requests;
 use crate::slow::{self, WriteStages};
 use crate::store_loop::{Asker, StoreLoop, WriteAsker};
@@ -24,6 +23,7 @@ impl<S: LocalStorage> StoreLoop<S> {
         for view in effects.views.drain(..) {
             self.views.publish(view);
         }
+        effects.views_gone.drain(..).for_each(|range| self.views.withdraw(range));
         if let Some(reason) = effects.fatal.take() {
             return self.failure.fail(reason);
         }
@@ -37,6 +37,7 @@ impl<S: LocalStorage> StoreLoop<S> {
         }
         effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
         effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));
+        effects.ingests.drain(..).for_each(|item| self.ingest(item));
         effects.events.drain(..).for_each(|event| self.tell(event));
         self.answer(effects);
         self.wakes.flush();
@@ -143,26 +144,6 @@ impl<S: LocalStorage> StoreLoop<S> {
                     }
                 }
             });
-        });
-    }
-
-    fn make_snapshot(&self, range: RangeId) {
-        let (storage, inbox) = (self.reads.storage.clone(), Arc::clone(&self.inbox));
-        let turn = self.outgoing.snapshot_turn();
-        let runtime = self.reads.runtime.clone();
-        self.reads.runtime.spawn(async move {
-            let _guard = AbortOnPanic("making a snapshot");
-            let turn = turn.acquire_owned().await;
-            let made = runtime.spawn_blocking(move || {
-                abort_on_panic("making a snapshot", || {
-                    let snapshot = snapshot::make(&storage, range)
-                        .inspect_err(|error| tracing::warn!(%range, %error, "a snapshot could not be made"));
-                    inbox.input(Input::SnapshotMade { range, snapshot: snapshot.ok() });
-                });
-            });
-            // A job that was cancelled belongs to a runtime that is going away.
-            drop(made.await);
-            drop(turn);
         });
     }
 

@@ -3,11 +3,11 @@
 //! Implemented by the RocksDB adapter. Tests wrap it to make syncs fail.
 
 use bytes::Bytes;
-use flotilla_engine::storage::{self, Direction, Family, Read, Storage, StorageError, Visit};
+use flotilla_engine::storage::{self, Direction, Family, Read, Staging, StorageError, Visit};
 use flotilla_store::{Cached, Properties, RocksStorage, Statistics};
 
 /// A store on a disk of this machine; clones are handles on the same one.
-pub trait LocalStorage: Storage + Clone {
+pub trait LocalStorage: Staging + Clone {
     /// A value that memory knows, without waiting for the disk.
     fn get_if_cached(&self, family: Family, key: &[u8]) -> storage::Result<Cached>;
     /// Notes durably how far the log is known to be synced; every few seconds.

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use flotilla_engine::keys;
-use flotilla_engine::store::{Input, ReadView};
-use flotilla_proto::{KeyspaceId, RangeId};
+use flotilla_engine::snapshot;
+use flotilla_engine::store::Input;
+use flotilla_proto::RangeId;
 use flotilla_store::{DiskSpace, StoreDirectory, disk_space};
 
 use crate::disk::LocalStorage;
@@ -129,12 +129,10 @@ impl<S: LocalStorage> DiskWatch<S> {
     /// Tells the store of each range whose size has changed.
     fn measure(&self, sizes: &mut BTreeMap<RangeId, u64>) {
         let views = self.views.all();
-        let span = |view: &Arc<ReadView>| {
-            let range = &view.descriptor;
-            keys::data_span(KeyspaceId(range.keyspace_id), &range.start, &range.end)
-        };
-        let spans: Vec<_> = views.iter().map(span).collect();
-        for (view, bytes) in views.iter().zip(self.storage.data_bytes(&spans)) {
+        let spans: Vec<_> = views.iter().map(|view| snapshot::spans(&view.descriptor)).collect();
+        let mut sizes_of_spans = self.storage.data_bytes(&spans.concat()).into_iter();
+        for (view, spans) in views.iter().zip(&spans) {
+            let bytes = sizes_of_spans.by_ref().take(spans.len()).sum();
             if sizes.insert(view.range(), bytes) != Some(bytes) {
                 self.inbox.input(Input::RangeSize { range: view.range(), bytes });
             }

@@ -12,7 +12,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::replies::Reply;
-use crate::transport::bulk_in::SnapshotMemory;
+use crate::transport::bulk_in::SnapshotSlot;
 
 /// Something for the loop.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(crate) enum Item {
     Input(Box<Input>),
     /// A frame of messages from another node.
     Frame(Frame),
-    /// A snapshot from another node, with its share of the memory for those.
-    Snapshot(Box<Envelope>, SnapshotMemory),
+    /// A snapshot from another node, with its place among those that come at once.
+    Snapshot(Box<Envelope>, SnapshotSlot),
     /// A client's write.
     Write(Box<Request>),
     /// A client's read that found no lease.
@@ -149,6 +149,11 @@ impl Inbox {
     /// Wakes the loop, so that it looks whether it is to end.
     pub fn nudge(&self) {
         self.wake_if(self.lock());
+    }
+
+    /// Whether it takes nothing any more: the node stops.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Takes nothing any more, and hands over what is left.

@@ -29,6 +29,7 @@ mod reads;
 mod replies;
 mod requests;
 mod slow;
+mod snapshots;
 mod start;
 mod store_loop;
 pub mod transport;

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use flotilla_engine::apply::ApplyStage;
 use flotilla_engine::bootstrap;
 use flotilla_engine::recover::{self, Boot};
+use flotilla_engine::snapshot::{self, Limits};
 use flotilla_engine::storage::StorageError;
 use flotilla_engine::store::{LogBatch, Store};
 use flotilla_proto::{NodeId, v1};
@@ -35,6 +36,7 @@ use crate::reads::Reads;
 use crate::replies::Wakes;
 use crate::requests::Answerer;
 use crate::slow::SlowLog;
+use crate::snapshots;
 use crate::store_loop::StoreLoop;
 use crate::transport::{self, KnownStores, Transport};
 use crate::views::Views;
@@ -189,6 +191,11 @@ fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity,
 /// The store's records; written first, if the directory was made but they are not there yet.
 fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -> Result<Boot, StartError> {
     let records = |error| unusable(config, error);
+    let resumed = snapshot::resume(storage).map_err(records)?;
+    if resumed != snapshot::Resumed::default() {
+        let (ranges, removed_files) = (resumed.finished, resumed.removed_files);
+        tracing::info!(?ranges, removed_files, "snapshots that a stop had interrupted were installed, or cleared away");
+    }
     let boot = match recover::load(storage).map_err(records)? {
         Some(boot) => boot,
         None => {
@@ -318,6 +325,7 @@ fn run<S: LocalStorage>(
         hello,
         nodes,
         known_stores,
+        staging: snapshots::staging(shared.reads.storage.clone(), Limits::from(&config.engine)),
         listener: config.peer_listener,
         runtime: config.runtime,
         plaintext_off_loopback: config.plaintext_off_loopback,
@@ -337,6 +345,7 @@ fn run<S: LocalStorage>(
         log,
         applier: Applier::new(ApplyStage::new(boot), shared.reads.storage.clone(), Arc::clone(&shared.counters)),
         outgoing: transport.outgoing(),
+        snapshot_limits: Limits::from(&config.engine),
         reads: Arc::clone(&shared.reads),
         counters: Arc::clone(&shared.counters),
         failure: Arc::clone(&shared.failure),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use flotilla_engine::snapshot::Limits;
 use flotilla_engine::store::{Effects, Envelope, Input, LogBatch, ReadBarrier, Store, Token, TransferLeader, Write};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
@@ -63,6 +64,7 @@ pub(crate) struct StoreLoop<S> {
     pub applier: Applier<S>,
     pub outgoing: Outgoing,
     pub reads: Arc<Reads<S>>,
+    pub snapshot_limits: Limits,
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
     pub pending: Pending<Asker>,

@@ -59,6 +59,16 @@ impl Views {
         }
     }
 
+    /// Nothing can be read of this range here any more, until it is published again. Called by the store's loop only.
+    pub fn withdraw(&self, range: RangeId) {
+        let mut left = Cells::clone(&self.cells.load());
+        if let Some(cell) = left.remove(&range) {
+            self.led.fetch_sub(usize::from(leads(&cell.load())), Ordering::Relaxed);
+            self.cells.store(Arc::new(left));
+            self.changed();
+        }
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }

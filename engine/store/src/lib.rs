@@ -13,6 +13,7 @@ mod error;
 mod options;
 mod properties;
 mod rocks;
+mod staging;
 pub mod wal_audit;
 mod watermark;
 

@@ -17,6 +17,7 @@
 //! - **One budget**: memtables are charged to the block cache, indexes and filters live in it.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use flotilla_engine::keys::bloom_prefix_len;
 use flotilla_engine::storage::Family;
@@ -170,6 +171,17 @@ fn family_options(family: Family, memory: usize, cache: &Cache) -> RocksOptions 
     }
     options.set_block_based_table_factory(&table);
     options
+}
+
+/// Settings of table files that are written to be ingested into the family `state`.
+pub(crate) fn table_options() -> &'static RocksOptions {
+    static OPTIONS: OnceLock<RocksOptions> = OnceLock::new();
+    // Only what shapes a file matters; nothing goes through this cache.
+    OPTIONS.get_or_init(|| {
+        let mut options = family_options(Family::State, MEMORY_BYTES_MIN as usize, &Cache::new_lru_cache(KIB));
+        options.set_bytes_per_sync(MIB as u64);
+        options
+    })
 }
 
 /// Up to and including the end of the encoded user key: what all versions of one key share.

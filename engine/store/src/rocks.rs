@@ -31,6 +31,9 @@ use crate::options::{self, Options};
 use crate::wal_audit::{self, Torn};
 use crate::watermark::Watermark;
 
+/// What a scan that passes by the cache reads at once.
+const PASSING_READ_BYTES: usize = 1 << 20;
+
 /// An open store; clones are handles on the same one, which closes with the last of them.
 #[derive(Clone)]
 pub struct RocksStorage {
@@ -192,6 +195,16 @@ impl RocksStorage {
         self.inner.database.flush_cf(self.inner.handle(family)).map_err(|error| self.inner.poison("flush", &error))
     }
 
+    /// Fails if the store has stopped.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.inner.check()
+    }
+
+    /// Stops the store because of `error`.
+    pub(crate) fn poison(&self, operation: &'static str, error: &rocksdb::Error) -> StorageError {
+        self.inner.poison(operation, error)
+    }
+
     pub(crate) fn database(&self) -> &DB {
         &self.inner.database
     }
@@ -338,6 +351,10 @@ impl Read for RocksStorage {
     ) -> Result<()> {
         scan(&self.inner, ReadOptions::default(), family, (start, end), direction, visit)
     }
+
+    fn scan_through(&self, family: Family, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        scan(&self.inner, passing(ReadOptions::default()), family, (start, end), Direction::Forward, visit)
+    }
 }
 
 struct View<'a> {
@@ -369,6 +386,17 @@ impl Read for View<'_> {
     ) -> Result<()> {
         scan(self.inner, self.options(), family, (start, end), direction, visit)
     }
+
+    fn scan_through(&self, family: Family, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        scan(self.inner, passing(self.options()), family, (start, end), Direction::Forward, visit)
+    }
+}
+
+/// For scans of much that will not be read again: past the cache, in large reads.
+fn passing(mut options: ReadOptions) -> ReadOptions {
+    options.fill_cache(false);
+    options.set_readahead_size(PASSING_READ_BYTES);
+    options
 }
 
 /// A copy: the pinned block would otherwise stay in memory as long as the value is held.

@@ -62,6 +62,12 @@ impl Faults {
         Ok(())
     }
 
+    /// Staged files feel the lack of space too, but do not stop the store.
+    pub(super) fn on_staged(&self) -> Result<()> {
+        self.check()?;
+        if self.no_space { Err(StorageError::NoSpace { cause: "injected".into() }) } else { Ok(()) }
+    }
+
     pub(super) fn on_sync(&mut self) -> Result<()> {
         self.check()?;
         if std::mem::take(&mut self.sync) {

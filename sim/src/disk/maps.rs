@@ -22,6 +22,14 @@ pub(super) enum Change {
 #[derive(Debug, Default)]
 pub(super) struct Undo(Vec<(Family, Bytes, Option<Bytes>)>);
 
+impl Undo {
+    /// Whether it holds a key of this family, within the two and both included if they are given.
+    pub(super) fn touches(&self, family: Family, within: Option<(&[u8], &[u8])>) -> bool {
+        let inside = |key: &[u8]| within.is_none_or(|(first, last)| key >= first && key <= last);
+        self.0.iter().any(|(of, key, _)| *of == family && inside(key))
+    }
+}
+
 /// All families.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Maps {

@@ -17,6 +17,7 @@
 
 mod faults;
 mod maps;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, Storage
 pub use faults::DiskFault;
 use faults::Faults;
 use maps::{Change, Maps, Undo};
+pub use staging::{SimFile, SimTable};
 
 /// A disk; clones are handles on the same one.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +42,7 @@ struct Disk {
     visible: Arc<Maps>,
     /// How to take back each batch that no sync has covered, oldest first.
     unsynced: Vec<Undo>,
+    staged: staging::Files,
     faults: Faults,
     counters: DiskCounters,
 }
@@ -85,6 +88,7 @@ impl SimDisk {
         let maps = Arc::make_mut(&mut disk.visible);
         let count = lost.len();
         lost.into_iter().rev().for_each(|undo| maps.undo(undo));
+        disk.staged.crash(seed);
         disk.faults.restart();
         disk.counters.crashes += 1;
         disk.counters.batches_lost += count as u64;
@@ -95,7 +99,9 @@ impl SimDisk {
     /// it, lack of space excepted. Fails, and does nothing, if the store has been poisoned.
     pub fn close(&self) -> Result<()> {
         self.sync()?;
-        self.lock().faults.restart();
+        let disk = &mut *self.lock();
+        disk.staged.close();
+        disk.faults.restart();
         Ok(())
     }
 

@@ -36,6 +36,10 @@ impl Harness for SimHarness {
 
 mod conformance {
     flotilla_engine::storage_conformance!(super::SimHarness);
+
+    mod snapshots {
+        flotilla_engine::snapshot_conformance!(super::super::SimHarness);
+    }
 }
 
 fn put(disk: &SimDisk, key: &[u8], value: &[u8]) {

@@ -2,10 +2,12 @@
 //! all that the range had.
 //!
 //! ```text
-//! received.rs ──▶ check_snapshot ──▶ bring_snapshot ──▶ Raft restores ──▶ install_snapshot ──▶ log batch
-//!                                                                                │
-//!                          snapshot_persisted ◀── the batch is durable ◀──────────┘
+//! received.rs ──▶ check_snapshot ──▶ bring_snapshot ──▶ Raft restores ──▶ install_snapshot ─┬▶ small: log batch ─┐
+//!                                                                                           │                   │
+//!                 snapshot_persisted ◀── durable ◀── begin_ingest, ingested ◀── large ◀──────┘◀──────────────────┘
 //! ```
+//! A large one is installed beside the log writer, in steps ([`crate::snapshot::install()`]). Until it is done the
+//! replica stands still: nothing is collected from Raft, so no vote, acknowledgement or truncation of it leaves.
 //!
 //! Invariants: nothing is collected from Raft while entries under way in the apply stage still change the data
 //! that the snapshot replaces; until the snapshot is durable the replica neither campaigns nor truncates.
@@ -20,10 +22,24 @@ use crate::apply::{ApplyTask, ApplyWork};
 use crate::snapshot;
 use crate::store::{Event, LogItem, SnapshotData};
 
+/// What waits until a large snapshot is installed.
+pub(super) struct Ingest {
+    ready: u64,
+    messages: Vec<Message>,
+    data: SnapshotData,
+}
+
+fn is_of(data: &SnapshotData, index: u64, term: u64) -> bool {
+    data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (index, term))
+}
+
 impl Range {
     /// What a snapshot message must hold before Raft hears of it.
     pub(super) fn check_snapshot(&self, message: &Message, data: Option<&SnapshotData>) -> Result<(), String> {
         let data = data.ok_or("a snapshot message without data")?;
+        if self.ingest.is_some() {
+            return Err("another snapshot is being installed".into());
+        }
         snapshot::check(data, message.get_snapshot().get_metadata(), Some(&self.descriptor), self.replica)
     }
 
@@ -33,15 +49,57 @@ impl Range {
     }
 
     /// What Raft did not take by the end of a turn, it never will.
-    pub(super) fn forget_refused_snapshots(&mut self) {
-        if !self.snapshot_must_wait() {
+    pub(super) fn forget_refused_snapshots(&mut self, turn: &Turn<'_>) {
+        if !self.snapshot_must_wait(turn) {
             self.incoming_snapshots.clear();
         }
     }
 
-    /// A snapshot replaces data that entries under way in the apply stage still change.
-    pub(super) fn snapshot_must_wait(&self) -> bool {
-        self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty()) && self.apply_scheduled > self.applied.0
+    /// A snapshot replaces data that entries under way in the apply stage still change. A large one moreover stands
+    /// aside of the log writer: what that has of this replica comes first, and nothing until it is done.
+    pub(super) fn snapshot_must_wait(&mut self, turn: &Turn<'_>) -> bool {
+        if self.ingest.is_some() {
+            return true;
+        }
+        let Some(meta) = self.raft.snap().filter(|snapshot| !snapshot.is_empty()).map(Snapshot::get_metadata) else {
+            self.ingest_after = None;
+            return false;
+        };
+        let (index, term) = (meta.index, meta.term);
+        let staged = self.incoming_snapshots.iter().any(|data| data.is_staged() && is_of(data, index, term));
+        self.apply_scheduled > self.applied.0 || (staged && !self.log_is_durable(turn))
+    }
+
+    /// Whether all that this replica has given to the log writer is durable. Once asked, it gives nothing more.
+    fn log_is_durable(&mut self, turn: &Turn<'_>) -> bool {
+        let in_this_turn = turn.items.iter().any(|item| item.range == self.id);
+        let last = if in_this_turn { turn.sequence } else { turn.sequence - 1 };
+        let after = *self.ingest_after.get_or_insert(last);
+        self.unpersisted.is_empty() && turn.shared.durable_sequence >= after
+    }
+
+    /// Hands a large snapshot to whoever installs it.
+    pub(super) fn begin_ingest(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem) {
+        let Some(data) = item.snapshot.clone() else { return };
+        self.ingest_after = None;
+        self.ingest = Some(Ingest { ready, messages, data });
+        if !self.unborn {
+            // Not even stale reads: the data is gone for a while.
+            self.view_is_gone = true;
+            turn.effects.views_gone.push(self.id);
+        }
+        turn.effects.ingests.push(item);
+    }
+
+    /// A large snapshot is installed, and durable.
+    pub(crate) fn ingested(&mut self, turn: &mut Turn<'_>) {
+        let Some(done) = self.ingest.take() else { return };
+        if self.doomed.is_some() {
+            return self.note_doomed_snapshot(Some(&done.data));
+        }
+        self.raft.on_persist_ready(done.ready);
+        self.send(turn, done.messages);
+        self.snapshot_persisted(turn, &done.data);
     }
 
     /// Raft's own part of a snapshot that it has accepted, and the data that came with it.
@@ -52,9 +110,7 @@ impl Range {
         }
         let meta = snapshot.get_metadata();
         let brought = std::mem::take(&mut self.incoming_snapshots);
-        let is_this = |data: &SnapshotData| {
-            data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (meta.index, meta.term))
-        };
+        let is_this = |data: &SnapshotData| is_of(data, meta.index, meta.term);
         let data = brought.into_iter().find(is_this).expect("Raft restores only what a message has brought");
         item.snapshot = Some(data);
         item.replaces = Some(self.descriptor.clone());
@@ -64,13 +120,12 @@ impl Range {
     /// Whether a snapshot that Raft has accepted is not durable yet. Until then Raft's log begins behind entries
     /// that it takes for applied: it can neither campaign (raft-rs: a fatal error) nor be truncated.
     pub(super) fn installs_snapshot(&self) -> bool {
-        self.unpersisted.iter().any(|held| held.snapshot.is_some())
-            || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
+        self.writes_snapshot() || self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty())
     }
 
     /// Whether a snapshot is being written.
     pub(super) fn writes_snapshot(&self) -> bool {
-        self.unpersisted.iter().any(|held| held.snapshot.is_some())
+        self.ingest.is_some() || self.unpersisted.iter().any(|held| held.snapshot.is_some())
     }
 
     /// A replica that is to go has become what a snapshot says: this is what goes.

@@ -11,7 +11,7 @@
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use flotilla_proto::v1;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
@@ -42,6 +42,8 @@ pub(crate) struct RangeLog {
     fetches: RefCell<Fetches>,
     snapshot: RefCell<Option<SnapshotData>>,
     snapshot_wanted: Cell<bool>,
+    /// Replicas that are to get no snapshot for now.
+    snapshots_paused: RefCell<BTreeSet<u64>>,
 }
 
 /// Reads of old entries: asked for, under way, and come back.
@@ -112,6 +114,7 @@ impl RangeLog {
             fetches: RefCell::new(Fetches { next_id: incarnation << 32, ..Fetches::default() }),
             snapshot: RefCell::default(),
             snapshot_wanted: Cell::new(false),
+            snapshots_paused: RefCell::default(),
         };
         for entry in &boot.entries {
             log.cache_bytes += entry_bytes(entry);
@@ -259,6 +262,11 @@ impl RangeLog {
         self.snapshot.replace(snapshot);
     }
 
+    /// Sets who is to get no snapshot for now.
+    pub(crate) fn pause_snapshots(&self, replicas: BTreeSet<u64>) {
+        self.snapshots_paused.replace(replicas);
+    }
+
     /// The snapshot that was offered.
     pub(crate) fn offered_snapshot(&self) -> Option<SnapshotData> {
         self.snapshot.borrow().clone()
@@ -389,7 +397,10 @@ impl Storage for RangeLog {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
+        if self.snapshots_paused.borrow().contains(&to) {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
         let offered = self.snapshot.borrow();
         let usable = offered.as_ref().and_then(|data| {
             let applied = data.header.applied?;

@@ -17,6 +17,7 @@ mod install;
 mod late;
 mod lease;
 mod log;
+mod offer;
 mod order;
 mod proposals;
 mod ready;
@@ -44,9 +45,11 @@ use crate::store::{Effects, LogItem, ReadBarrier, ReadView, SnapshotData, Transf
 use crate::time::BootTime;
 use barriers::Barriers;
 use change::PendingChange;
+use install::Ingest;
 use lease::Lease;
 use log::RangeLog;
 pub(crate) use log::conf_state;
+use offer::SnapshotsSent;
 use proposals::Proposals;
 use split::{Finding, Size};
 
@@ -185,6 +188,12 @@ pub(crate) struct Range {
     unpersisted: VecDeque<Unpersisted>,
     /// What came with snapshot messages, until Raft has taken or refused them.
     incoming_snapshots: Vec<SnapshotData>,
+    /// A large snapshot that is being installed: nothing else happens to the replica.
+    ingest: Option<Ingest>,
+    /// What must be durable before that can begin.
+    ingest_after: Option<u64>,
+    /// The readers were told that there is nothing to read.
+    view_is_gone: bool,
     applied: (u64, u64),
     checksum: u32,
     /// Last index that the apply stage was given.
@@ -203,6 +212,7 @@ pub(crate) struct Range {
     view: Arc<ReadView>,
     written_state: v1::RaftState,
     snapshot_asked: bool,
+    snapshots_sent: SnapshotsSent,
     snapshot_age_ticks: u32,
     #[cfg(feature = "fault-late-proposals")]
     late: Vec<(u64, Vec<v1::WriteRequest>)>,
@@ -260,6 +270,9 @@ impl Range {
             transfer: None,
             unpersisted: VecDeque::new(),
             incoming_snapshots: Vec::new(),
+            ingest: None,
+            ingest_after: None,
+            view_is_gone: false,
             applied: (boot.applied.index, boot.applied.term),
             checksum: boot.applied.checksum,
             apply_scheduled: boot.applied.index,
@@ -275,6 +288,7 @@ impl Range {
             view: Arc::new(view),
             written_state: boot.raft,
             snapshot_asked: false,
+            snapshots_sent: SnapshotsSent::default(),
             snapshot_age_ticks: 0,
             #[cfg(feature = "fault-late-proposals")]
             late: Vec::new(),
@@ -502,7 +516,7 @@ impl Range {
         self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
         self.expire_transfer(turn);
         self.expire_change(turn);
-        self.age_snapshot();
+        self.age_snapshot(turn.now);
         self.consider_truncation(turn);
         if self.leads() {
             self.consider_split(turn);

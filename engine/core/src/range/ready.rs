@@ -36,10 +36,10 @@ impl Range {
         if self.doomed.is_some() {
             return;
         }
-        while !self.snapshot_must_wait() && self.raft.has_ready() {
+        while !self.snapshot_must_wait(turn) && self.raft.has_ready() {
             self.collect_ready(turn);
         }
-        self.forget_refused_snapshots();
+        self.forget_refused_snapshots(turn);
         self.follow_role(turn);
         self.draw_election_timeout(&turn.shared.config);
         self.collect_reads_of_old(turn);
@@ -74,7 +74,11 @@ impl Range {
             item.raft_state = self.changed_raft_state(item.snapshot.is_some() || reconfigures);
         }
         self.send(turn, at_once);
-        self.hold_or_send(turn, number, held, item);
+        if item.snapshot.as_ref().is_some_and(SnapshotData::is_staged) {
+            self.begin_ingest(turn, number, held, item);
+        } else {
+            self.hold_or_send(turn, number, held, item);
+        }
         self.schedule_apply(turn, committed);
     }
 
@@ -186,7 +190,7 @@ impl Range {
     }
 
     /// Sends messages, with the stamps that leases are drawn from.
-    fn send(&mut self, turn: &mut Turn<'_>, messages: Vec<Message>) {
+    pub(super) fn send(&mut self, turn: &mut Turn<'_>, messages: Vec<Message>) {
         for message in messages {
             let kind = message.get_msg_type();
             if !wire::may_travel(kind) {
@@ -197,7 +201,7 @@ impl Range {
                 self.lease.void();
             }
             let snapshot = match kind {
-                MessageType::MsgSnapshot => match self.offered(&message) {
+                MessageType::MsgSnapshot => match self.offered(turn, &message) {
                     Some(data) => Some(data),
                     None => {
                         self.raft.report_snapshot(message.to, SnapshotStatus::Failure);
@@ -223,15 +227,6 @@ impl Range {
             let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);
             turn.effects.messages.push(Envelope { from: turn.shared.node, to, message: wired, disk_full, snapshot });
         }
-    }
-
-    /// The data of a snapshot message; none if it was let go, or replaced by a newer one, since Raft wrote the
-    /// message.
-    fn offered(&self, message: &Message) -> Option<SnapshotData> {
-        let meta = message.get_snapshot().get_metadata();
-        let data = self.raft.store().offered_snapshot()?;
-        let applied = data.header.applied?;
-        ((applied.index, applied.term) == (meta.index, meta.term)).then_some(data)
     }
 
     /// What a change of role means for those who wait.
@@ -288,7 +283,7 @@ impl Range {
     }
 
     fn publish(&mut self, turn: &mut Turn<'_>) {
-        if self.unborn {
+        if self.unborn || self.ingest.is_some() {
             return;
         }
         let leased = self.serves() && !self.holds_lease_back();
@@ -307,7 +302,7 @@ impl Range {
             let leader = view.leader;
             turn.effects.events.push(Event::LeaderChanged { range: self.id, term: view.term, leader });
         }
-        if self.is_news(&view) {
+        if std::mem::take(&mut self.view_is_gone) || self.is_news(&view) {
             self.view = Arc::new(view);
             turn.effects.views.push(self.view.clone());
         }

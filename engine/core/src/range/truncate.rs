@@ -3,18 +3,13 @@
 //! Each replica cuts its own log, up to an applied index that is known to be durable: what was cut
 //! can then never be needed to rebuild the state. Some of the applied log stays, so that a follower
 //! that was away for a moment needs no snapshot; a leader keeps more for a follower that is behind,
-//! up to a bound, beyond which that one gets a snapshot. A range too large for a snapshot keeps its log
-//! without that bound.
+//! up to a bound, beyond which that one gets a snapshot (offer.rs).
 
 use flotilla_proto::v1;
-use raft::{SnapshotStatus, StateRole};
+use raft::StateRole;
 
 use super::{Range, Turn};
-use crate::snapshot::SNAPSHOT_BYTES_MAX;
-use crate::store::{Event, LogItem, SnapshotData};
-
-/// Ticks after which a snapshot that nobody took is let go.
-const SNAPSHOT_AGE_TICKS_MAX: u32 = 50;
+use crate::store::{Event, LogItem};
 
 impl Range {
     /// Cuts the log if enough of it is done with.
@@ -34,7 +29,7 @@ impl Range {
             return;
         }
         let wanted = self.raft.store().truncation_point(config.log_retain_bytes, config.log_retain_entries);
-        let allowed = self.applied_durable.min(self.needed_by_followers(config.log_lagging_bytes_max));
+        let allowed = self.applied_durable.min(self.needed_by_followers(turn));
         let index = wanted.min(allowed);
         if index <= truncated || index - truncated < entries / 4 {
             return;
@@ -50,42 +45,20 @@ impl Range {
     }
 
     /// Up to where followers have what they need of this leader's log.
-    fn needed_by_followers(&self, lagging_bytes_max: u64) -> u64 {
+    fn needed_by_followers(&self, turn: &Turn<'_>) -> u64 {
         if self.raft.raft.state != StateRole::Leader {
             return u64::MAX;
         }
-        let others = self.raft.raft.prs().iter().filter(|(id, _)| **id != self.replica);
-        let Some(lowest) = others.map(|(_, progress)| progress.matched.max(progress.pending_snapshot)).min() else {
-            return u64::MAX;
-        };
-        let too_large_to_send = self.size.bytes() > SNAPSHOT_BYTES_MAX as u64 / 2;
-        if too_large_to_send || self.raft.store().bytes_above(lowest) <= lagging_bytes_max {
-            return lowest;
+        let (mut lowest, mut in_flight) = (u64::MAX, false);
+        for (id, progress) in self.raft.raft.prs().iter().filter(|(id, _)| **id != self.replica) {
+            let sent = self.snapshots_sent.under_way(*id, turn.now).unwrap_or(0).max(progress.pending_snapshot);
+            if progress.matched.max(sent) < lowest {
+                (lowest, in_flight) = (progress.matched.max(sent), sent > progress.matched);
+            }
         }
-        u64::MAX
-    }
-
-    /// A snapshot that was asked for is made, or could not be.
-    pub(crate) fn snapshot_made(&mut self, snapshot: Option<SnapshotData>) {
-        self.snapshot_asked = false;
-        self.snapshot_age_ticks = 0;
-        let current = |made: &SnapshotData| {
-            made.header.descriptor.as_ref().is_some_and(|descriptor| descriptor.epoch == self.descriptor.epoch)
-        };
-        self.raft.store().offer_snapshot(snapshot.filter(current));
-    }
-
-    /// What became of a snapshot message.
-    pub(crate) fn snapshot_sent(&mut self, to_replica: u64, ok: bool) {
-        let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raft.report_snapshot(to_replica, status);
-    }
-
-    /// Lets a snapshot go that has been there for long: it is memory, and its index falls behind.
-    pub(super) fn age_snapshot(&mut self) {
-        self.snapshot_age_ticks = self.snapshot_age_ticks.saturating_add(1);
-        if self.snapshot_age_ticks == SNAPSHOT_AGE_TICKS_MAX {
-            self.raft.store().offer_snapshot(None);
-        }
+        // What a follower needs after its snapshot is kept as long as that costs less than another one.
+        let lagging_bytes_max = turn.shared.config.log_lagging_bytes_max;
+        let bytes_max = if in_flight { lagging_bytes_max.max(self.size.bytes()) } else { lagging_bytes_max };
+        if lowest < u64::MAX && self.raft.store().bytes_above(lowest) > bytes_max { u64::MAX } else { lowest }
     }
 }

@@ -12,17 +12,18 @@ use crate::storage;
 const CHUNK_BYTES: usize = 1 << 20;
 const CRC_BYTES: usize = 4;
 
+/// Cuts records into chunks.
 #[derive(Default)]
-pub(super) struct Chunks {
-    done: Vec<Bytes>,
+pub(super) struct Cutter {
     open: Vec<u8>,
-    pub(super) bytes: usize,
+    /// Bytes of keys and values so far.
+    pub(super) bytes: u64,
     pub(super) records: u64,
 }
 
-impl Chunks {
-    /// Adds a record.
-    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) {
+impl Cutter {
+    /// Adds a record; a chunk that is full with it comes back.
+    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Option<Bytes> {
         if self.open.is_empty() {
             self.open.put_u32(0);
         }
@@ -30,34 +31,29 @@ impl Chunks {
         self.open.put_u32(u32::try_from(value.len()).expect("values have at most 1 MiB"));
         self.open.extend_from_slice(key);
         self.open.extend_from_slice(value);
-        self.bytes += key.len() + value.len();
+        self.bytes += (key.len() + value.len()) as u64;
         self.records += 1;
-        if self.open.len() >= CHUNK_BYTES {
-            self.close();
-        }
+        if self.open.len() >= CHUNK_BYTES { self.finish() } else { None }
     }
 
-    fn close(&mut self) {
+    /// The last chunk, if there is anything in it.
+    pub(super) fn finish(&mut self) -> Option<Bytes> {
         let mut chunk = std::mem::take(&mut self.open);
+        if chunk.is_empty() {
+            return None;
+        }
         let crc = crc32fast::hash(&chunk[CRC_BYTES..]);
         chunk[..CRC_BYTES].copy_from_slice(&crc.to_be_bytes());
-        self.done.push(chunk.into());
-    }
-
-    pub(super) fn finish(mut self) -> Vec<Bytes> {
-        if !self.open.is_empty() {
-            self.close();
-        }
-        self.done
+        Some(chunk.into())
     }
 }
 
 /// Shows the records of a chunk, after checking all of its bytes.
 pub(super) fn for_each_record(
-    chunk: &Bytes,
+    chunk: &[u8],
     mut visit: impl FnMut(&[u8], &[u8]) -> storage::Result<()>,
 ) -> storage::Result<()> {
-    let mut rest = &chunk[..];
+    let mut rest = chunk;
     if rest.len() < CRC_BYTES || rest.get_u32() != crc32fast::hash(&chunk[CRC_BYTES..]) {
         return Err(corrupt("snapshot chunk: its crc32 does not match"));
     }
@@ -85,15 +81,15 @@ mod tests {
 
     #[test]
     fn golden() {
-        let mut chunks = Chunks::default();
-        chunks.push(b"key", b"va");
-        chunks.push(b"k", b"");
+        let mut cutter = Cutter::default();
+        assert_eq!(cutter.push(b"key", b"va"), None);
+        assert_eq!(cutter.push(b"k", b""), None);
         let chunk =
             [&[0xf3, 0xad, 0x7c, 0xbf][..], &[0, 0, 0, 3, 0, 0, 0, 2], b"keyva", &[0, 0, 0, 1, 0, 0, 0, 0], b"k"]
                 .concat();
-        assert_eq!(chunks.finish(), [Bytes::from(chunk.clone())]);
+        assert_eq!(cutter.finish(), Some(Bytes::from(chunk.clone())));
         let mut records = Vec::new();
-        for_each_record(&chunk.into(), |key, value| {
+        for_each_record(&chunk, |key, value| {
             records.push((key.to_vec(), value.to_vec()));
             Ok(())
         })

@@ -1,65 +1,44 @@
-//! Snapshots, the small form: a range's whole state in memory, written in one batch.
+//! Snapshots: a range's whole state at one index, on its way to a replica that cannot get there by log.
 //!
-//! Made on a thread of its own from one consistent view, while the range goes on; received whole,
-//! checked, and put in place of everything the range had, together with its Raft state, in one atomic
-//! batch. So there is no half-applied snapshot to resume. A range above [`SNAPSHOT_BYTES_MAX`]
-//! cannot be sent this way: its leader keeps the log for a follower that is behind instead.
+//! ```text
+//! make ─▶ offered to Raft ─▶ sent in chunks ─▶ receive ─▶ check ─▶ Raft restores ─▶ small: one log batch (fill)
+//!  └ in memory, or a file                        └ in memory, or table files       └ large: install
+//! ```
+//! Made on a thread of its own from one consistent view, while the range goes on. A small one is held in memory, and
+//! put in place of everything the range had, together with its Raft state, in one atomic batch. A large one never
+//! stands in memory, on neither side: see [`install()`] for how it takes its place.
 //!
 //! Here too: what is left of a replica that is destroyed, since that is the same list of spans.
 
 mod check;
 mod chunk;
-
-use std::ops::ControlFlow;
-use std::sync::Arc;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod data;
+mod install;
+mod make;
+mod receive;
 
 use flotilla_proto::{KeyspaceId, RangeId, v1};
 
 pub use check::check;
-use chunk::{Chunks, for_each_record};
+pub use data::{ChunkFile, Chunks, SnapshotData, Tables};
+pub use install::{Resumed, Step, install, resume};
+pub use make::{make, make_staged};
+pub use receive::{Limits, Receiver};
+
+use chunk::for_each_record;
 
 use crate::keys::{self, RangeRecord};
 use crate::record;
-use crate::storage::{self, Direction, Family, Read, Storage, StorageError, WriteBatch};
-use crate::store::{Destroy, SnapshotData};
+use crate::storage::{self, Family, StorageError, WriteBatch};
+use crate::store::Destroy;
 
-/// Largest snapshot that is made or accepted, in bytes of keys and values.
-pub const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+/// Largest snapshot that is taken in one batch, whatever the settings say: RocksDB's batches end at 4 GiB.
+pub const BATCH_BYTES_MAX: u64 = 512 << 20;
 
 fn corrupt(what: impl Into<String>) -> StorageError {
     StorageError::Corrupt { what: what.into() }
-}
-
-/// Makes a snapshot of what the range has applied. Takes as long as reading the range; call it where
-/// that is no harm.
-pub fn make<S: Storage>(storage: &S, range: RangeId) -> storage::Result<SnapshotData> {
-    storage.with_view(|view| {
-        let applied = range_record::<v1::AppliedState>(view, range, RangeRecord::Applied)?;
-        let descriptor = range_record::<v1::RangeDescriptor>(view, range, RangeRecord::Descriptor)?;
-        let mut chunks = Chunks::default();
-        for (start, end) in spans(&descriptor) {
-            view.scan(Family::State, &start, &end, Direction::Forward, &mut |key, value| {
-                chunks.push(key, value);
-                if chunks.bytes > SNAPSHOT_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-        }
-        if chunks.bytes > SNAPSHOT_BYTES_MAX {
-            return Err(StorageError::Io {
-                operation: "making a snapshot",
-                cause: format!("range {range} is larger than {SNAPSHOT_BYTES_MAX} bytes"),
-            });
-        }
-        let records = chunks.records;
-        let header = v1::SnapshotHeader { descriptor: Some(descriptor), applied: Some(applied), records };
-        Ok(SnapshotData { header, chunks: Arc::new(chunks.finish()) })
-    })
-}
-
-fn range_record<M: prost::Message + Default>(view: &dyn Read, range: RangeId, what: RangeRecord) -> storage::Result<M> {
-    let bytes = view
-        .get(Family::State, &keys::range_record(range, what))?
-        .ok_or_else(|| corrupt(format!("range {range} has no {what:?}")))?;
-    record::decode(&bytes, &format!("{what:?} of range {range}"))
 }
 
 /// The spans of the family `state` that hold a range's data, in order.
@@ -81,7 +60,10 @@ pub fn fill<B: WriteBatch>(
     for (start, end) in replaces.into_iter().chain([descriptor]).flat_map(spans) {
         batch.delete_range(Family::State, &start, &end);
     }
-    for chunk in data.chunks.iter() {
+    let Chunks::Memory(chunks) = &data.chunks else {
+        return Err(corrupt("a snapshot in files does not go into one batch"));
+    };
+    for chunk in chunks.iter() {
         for_each_record(chunk, |key, value| {
             batch.put(Family::State, key, value);
             Ok(())

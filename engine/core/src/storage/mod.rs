@@ -17,10 +17,13 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod staging;
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+
+pub use staging::{FileWriter, StagedArea, Staging, TableWriter};
 
 /// A column family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +119,11 @@ pub trait Read {
     /// in time.
     fn scan(&self, family: Family, start: &[u8], end: &[u8], direction: Direction, visit: &mut Visit<'_>)
     -> Result<()>;
+
+    /// A scan of much that will not be read again soon: it leaves the caches to others.
+    fn scan_through(&self, family: Family, start: &[u8], end: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        self.scan(family, start, end, Direction::Forward, visit)
+    }
 }
 
 /// The disk. See the module's contract.

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::Entry;
 
-use super::input::{Envelope, SnapshotData, Token};
+use super::input::{Envelope, Token};
 use crate::apply::ApplyTask;
+use crate::snapshot::SnapshotData;
 use crate::time::BootTime;
 
 /// What became of a leader transfer: the new leader and its term.
@@ -75,8 +76,12 @@ pub struct Effects {
     pub statuses: Vec<(Token, Result<v1::GetRangeResponse, Error>)>,
     /// Entries to be read from disk; answered by [`super::Input::LogFetched`].
     pub fetches: Vec<FetchLog>,
-    /// Snapshots to be made ([`crate::snapshot::make`]); answered by [`super::Input::SnapshotMade`].
+    /// Snapshots to be made ([`crate::snapshot::make_staged`]); answered by [`super::Input::SnapshotMade`].
     pub snapshots_wanted: Vec<RangeId>,
+    /// Large snapshots that are to take the place of what a replica has ([`crate::snapshot::install()`]); each is
+    /// answered by [`super::Input::Ingested`]. All log batches of the replica that came before are durable, and none
+    /// comes before the answer.
+    pub ingests: Vec<LogItem>,
     /// What happened, for logs, metrics and checkers.
     pub events: Vec<Event>,
     /// The store cannot go on: stop the process, and say this.
@@ -101,6 +106,7 @@ impl Effects {
             && !self.range_ids_wanted
             && self.fetches.is_empty()
             && self.snapshots_wanted.is_empty()
+            && self.ingests.is_empty()
             && self.events.is_empty()
             && self.fatal.is_none()
     }

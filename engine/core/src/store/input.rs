@@ -1,12 +1,11 @@
 //! What the store is told: requests, messages, time, and what became of its effects.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use flotilla_proto::{NodeId, RangeId, v1};
 use raft::eraftpb::Entry;
 
 use crate::apply::Applied;
+use crate::snapshot::SnapshotData;
 use crate::time::BootTime;
 
 /// Names a request until its answer; chosen by the caller, never seen by others.
@@ -58,6 +57,11 @@ pub enum Input {
         range: RangeId,
         /// The snapshot.
         snapshot: Option<SnapshotData>,
+    },
+    /// What [`super::Effects::ingests`] asked for is done, and durable.
+    Ingested {
+        /// The range.
+        range: RangeId,
     },
     /// What became of a message with a snapshot in it.
     SnapshotSent {
@@ -214,20 +218,4 @@ pub struct Envelope {
     pub disk_full: bool,
     /// With a snapshot message: what it holds.
     pub snapshot: Option<SnapshotData>,
-}
-
-/// A range's whole state at one index, in memory: the small form.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SnapshotData {
-    /// Descriptor and applied state; what Raft's snapshot metadata is made from.
-    pub header: v1::SnapshotHeader,
-    /// The records, in pieces of about 1 MiB: see [`crate::snapshot`].
-    pub chunks: Arc<Vec<Bytes>>,
-}
-
-impl SnapshotData {
-    /// Its size, in bytes.
-    pub fn size_bytes(&self) -> usize {
-        self.chunks.iter().map(Bytes::len).sum()
-    }
 }

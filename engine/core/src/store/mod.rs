@@ -15,11 +15,12 @@ use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 
+pub use crate::snapshot::SnapshotData;
 pub use effects::{
     CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, ReadView, SplitAnswer, SplitKeysWanted,
     TransferAnswer, WriteAnswer,
 };
-pub use input::{Envelope, Input, ReadBarrier, SnapshotData, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
+pub use input::{Envelope, Input, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
 use crate::config::Config;
 use crate::range::{Born, Range, RangeIds, Shared, Turn};
@@ -177,6 +178,9 @@ impl Store {
             }
             Input::SnapshotMade { range, snapshot } => {
                 self.with(now, range, effects, |range, _| range.snapshot_made(snapshot));
+            }
+            Input::Ingested { range } => {
+                self.with(now, range, effects, |range, turn| range.ingested(turn));
             }
             Input::SnapshotSent { range, to_replica, ok } => {
                 self.with(now, range, effects, |range, _| range.snapshot_sent(to_replica, ok));

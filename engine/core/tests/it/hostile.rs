@@ -2,7 +2,7 @@
 //! peers: much of this would end the process there.
 
 use flotilla_engine::config::Config;
-use flotilla_engine::snapshot;
+use flotilla_engine::snapshot::{self, Chunks};
 use flotilla_engine::store::{Effects, Envelope, Event, Input, SnapshotData};
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType::{self, *};
@@ -213,9 +213,9 @@ fn a_snapshot_that_is_not_what_it_says_is_refused() {
         ("too few records", |_, data| data.header.records += 1),
         ("no applied state", |_, data| data.header.applied = None),
         ("a flipped bit", |_, data| {
-            let mut chunk = data.chunks[0].to_vec();
+            let mut chunk = data.chunks.read(0).expect("in memory").to_vec();
             chunk[9] ^= 1;
-            data.chunks = std::sync::Arc::new(vec![chunk.into()]);
+            data.chunks = Chunks::Memory(std::sync::Arc::new(vec![chunk.into()]));
         }),
     ];
     for (what, change) in cases {
@@ -252,7 +252,7 @@ fn a_snapshot_tied_to_another_message_is_not_taken_for_the_checked_one() {
     cluster.settle();
     let data = snapshot_of(&cluster, 1);
     let mut forged = data.clone();
-    forged.chunks = std::sync::Arc::new(vec![]);
+    forged.chunks = Chunks::default();
     let applied = data.header.applied.expect("set");
     let mut real = message(&cluster, 1, 2, MsgSnapshot);
     let meta = v1::SnapshotMeta {

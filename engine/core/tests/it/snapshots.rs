@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flotilla_engine::config::Config;
 use flotilla_engine::keys::{self, RangeRecord};
+use flotilla_engine::snapshot::Chunks;
 use flotilla_engine::storage::{Family, Storage};
 use flotilla_engine::store::{Destroy, Envelope, Event, Input, LogBatch, LogItem};
 use flotilla_engine::{log_writer, snapshot};
@@ -263,7 +264,7 @@ fn a_snapshot_empties_the_span_that_the_replica_held_before() {
     // As after a split at "n": the right half is another range's, and none of it is in the snapshot.
     let after = data.header.descriptor.as_mut().expect("set");
     (after.end, after.epoch) = (b"n".as_slice().into(), Some(v1::Epoch { conf_ver: 1, version: 2 }));
-    (data.chunks, data.header.records) = (Arc::default(), 0);
+    (data.chunks, data.header.records) = (Chunks::default(), 0);
     let replaces = Some(Arc::new(before));
     let item = LogItem { snapshot: Some(data.clone()), replaces, ..LogItem::new(RANGE) };
     let mut batch = disk.batch();

@@ -1,16 +1,16 @@
-//! Receives snapshots: gathers the pieces in memory, checked, and hands the whole to the store's loop.
+//! Receives snapshots: checks the pieces, takes them in one by one, and hands the whole to the store's loop.
 //!
-//! Two at once, and so many bytes in all; a third one waits, and what does not fit is refused. A
-//! snapshot that breaks off leaves nothing behind.
+//! Two at once; a third one waits. What is small stays in memory, what is large goes straight into files of the
+//! staging area ([`crate::snapshots`]): memory holds one piece of it. A snapshot that breaks off leaves nothing behind.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_engine::snapshot::SNAPSHOT_BYTES_MAX;
 use flotilla_engine::store::{Envelope, SnapshotData};
 use flotilla_proto::{NodeId, v1};
 use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::spawn_blocking;
 use tonic::Streaming;
 
 use super::Context;
@@ -18,15 +18,19 @@ use super::frame::Frame;
 use super::peers::Peer;
 use super::server::{Answers, next};
 use crate::inbox::Item;
+use crate::snapshots::Incoming;
 
-/// Bytes of snapshots in memory, of all that are being received.
-pub(crate) const MEMORY_BYTES_MAX: usize = SNAPSHOT_BYTES_MAX + (SNAPSHOT_BYTES_MAX >> 1);
-
-/// A received snapshot's share of the memory for those; given back on drop.
+/// A received snapshot's place among those that are received at once; given back on drop.
 #[derive(Debug)]
-pub(crate) struct SnapshotMemory {
+pub(crate) struct SnapshotSlot {
     _slot: OwnedSemaphorePermit,
-    bytes: OwnedSemaphorePermit,
+}
+
+/// A snapshot on its way in.
+struct Open {
+    assembly: Assembly,
+    incoming: Box<dyn Incoming>,
+    slot: SnapshotSlot,
 }
 
 /// Takes snapshots from a connection until it ends. The error is for the sender.
@@ -36,56 +40,59 @@ pub(crate) async fn take_snapshots(
     frames: &mut Streaming<Bytes>,
     answers: &Answers,
 ) -> Result<(), String> {
-    let mut open: Option<(Assembly, SnapshotMemory)> = None;
+    let mut open: Option<Open> = None;
     while let Some(frame) = next(context, frames).await? {
         let Frame::Chunk(chunk) = frame else {
             return Err("a frame that does not belong on a bulk connection".into());
         };
-        let bytes = chunk.data.len();
         let last = chunk.last;
-        match &mut open {
-            None => open = Some((Assembly::begin(*chunk)?, reserve(context).await?)),
-            Some((assembly, _)) => assembly.push(*chunk)?,
-        }
-        let Some((assembly, memory)) = &mut open else { continue };
-        grow(context, memory, bytes)?;
-        if last {
-            let snapshot_id = assembly.snapshot_id;
-            if let Some((assembly, memory)) = open.take() {
-                let envelope = assembly.finish(peer.node, NodeId(context.hello.node_id));
-                context.inbox.push(Item::Snapshot(Box::new(envelope), memory));
+        let current = match open.take() {
+            None => begin(context, *chunk).await?,
+            Some(mut current) => {
+                let data = current.assembly.push(*chunk)?;
+                current.incoming = push(current.incoming, data).await?;
+                current
             }
-            // A sender that is gone sends it again.
-            drop(answers.send(Ok(Frame::Received { snapshot_id }.encode())).await);
+        };
+        if !last {
+            open = Some(current);
+            continue;
         }
+        let snapshot = finish(current.incoming).await?;
+        let snapshot_id = current.assembly.snapshot_id;
+        let envelope = current.assembly.finish(peer.node, NodeId(context.hello.node_id), snapshot);
+        context.inbox.push(Item::Snapshot(Box::new(envelope), current.slot));
+        // A sender that is gone sends it again.
+        drop(answers.send(Ok(Frame::Received { snapshot_id }.encode())).await);
     }
     Ok(())
 }
 
-async fn reserve(context: &Context) -> Result<SnapshotMemory, String> {
-    let closed = |_| "the node is stopping".to_string();
-    let slot = Arc::clone(&context.snapshots_in).acquire_owned().await.map_err(closed)?;
-    let bytes = Arc::clone(&context.snapshot_memory).acquire_many_owned(0).await.map_err(closed)?;
-    Ok(SnapshotMemory { _slot: slot, bytes })
+async fn begin(context: &Context, chunk: v1::SnapshotChunk) -> Result<Open, String> {
+    let (assembly, header) = Assembly::begin(chunk)?;
+    let closed = || "the node is stopping".to_string();
+    let slot = Arc::clone(&context.snapshots_in).acquire_owned().await.map_err(|_| closed())?;
+    let staging = context.staging.upgrade().ok_or_else(closed)?;
+    let incoming = staging.begin(header)?;
+    Ok(Open { assembly, incoming, slot: SnapshotSlot { _slot: slot } })
 }
 
-fn grow(context: &Context, memory: &mut SnapshotMemory, bytes: usize) -> Result<(), String> {
-    let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let more = Arc::clone(&context.snapshot_memory)
-        .try_acquire_many_owned(permits)
-        .map_err(|_| "no memory is left for snapshots: send it again later".to_string())?;
-    memory.bytes.merge(more);
-    Ok(())
+/// Lets a thread that may wait for the disk take a piece in.
+async fn push(mut incoming: Box<dyn Incoming>, data: Bytes) -> Result<Box<dyn Incoming>, String> {
+    let pushed = spawn_blocking(move || incoming.push(data).map(|()| incoming)).await;
+    pushed.map_err(|error| error.to_string())?
 }
 
-/// A snapshot of which a part has come.
+async fn finish(incoming: Box<dyn Incoming>) -> Result<SnapshotData, String> {
+    spawn_blocking(move || incoming.finish()).await.map_err(|error| error.to_string())?
+}
+
+/// The order in which pieces must come.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     snapshot_id: u64,
     message: v1::PeerMessage,
-    header: v1::SnapshotHeader,
-    chunks: Vec<Bytes>,
-    bytes: usize,
+    pieces: u64,
     complete: bool,
 }
 
@@ -98,7 +105,7 @@ fn check_data(chunk: &v1::SnapshotChunk) -> Result<(), String> {
 
 impl Assembly {
     /// Begins with the first piece.
-    pub fn begin(chunk: v1::SnapshotChunk) -> Result<Self, String> {
+    pub fn begin(chunk: v1::SnapshotChunk) -> Result<(Self, v1::SnapshotHeader), String> {
         check_data(&chunk)?;
         let Some(message) = chunk.message.filter(|_| chunk.sequence == 0) else {
             return Err(format!("snapshot {} begins with chunk {}", chunk.snapshot_id, chunk.sequence));
@@ -108,13 +115,16 @@ impl Assembly {
         }
         let header = v1::SnapshotHeader::decode(chunk.data)
             .map_err(|error| format!("header of snapshot {}: {error}", chunk.snapshot_id))?;
-        Ok(Self { snapshot_id: chunk.snapshot_id, message, header, chunks: Vec::new(), bytes: 0, complete: chunk.last })
+        if header.descriptor.as_ref().is_none_or(|descriptor| descriptor.range_id != message.range_id) {
+            return Err(format!("snapshot {} is of another range than its message", chunk.snapshot_id));
+        }
+        Ok((Self { snapshot_id: chunk.snapshot_id, message, pieces: 0, complete: chunk.last }, header))
     }
 
-    /// Adds the next piece.
-    pub fn push(&mut self, chunk: v1::SnapshotChunk) -> Result<(), String> {
+    /// Checks that a piece is the next one, and returns what is in it.
+    pub fn push(&mut self, chunk: v1::SnapshotChunk) -> Result<Bytes, String> {
         check_data(&chunk)?;
-        let expected = self.chunks.len() as u64 + 1;
+        let expected = self.pieces + 1;
         let same = chunk.snapshot_id == self.snapshot_id && chunk.range_id == self.message.range_id;
         if self.complete || !same || u64::from(chunk.sequence) != expected || chunk.message.is_some() {
             return Err(format!(
@@ -122,50 +132,47 @@ impl Assembly {
                 chunk.sequence, chunk.snapshot_id, self.snapshot_id
             ));
         }
-        self.bytes += chunk.data.len();
-        if self.bytes > MEMORY_BYTES_MAX {
-            return Err(format!("snapshot {} is larger than {MEMORY_BYTES_MAX} bytes", self.snapshot_id));
-        }
+        self.pieces = expected;
         self.complete = chunk.last;
-        self.chunks.push(chunk.data);
-        Ok(())
+        Ok(chunk.data)
     }
 
     /// The whole, as the store takes it.
-    pub fn finish(self, from: NodeId, to: NodeId) -> Envelope {
-        let snapshot = SnapshotData { header: self.header, chunks: Arc::new(self.chunks) };
+    pub fn finish(self, from: NodeId, to: NodeId, snapshot: SnapshotData) -> Envelope {
         Envelope { from, to, message: self.message, disk_full: false, snapshot: Some(snapshot) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use flotilla_engine::snapshot::Chunks;
+
     use super::*;
     use crate::transport::bulk_out;
 
     fn envelope(chunks: &[&'static [u8]]) -> Envelope {
         let descriptor = v1::RangeDescriptor { range_id: 2, ..Default::default() };
         let header = v1::SnapshotHeader { descriptor: Some(descriptor), applied: None, records: 3 };
-        let chunks = chunks.iter().map(|chunk| Bytes::from_static(chunk)).collect();
+        let chunks = Chunks::Memory(Arc::new(chunks.iter().map(|chunk| Bytes::from_static(chunk)).collect()));
         let meta = v1::SnapshotMeta { index: 7, ..Default::default() };
         Envelope {
             from: NodeId(1),
             to: NodeId(2),
             message: v1::PeerMessage { range_id: 2, snapshot: Some(meta), ..Default::default() },
             disk_full: false,
-            snapshot: Some(SnapshotData { header, chunks: Arc::new(chunks) }),
+            snapshot: Some(SnapshotData { header, chunks }),
         }
     }
 
     fn pieces(envelope: &Envelope) -> Vec<v1::SnapshotChunk> {
-        bulk_out::chunks(5, envelope.clone()).collect()
+        bulk_out::pieces(5, envelope.clone()).map(|piece| piece.expect("in memory")).collect()
     }
 
-    fn assemble(pieces: Vec<v1::SnapshotChunk>) -> Result<Assembly, String> {
+    fn assemble(pieces: Vec<v1::SnapshotChunk>) -> Result<(Assembly, SnapshotData), String> {
         let mut pieces = pieces.into_iter();
-        let mut assembly = Assembly::begin(pieces.next().ok_or("no piece")?)?;
-        pieces.try_for_each(|piece| assembly.push(piece))?;
-        Ok(assembly)
+        let (mut assembly, header) = Assembly::begin(pieces.next().ok_or("no piece")?)?;
+        let chunks = pieces.map(|piece| assembly.push(piece)).collect::<Result<_, _>>()?;
+        Ok((assembly, SnapshotData { header, chunks: Chunks::Memory(Arc::new(chunks)) }))
     }
 
     #[test]
@@ -175,9 +182,9 @@ mod tests {
             let envelope = envelope(chunks);
             let pieces = pieces(&envelope);
             assert!(pieces.iter().rev().skip(1).all(|piece| !piece.last) && pieces[chunks.len()].last);
-            let assembly = assemble(pieces).expect("nothing is missing");
+            let (assembly, snapshot) = assemble(pieces).expect("nothing is missing");
             assert!(assembly.complete);
-            assert_eq!(assembly.finish(NodeId(1), NodeId(2)), envelope);
+            assert_eq!(assembly.finish(NodeId(1), NodeId(2), snapshot), envelope);
         }
     }
 
@@ -187,7 +194,7 @@ mod tests {
         let bad = |change: fn(&mut Vec<v1::SnapshotChunk>)| {
             let mut pieces = pieces.clone();
             change(&mut pieces);
-            assemble(pieces).map(|assembly| assembly.complete)
+            assemble(pieces).map(|(assembly, _)| assembly.complete)
         };
         assert_eq!(bad(|_| {}), Ok(true));
         assert_eq!(bad(|pieces| drop(pieces.pop())), Ok(false));

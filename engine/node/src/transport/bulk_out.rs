@@ -2,8 +2,8 @@
 //! of Raft's messages.
 //!
 //! One at a time for each node, two at once for all, at a bounded rate. The first frame carries the Raft
-//! message and the snapshot's header, each further one a chunk (about 1 MiB) with its crc32; the
-//! receiver acknowledges the whole. Only then is the store told that it was sent.
+//! message and the snapshot's header, each further one a chunk (about 1 MiB, of a large snapshot read from its file
+//! just before) with its crc32; the receiver acknowledges the whole. Only then is the store told that it was sent.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -12,10 +12,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_engine::store::{Envelope, Input, SnapshotData};
+use flotilla_engine::snapshot::{Chunks, SnapshotData};
+use flotilla_engine::storage;
+use flotilla_engine::store::{Envelope, Input};
 use flotilla_proto::{RangeId, v1};
 use prost::Message;
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -75,8 +78,14 @@ async fn send(
     };
     let snapshot_id = context.snapshots.fetch_add(1, Ordering::Relaxed);
     let mut sent = 0;
-    for chunk in chunks(snapshot_id, envelope) {
-        let frame = Frame::Chunk(Box::new(chunk)).encode();
+    let mut pieces = pieces(snapshot_id, envelope);
+    loop {
+        // A piece may have to be read from disk.
+        let next = spawn_blocking(move || pieces.next().map(|piece| (piece, pieces))).await;
+        let Some((piece, rest)) = next.map_err(|error| End::Broken(error.to_string()))? else { break };
+        pieces = rest;
+        let piece = piece.map_err(|error| End::Broken(format!("reading it: {error}")))?;
+        let frame = Frame::Chunk(Box::new(piece)).encode();
         context.snapshot_rate.take(frame.len()).await;
         context.counters.peer_frames_sent.add(1);
         context.counters.peer_bytes_sent.add(frame.len() as u64);
@@ -118,27 +127,51 @@ async fn connect(context: &Context, peer: &Peer) -> Result<Connection, End> {
     Ok(Connection { frames, answers })
 }
 
-/// A snapshot message in pieces.
-pub(crate) fn chunks(snapshot_id: u64, envelope: Envelope) -> impl Iterator<Item = v1::SnapshotChunk> {
+/// A snapshot message in pieces. Taking one may wait for the disk.
+pub(crate) fn pieces(snapshot_id: u64, envelope: Envelope) -> Pieces {
     let Envelope { message, snapshot, .. } = envelope;
-    let range_id = message.range_id;
-    let (header, data) = match snapshot {
-        Some(SnapshotData { header, chunks }) => (header, chunks),
-        // Only envelopes with a snapshot are queued; an empty header is refused by the receiver.
-        None => Default::default(),
-    };
-    let count = data.len();
-    let piece = move |sequence: usize, data: Bytes| v1::SnapshotChunk {
-        snapshot_id,
-        range_id,
-        sequence: u32::try_from(sequence).expect("a snapshot has a few hundred chunks"),
-        crc32: crc32fast::hash(&data),
-        data,
-        last: sequence == count,
-        message: None,
-    };
-    let first = v1::SnapshotChunk { message: Some(message), ..piece(0, header.encode_to_vec().into()) };
-    std::iter::once(first).chain((0..count).map(move |at| piece(at + 1, data[at].clone())))
+    // Only envelopes with a snapshot are queued; an empty header is refused by the receiver.
+    let SnapshotData { header, chunks } =
+        snapshot.unwrap_or(SnapshotData { header: v1::SnapshotHeader::default(), chunks: Chunks::default() });
+    Pieces { snapshot_id, range_id: message.range_id, message: Some(message), header, chunks, next: 0 }
+}
+
+/// See [`pieces`].
+pub(crate) struct Pieces {
+    snapshot_id: u64,
+    range_id: u64,
+    message: Option<v1::PeerMessage>,
+    header: v1::SnapshotHeader,
+    chunks: Chunks,
+    next: usize,
+}
+
+impl Iterator for Pieces {
+    type Item = storage::Result<v1::SnapshotChunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (sequence, count) = (self.next, self.chunks.count());
+        if sequence > count {
+            return None;
+        }
+        self.next += 1;
+        let data = match sequence {
+            0 => self.header.encode_to_vec().into(),
+            _ => match self.chunks.read(sequence - 1) {
+                Ok(data) => data,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        Some(Ok(v1::SnapshotChunk {
+            snapshot_id: self.snapshot_id,
+            range_id: self.range_id,
+            sequence: u32::try_from(sequence).expect("2^32 chunks would be 4 PiB"),
+            crc32: crc32fast::hash(&data),
+            data,
+            last: sequence == count,
+            message: self.message.take(),
+        }))
+    }
 }
 
 /// Spreads bytes over time.

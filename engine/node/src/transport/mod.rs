@@ -17,8 +17,9 @@ mod raft_out;
 mod server;
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use flotilla_engine::store::{Envelope, Input};
@@ -32,6 +33,7 @@ use crate::counters::Counters;
 use crate::doors::{Doors, Proof};
 use crate::failure::Failure;
 use crate::inbox::Inbox;
+use crate::snapshots::Staging;
 use bulk_out::Rate;
 pub use hello::{PROTOCOL_MAX, PROTOCOL_MIN};
 pub(crate) use known_stores::KnownStores;
@@ -65,10 +67,13 @@ pub(crate) struct Context {
     shutdown: watch::Sender<bool>,
     frames_memory: Arc<Semaphore>,
     snapshots_in: Arc<Semaphore>,
-    snapshot_memory: Arc<Semaphore>,
+    /// Weak: connections that take long to end must not keep the storage open.
+    staging: Weak<dyn Staging>,
     snapshots_out: Semaphore,
     snapshots_made: Arc<Semaphore>,
+    /// What leaves, and what is written to disk to leave.
     snapshot_rate: Rate,
+    snapshot_made_rate: Rate,
     /// Snapshots that were sent.
     snapshots: AtomicU64,
 }
@@ -137,6 +142,26 @@ impl Outgoing {
     pub fn snapshot_turn(&self) -> Arc<Semaphore> {
         Arc::clone(&self.context.snapshots_made)
     }
+
+    /// Bounds how fast snapshots are written to disk.
+    pub fn snapshot_pace(&self, runtime: Handle) -> Pace {
+        Pace { context: Arc::clone(&self.context), runtime }
+    }
+}
+
+/// See [`Outgoing::snapshot_pace`].
+pub(crate) struct Pace {
+    context: Arc<Context>,
+    runtime: Handle,
+}
+
+impl Pace {
+    /// Holds this thread, which must be one that may wait, until so many bytes may be written; breaks off if the node
+    /// stops.
+    pub fn wait(&self, bytes: usize) -> ControlFlow<()> {
+        self.runtime.block_on(self.context.snapshot_made_rate.take(bytes));
+        if self.context.inbox.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
 }
 
 /// What the transport needs to know.
@@ -145,6 +170,7 @@ pub(crate) struct Setup {
     /// The other nodes.
     pub nodes: Vec<(NodeId, String)>,
     pub known_stores: KnownStores,
+    pub staging: Arc<dyn Staging>,
     pub listener: TcpListener,
     pub runtime: Handle,
     pub plaintext_off_loopback: bool,
@@ -156,6 +182,7 @@ pub(crate) struct Setup {
 /// The transport's tasks.
 pub(crate) struct Transport {
     context: Arc<Context>,
+    _staging: Arc<dyn Staging>,
     address: SocketAddr,
     dialling: Mutex<Vec<JoinHandle<()>>>,
     serving: Mutex<Option<JoinHandle<()>>>,
@@ -180,10 +207,11 @@ impl Transport {
             shutdown: watch::Sender::new(false),
             frames_memory: Arc::new(Semaphore::new(server::FRAMES_BYTES_MAX)),
             snapshots_in: Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE)),
-            snapshot_memory: Arc::new(Semaphore::new(bulk_in::MEMORY_BYTES_MAX)),
+            staging: Arc::downgrade(&setup.staging),
             snapshots_out: Semaphore::new(SNAPSHOTS_AT_ONCE),
             snapshots_made: Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE)),
             snapshot_rate: Rate::new(SNAPSHOT_BYTES_PER_SECOND),
+            snapshot_made_rate: Rate::new(SNAPSHOT_BYTES_PER_SECOND),
             snapshots: AtomicU64::new(1),
         });
         let serving = setup.runtime.spawn(serve(Arc::clone(&context), listener));
@@ -193,7 +221,13 @@ impl Transport {
             dialling.push(setup.runtime.spawn(bulk_out::run(Arc::clone(&context), peer, queue)));
         }
         drop(entered);
-        Ok(Self { context, address, dialling: Mutex::new(dialling), serving: Mutex::new(Some(serving)) })
+        Ok(Self {
+            context,
+            _staging: setup.staging,
+            address,
+            dialling: Mutex::new(dialling),
+            serving: Mutex::new(Some(serving)),
+        })
     }
 
     /// The loop's end of it.

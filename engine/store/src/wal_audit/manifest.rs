@@ -5,7 +5,7 @@
 //! file of edits; an edit is a row of tagged fields. Tags with bit 13 carry a length and may be
 //! skipped; of the others all must be known, since they do not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::batch::{string, varint};
@@ -22,6 +22,9 @@ pub(super) struct Manifest {
     pub(super) min_wal: u64,
     /// A sequence number that is at least the last one in any WAL file before `min_wal`.
     pub(super) last_sequence: u64,
+    /// Sequence numbers that some table file holds alone, whether it still exists or has been compacted: ingested files
+    /// take theirs past the WAL. (So may a flushed file with one change in it; that change then is not lost either.)
+    pub(super) alone: BTreeSet<u64>,
 }
 
 #[derive(Default)]
@@ -29,6 +32,7 @@ pub(super) struct Edits {
     families: BTreeMap<u64, u64>,
     min_wal_to_keep: u64,
     last_sequence: u64,
+    alone: BTreeSet<u64>,
 }
 
 /// Reads CURRENT and the MANIFEST that it names.
@@ -65,7 +69,7 @@ pub(super) fn read(folder: &Path) -> Result<Manifest, OpenError> {
         return Err(OpenError::corrupt(&path, "it names no column family"));
     }
     let flushed = edits.families.values().copied().min().unwrap_or(0);
-    Ok(Manifest { min_wal: edits.min_wal_to_keep.max(flushed), last_sequence: edits.last_sequence })
+    Ok(Manifest { min_wal: edits.min_wal_to_keep.max(flushed), last_sequence: edits.last_sequence, alone: edits.alone })
 }
 
 fn current(folder: &Path) -> Result<PathBuf, OpenError> {
@@ -97,6 +101,12 @@ impl Edits {
                     added = true;
                 }
                 202 => dropped = true,
+                103 => {
+                    let (smallest, largest) = new_file(&mut edit)?;
+                    if smallest == largest && smallest > 0 {
+                        self.alone.insert(smallest);
+                    }
+                }
                 tag => skip_field(tag, &mut edit)?,
             }
         }
@@ -120,24 +130,22 @@ fn skip_field(tag: u64, edit: &mut &[u8]) -> Option<()> {
         5 => varint(edit).and(string(edit)).map(|_| ()),
         // Deleted file: level, number.
         6 => varint(edit).and_then(|_| varint(edit)).map(|_| ()),
-        103 => skip_new_file(edit),
         tag if tag & IGNORABLE != 0 => string(edit).map(|_| ()),
         _ => None,
     }
 }
 
 /// Level, number, size, smallest and largest key, smallest and largest sequence number; then tagged
-/// fields with their lengths, up to an end.
-fn skip_new_file(edit: &mut &[u8]) -> Option<()> {
+/// fields with their lengths, up to an end. Returns the two sequence numbers.
+fn new_file(edit: &mut &[u8]) -> Option<(u64, u64)> {
     for _ in 0..3 {
         varint(edit)?;
     }
     string(edit)?;
     string(edit)?;
-    varint(edit)?;
-    varint(edit)?;
+    let sequence_numbers = (varint(edit)?, varint(edit)?);
     while varint(edit)? != END_OF_FILE_FIELDS {
         string(edit)?;
     }
-    Some(())
+    Some(sequence_numbers)
 }

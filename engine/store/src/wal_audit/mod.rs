@@ -10,8 +10,10 @@
 //! - *The watermark*, a file beside the database with the same number, written at open, every few
 //!   seconds and at a clean stop.
 //! - *Numbers*: batches follow each other without gaps, within and across files, and the first file
-//!   that is still needed begins no later than where the table files end. Nothing may take
-//!   sequence numbers past the WAL: who adds the ingestion of table files must teach it here.
+//!   that is still needed begins no later than where the table files end. What takes sequence numbers past the WAL is
+//!   the ingestion of table files, one for all files of a call, and the MANIFEST names it: a gap is no hole if each
+//!   number in it is held by a table file alone, because then nothing that had that number is lost. The MANIFEST is
+//!   durable before any later batch gets a number, and keeps its edits until the next start.
 //!
 //! A bad place is refused if a witness proves that it had been synced, naming the file. Otherwise it is
 //! a torn end: no sync covers it, and it is dropped with everything after it. Where intact batches
@@ -167,9 +169,23 @@ impl Reading<'_> {
         self.marked.max(self.watermark.synced)
     }
 
-    /// The last sequence number that is there.
+    /// The first number from `next` on that no ingested file has taken.
+    fn past_ingested(&self, mut next: u64) -> u64 {
+        while self.manifest.alone.contains(&next) {
+            next += 1;
+        }
+        next
+    }
+
+    /// The last sequence number up to which all is there. Table files may have later ones, of ingestions, but prove
+    /// nothing about the WAL if that can be read.
+    fn reached(&self) -> u64 {
+        self.next.map_or(self.manifest.last_sequence, |next| self.past_ingested(next) - 1)
+    }
+
+    /// No sequence number in the WAL that has been read is larger.
     fn end(&self) -> u64 {
-        self.next.map_or(0, |next| next.saturating_sub(1)).max(self.manifest.last_sequence)
+        self.reached().max(self.manifest.last_sequence)
     }
 
     fn read(&mut self) -> Result<Option<TornEnd>, OpenError> {
@@ -202,8 +218,15 @@ impl Reading<'_> {
 
     fn take(&mut self, wal: &Wal, offset: usize, batch: Batch) -> Result<(), OpenError> {
         let first = batch.first;
+        self.batches += 1;
+        // At each start RocksDB writes one that changes nothing, with the number where replaying had ended: below its
+        // own last one, if an ingestion had outlived the batches before it.
+        if batch.count == 0 && self.next.is_none_or(|next| first <= self.past_ingested(next)) {
+            self.marked = self.marked.max(batch.synced);
+            return Ok(());
+        }
         let hole = match self.next {
-            Some(next) => first != next,
+            Some(next) => first != next && first != self.past_ingested(next),
             None => first > self.manifest.last_sequence + 1,
         };
         if hole {
@@ -216,7 +239,6 @@ impl Reading<'_> {
         }
         self.next = Some(batch.next());
         self.marked = self.marked.max(batch.synced);
-        self.batches += 1;
         Ok(())
     }
 
@@ -229,7 +251,10 @@ impl Reading<'_> {
             let record = LogFile::new(&wal.bytes, wal.number).record(0).ok()??;
             Batch::decode(&record.data)
         });
-        ends_here && following.is_some_and(|batch| Some(batch.first) == self.next)
+        ends_here
+            && following.is_some_and(|batch| {
+                self.next.is_some_and(|next| batch.first == next || batch.first == self.past_ingested(next))
+            })
     }
 
     /// Is the bad place torn, or rotten? `good_end`: where the last good record before it ends.
@@ -242,7 +267,7 @@ impl Reading<'_> {
             (self.watermark.synced, "the watermark")
         };
         // Without a number before it, whatever was synced since the opening may have been here.
-        let before = self.next.map_or(self.watermark.opened_at, |next| next - 1);
+        let before = self.next.map_or(self.watermark.opened_at, |next| self.past_ingested(next) - 1);
         if synced > before {
             let what = format!(
                 "{} at byte {}, after sequence number {before}, and {witness} proves that writes up to {synced} had been \
@@ -290,7 +315,7 @@ impl Reading<'_> {
 
     /// All is readable; is it all? A torn end has been judged already.
     fn check_end(&self, folder: &Path, torn: Option<&TornEnd>) -> Result<(), OpenError> {
-        let (synced, found) = (self.synced(), self.end());
+        let (synced, found) = (self.synced(), self.reached());
         if synced <= found || torn.is_some() {
             return Ok(());
         }

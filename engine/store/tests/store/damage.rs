@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use flotilla_engine::storage::conformance::Dice;
-use flotilla_engine::storage::{Direction, Family, Read, Storage, StorageError, WriteBatch};
+use flotilla_engine::storage::{Direction, Family, Read, Staging, Storage, StorageError, TableWriter, WriteBatch};
 use flotilla_store::{OpenError, RocksStorage};
 use tempfile::TempDir;
 
@@ -38,6 +38,15 @@ fn write(store: &impl Storage, number: u64) {
     store.write(batch).expect("a sound store takes writes");
 }
 
+/// Takes a table file in, which takes a sequence number past the WAL because a view is open.
+fn ingest(store: &impl Staging, number: u64) {
+    let mut table = store.stage_table().expect("a sound store stages files");
+    table.put(&[&[0xFF; 9][..], &number.to_be_bytes()].concat(), b"ingested").expect("one key");
+    let file = table.finish().expect("a sound store stages files");
+    store.with_view(|_| store.ingest(Family::State, std::slice::from_ref(&file))).expect("it can be ingested");
+    store.area().remove(&file.name);
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watermark {
     AtOpen,
@@ -53,6 +62,10 @@ fn scene(unsynced: u64, watermark: Watermark) -> Scene {
     let store = Tracked::new(create(live.path()));
     for number in 1..=SYNCED {
         write(&store, number);
+        // Before a sync, and right after one.
+        if number % 17 == 5 {
+            ingest(&store, number);
+        }
         if number.is_multiple_of(SYNC_EVERY) {
             store.sync().expect("a sound store syncs");
         }
@@ -68,7 +81,12 @@ fn scene(unsynced: u64, watermark: Watermark) -> Scene {
     if watermark == Watermark::AtLastSync {
         store.store.note_synced().expect("a sound store can be noted");
     }
-    (SYNCED + 1..=SYNCED + unsynced).for_each(|number| write(&store, number));
+    for number in SYNCED + 1..=SYNCED + unsynced {
+        if number % 5 == 4 {
+            ingest(&store, number);
+        }
+        write(&store, number);
+    }
     store.store.hand_to_system().expect("a sound store takes writes");
     let image = TempDir::new().expect("a temporary directory can be made");
     copy(live.path(), image.path());

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use flotilla_engine::storage::conformance::{Dice, Fault, Harness};
-use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, Visit};
-use flotilla_proto::NodeId;
+use flotilla_engine::storage::{Direction, Family, Read, Result, StagedArea, Staging, Storage, Visit};
+use flotilla_proto::{NodeId, v1};
 use flotilla_store::{Identity, OpenError, Options, RocksBatch, RocksStorage, StoreDirectory};
 use tempfile::TempDir;
 
@@ -55,8 +55,9 @@ pub fn copy(from: &Path, to: &Path) {
 /// The files that a crash leaves, with their sizes; the info log is of no interest.
 fn listing(data: &Path) -> BTreeMap<PathBuf, u64> {
     let mut files = BTreeMap::new();
-    for folder in ["", "db"] {
-        for entry in fs::read_dir(data.join(folder)).expect("the directory can be listed") {
+    for folder in ["", "db", "snap"] {
+        // A copy of an empty folder is none.
+        for entry in fs::read_dir(data.join(folder)).into_iter().flatten() {
             let entry = entry.expect("the directory can be listed");
             let name = Path::new(folder).join(entry.file_name());
             match entry.metadata() {
@@ -142,6 +143,43 @@ impl Storage for Tracked {
 
     fn with_view<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
         self.store.with_view(read)
+    }
+}
+
+impl Staging for Tracked {
+    type File = <RocksStorage as Staging>::File;
+    type Table = <RocksStorage as Staging>::Table;
+
+    fn stage_file(&self) -> Result<Self::File> {
+        self.store.stage_file()
+    }
+
+    fn stage_table(&self) -> Result<Self::Table> {
+        self.store.stage_table()
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        self.store.sync_names()
+    }
+
+    fn staged(&self) -> Result<Vec<String>> {
+        self.store.staged()
+    }
+
+    fn verify(&self, file: &v1::StagedFile) -> Result<()> {
+        self.store.verify(file)
+    }
+
+    fn area(&self) -> Arc<dyn StagedArea> {
+        self.store.area()
+    }
+
+    fn flush(&self, family: Family) -> Result<()> {
+        Staging::flush(&self.store, family)
+    }
+
+    fn ingest(&self, family: Family, files: &[v1::StagedFile]) -> Result<()> {
+        self.store.ingest(family, files)
     }
 }
 
