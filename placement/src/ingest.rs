@@ -24,6 +24,7 @@ impl Service {
             }
             self.note_address(node, report);
             self.take_ranges(node, report, &taken.gone);
+            self.state.settle();
             range_ids = report.wants_range_ids.then(|| self.block_of_range_ids());
             self.round();
         }

@@ -46,6 +46,7 @@ impl Service {
         let mut changes = Vec::new();
         let node = if node == 0 { self.next_id(Counter::Node) } else { node };
         if node == self.next_id(Counter::Node) {
+            self.state.joined.insert(node, self.state.now);
             changes.push(Change::Next(Counter::Node, node + 1));
         }
         changes.push(Change::Node(v1::NodeRecord {

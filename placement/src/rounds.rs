@@ -90,7 +90,7 @@ impl Service {
         // The larger the cluster, the more a round costs, and the less it matters that it comes at once.
         let pause = Duration::from_millis(self.state.ahead.nodes.len() as u64 / 20);
         let early = self.state.now.saturating_sub(self.work.last_round) < pause;
-        if !self.work.stirred || early || !self.state.settled() {
+        if !self.work.stirred || early || !self.state.settled {
             return;
         }
         self.work.stirred = false;
@@ -237,7 +237,7 @@ impl Service {
             if dropped {
                 // Of a dropped keyspace its state alone is enough to have replicas removed.
                 changes.push(Change::NoBirth(*range));
-            } else if !record.replaced && state.is_dead(node) && state.settled() {
+            } else if !record.replaced && state.is_dead(node) && state.settled {
                 let Some(to) = loads.emptiest(0, 1, &descriptor).first().copied() else { continue };
                 let mut other = descriptor.clone();
                 other.range_id = next;
@@ -270,7 +270,7 @@ impl Service {
 fn moot(state: &State, record: &v1::OrderRecord, since: Duration) -> Option<String> {
     let order = record.order.as_ref()?;
     let Some(route) = state.table.get(order.range_id) else {
-        return state.settled().then(|| "its range is no part of the cluster any more".into());
+        return state.settled.then(|| "its range is no part of the cluster any more".into());
     };
     if state.ahead.keyspace(route.descriptor.keyspace_id).is_none() {
         return Some("its keyspace was dropped".into());

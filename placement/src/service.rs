@@ -155,6 +155,8 @@ impl Service {
             config,
             now,
             loaded_at: now,
+            joined: Default::default(),
+            settled: false,
             acked: loaded.clone(),
             ahead: loaded,
             table: Default::default(),
@@ -203,6 +205,7 @@ impl Service {
     pub fn tick(&mut self, now: Duration) {
         self.advance(now);
         if self.stopped.is_none() {
+            self.state.settle();
             self.maintain();
             self.work.stir();
             self.round();
@@ -254,7 +257,7 @@ impl Service {
         let tiled = |keyspace: &v1::Keyspace| {
             keyspace.state() == v1::KeyspaceState::Dropped || self.state.table.tiles(keyspace.keyspace_id)
         };
-        self.state.settled() && self.state.acked.keyspaces.values().all(tiled)
+        self.state.settled && self.state.acked.keyspaces.values().all(tiled)
     }
 
     /// The keyspaces that clients may use, by id.
@@ -306,7 +309,7 @@ impl Service {
         match repair::look(&self.state, &Loads::of(&self.state), route) {
             Look::Fine => "it has the replicas that its keyspace asks for".into(),
             Look::Wait(why) => why,
-            Look::Act(_) if !self.state.settled() => "not all nodes have reported yet: nothing is decided".into(),
+            Look::Act(_) if !self.state.settled => "not all nodes have reported yet: nothing is decided".into(),
             Look::Act(decision) => format!("to be decided: {}", decision.reason),
         }
     }

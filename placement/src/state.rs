@@ -86,6 +86,10 @@ pub(crate) struct State {
     pub config: Config,
     pub now: Duration,
     pub loaded_at: Duration,
+    /// Nodes that joined in this reign, and when.
+    pub joined: BTreeMap<u64, Duration>,
+    /// Enough is known to decide.
+    pub settled: bool,
     pub acked: Records,
     pub ahead: Records,
     pub table: Table,
@@ -93,9 +97,11 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// How long nothing was heard of a node; of one that has not reported to this reign, since its beginning.
+    /// How long nothing was heard of a node; of one that has not reported to this reign, since that began, or since
+    /// the node joined.
     pub fn silence(&self, node: u64) -> Duration {
-        let heard = self.reports.node(node).map_or(self.loaded_at, |report| report.heard);
+        let joined = || self.joined.get(&node).copied().unwrap_or(self.loaded_at);
+        let heard = self.reports.node(node).map_or_else(joined, |report| report.heard);
         self.now.saturating_sub(heard)
     }
 
@@ -131,9 +137,12 @@ impl State {
         self.is_live(node) && !self.is_draining(node) && !self.is_full(node)
     }
 
-    /// Whether enough is known to decide: every node that is not dead has reported all its ranges to this reign.
-    pub fn settled(&self) -> bool {
+    /// Notes whether enough is known to decide, from now on: every node that is not dead has reported all its ranges
+    /// to this reign once. One that joined since holds nothing that is not known.
+    pub fn settle(&mut self) {
         let known = |node: &u64| self.reports.node(*node).is_some_and(|report| report.complete);
-        self.ahead.nodes.keys().all(|node| known(node) || self.is_dead(*node))
+        let counts = |node: &u64| !self.joined.contains_key(node);
+        let missing = |node: &u64| counts(node) && !known(node) && !self.is_dead(*node);
+        self.settled = self.settled || !self.ahead.nodes.keys().any(missing);
     }
 }

@@ -134,7 +134,7 @@ impl Service {
             gone_ranges: delta.gone,
             nodes: state.acked.nodes.values().cloned().collect(),
             keyspaces: state.acked.offered(),
-            table_incomplete: delta.more || !state.settled(),
+            table_incomplete: delta.more || !state.settled,
             births: self.births_for(node),
         }
     }

@@ -33,6 +33,17 @@ fn a_node_may_come_back_at_another_address() {
 }
 
 #[test]
+fn a_node_that_joined_and_never_came_up_holds_nothing_up() {
+    let mut toy = Toy::new(8, 1);
+    let ghost = toy.join(109);
+    toy.nodes.get_mut(&ghost).expect("joined").up = false;
+    toy.join(102);
+    toy.join(103);
+    let steps = toy.until("three replicas", |toy| toy.at_rest(3));
+    assert!(steps < 30, "{steps} steps");
+}
+
+#[test]
 fn large_tables_come_in_pages() {
     let mut config = crate::toy::config();
     config.answer_routes_bytes = 500;
