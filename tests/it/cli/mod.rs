@@ -1,7 +1,10 @@
 //! The command line as scripts use it, against three real nodes: what is printed where, and the exit codes.
 
+mod keyspaces;
 mod kv;
 mod operate;
+mod ranges;
+mod rows;
 mod tree;
 mod unknown;
 
