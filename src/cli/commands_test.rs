@@ -177,18 +177,67 @@ fn what_cannot_be_stored_is_listed_and_the_rest_is_stored() {
 fn the_cluster_tells_about_itself() {
     let cluster = Fixture::new();
     let (code, ranges) = cluster.json(&["range", "list"]);
-    assert_eq!((code, ranges.as_array().map(Vec::len)), (0, Some(16)));
+    // The default keyspace's first range, and behind it the system range.
+    assert_eq!((code, ranges.as_array().map(Vec::len)), (0, Some(2)));
+    assert_eq!((&ranges[0]["keyspace"], &ranges[1]["keyspace"]), (&"default".into(), &"system".into()));
     assert_eq!(ranges[0]["leader_node_id"], 1);
     let id = ranges[0]["range_id"].to_string();
     let (code, range) = cluster.json(&["range", "show", &id]);
     assert_eq!((code, &range["replica"]["role"]), (0, &"leader".into()));
     assert_eq!(cluster.run(&["range", "show", &id, "--on", "1"]).0, 0);
     assert_ne!(cluster.run(&["range", "show", "9999"]).0, 0);
-    assert_eq!(cluster.run(&["range", "list"]).1.lines().count(), 17);
+    assert_eq!(cluster.run(&["range", "list"]).1.lines().count(), 3);
+    assert_eq!(cluster.run(&["range", "list", "--keyspace", "default"]).1.lines().count(), 2);
     let (_, nodes) = cluster.json(&["node", "list"]);
-    assert_eq!((&nodes[0]["state"], &nodes[0]["ranges_led"]), (&"up".into(), &16.into()));
-    assert_eq!(cluster.run(&["status", "--check"]), (0, "ok: 1 node up, 16 ranges led, 1 replica each\n".into()));
+    assert_eq!((&nodes[0]["state"], &nodes[0]["leaders"]), (&"up".into(), &2.into()));
+    assert!(cluster.run(&["node", "show", "1"]).1.starts_with("node 1: up"));
+    assert_eq!(cluster.run(&["node", "show", "2"]).0, 1);
+    assert_eq!(cluster.run(&["status", "--check"]), (0, "ok: 1 node up, 2 ranges led, 1 replica each\n".into()));
     assert_eq!(cluster.json(&["status"]).1["ok"], true);
+}
+
+#[test]
+fn keyspaces_are_apart_and_their_ranges_are_split_by_hand() {
+    let cluster = Fixture::new();
+    let (code, made) = cluster.json(&["keyspace", "create", "x", "--boundary", "prefix:1", "--split-bytes", "never"]);
+    assert_eq!((code, &made["name"], &made["boundary"]["bytes"]), (0, &"x".into(), &1.into()));
+    assert_eq!(cluster.run(&["keyspace", "create", "x"]).0, 1);
+    assert_eq!(cluster.run(&["keyspace", "set", "x", "--replicas", "1"]).0, 0);
+    assert!(cluster.run(&["keyspace", "list"]).1.contains("prefix:1"));
+    for (key, value) in [("a1", "1"), ("b1", "2"), ("c1", "3")] {
+        assert_eq!(cluster.run(&["kv", "put", key, value, "--keyspace", "x"]).0, 0);
+    }
+    assert_eq!(cluster.run(&["kv", "get", "a1"]).0, 4);
+    assert_eq!(cluster.run(&["kv", "--keyspace", "x", "get", "a1"]), (0, "1".into()));
+    let (_, ranges) = cluster.json(&["range", "list", "--keyspace", "x"]);
+    let id = ranges[0]["range_id"].to_string();
+    assert_eq!(cluster.run(&["range", "split", &id, "--at", "b1"]).0, 1, "against the boundary");
+    let (code, split) = cluster.json(&["range", "split", &id, "--at", "b", "--at", "c"]);
+    assert_eq!((code, split["ranges"].as_array().map(Vec::len)), (0, Some(3)), "{split}");
+    assert_eq!(split["ranges"][0]["range_id"].to_string(), id, "the left part keeps the id");
+    assert_eq!(cluster.run(&["kv", "scan", "--keyspace", "x", "--count"]), (0, "3\n".into()));
+    let (code, check) = cluster.json(&["range", "check", &id]);
+    assert_eq!((code, &check[0]["ok"]), (0, &true.into()), "{check}");
+    assert!(cluster.run(&["range", "events", &id]).1.contains("split"));
+    assert_eq!(cluster.run(&["keyspace", "drop", "x", "--yes"]).0, 0);
+    assert_eq!(cluster.run(&["keyspace", "show", "none"]).0, 1);
+}
+
+#[test]
+fn rows_go_in_and_spans_go_out() {
+    let cluster = Fixture::new();
+    let rows = cluster.path("rows.csv");
+    fs::write(&rows, "key,value\na,1\nb\nc,3\nd,4\na,5\n").expect("write");
+    assert_eq!(cluster.run(&["kv", "import", &rows, "--resume"]), (1, "stored 4 rows (4 B), 1 left out\n".into()));
+    assert_eq!(cluster.run(&["kv", "get", "a"]), (0, "5".into()));
+    let (code, deleted) = cluster.json(&["kv", "delete-range", "a", "d", "--limit", "1", "--yes"]);
+    assert_eq!((code, &deleted["deleted"], &deleted["complete"]), (0, &1.into(), &false.into()), "{deleted}");
+    let token = deleted["next_token"].as_str().expect("a text");
+    assert_eq!(cluster.run(&["kv", "delete-range", "--token", token, "--yes"]), (0, "deleted 1 key\n".into()));
+    assert_eq!(cluster.run(&["kv", "scan", "--count"]), (0, "1\n".into()));
+    assert_eq!(cluster.run(&["kv", "put", "t", "1", "--ttl", "1h"]).0, 0);
+    let (_, record) = cluster.json(&["kv", "get", "t"]);
+    assert!(record["ttl_ms"].as_u64().is_some_and(|left| left <= 3_600_000), "{record}");
 }
 
 #[test]
