@@ -12,6 +12,7 @@
 
 pub mod apply;
 pub mod bootstrap;
+pub mod checksum;
 pub mod command;
 pub mod config;
 pub mod keys;

@@ -10,6 +10,7 @@ use flotilla_engine::storage::Storage;
 use flotilla_engine::store::Input;
 use flotilla_engine::time::BootTime;
 
+use crate::checks::Checks;
 use crate::clock;
 use crate::counters::Counters;
 
@@ -18,20 +19,23 @@ pub(crate) struct Applier<S> {
     stage: ApplyStage,
     storage: S,
     counters: Arc<Counters>,
+    checks: Arc<Checks>,
     /// When the last pass began and ended.
     last_pass: (BootTime, BootTime),
 }
 
-impl<S: Storage> Applier<S> {
+impl<S: Storage + Clone> Applier<S> {
     /// An applier that goes on where recovery found the store.
-    pub fn new(stage: ApplyStage, storage: S, counters: Arc<Counters>) -> Self {
-        Self { stage, storage, counters, last_pass: Default::default() }
+    pub fn new(stage: ApplyStage, storage: S, counters: Arc<Counters>, checks: Arc<Checks>) -> Self {
+        Self { stage, storage, counters, checks, last_pass: Default::default() }
     }
 
     /// Takes tasks; what became of them is added to `done`, now or at a later call.
     pub fn run(&mut self, tasks: Vec<ApplyTask>, done: &mut Vec<Input>) -> Result<(), ApplyError> {
         let began = clock::now();
-        let applied = self.stage.apply(&self.storage, tasks)?;
+        let checks = &self.checks;
+        let mut show = |storage: &S, checkpoint| checks.begin(storage, checkpoint);
+        let applied = self.stage.apply(&self.storage, tasks, &mut show)?;
         let ended = clock::now();
         self.counters.apply_pass.record(ended.since(began));
         self.last_pass = (began, ended);

@@ -5,10 +5,12 @@
 //! then the answers, and last the applies, which this thread does itself.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use flotilla_engine::recover;
-use flotilla_engine::store::{Effects, Event, FetchLog, Input, ReadView, Token, WriteAnswer};
-use flotilla_proto::{Error, v1};
+use flotilla_engine::split_keys;
+use flotilla_engine::store::{Effects, Event, FetchLog, Input, ReadView, SplitKeysWanted, Token, WriteAnswer};
+use flotilla_proto::{Error, RangeId, v1};
 
 use crate::clock;
 use crate::disk::LocalStorage;
@@ -20,8 +22,8 @@ use crate::store_loop::{Asker, StoreLoop, WriteAsker};
 impl<S: LocalStorage> StoreLoop<S> {
     /// Carries effects out, and leaves them empty.
     pub(crate) fn carry_out(&mut self, effects: &mut Effects) {
-        for view in effects.views.drain(..) {
-            self.views.publish(view);
+        if !effects.views.is_empty() {
+            self.views.publish(effects.views.drain(..));
         }
         effects.views_gone.drain(..).for_each(|range| self.views.withdraw(range));
         if let Some(reason) = effects.fatal.take() {
@@ -38,6 +40,10 @@ impl<S: LocalStorage> StoreLoop<S> {
         effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
         effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));
         effects.ingests.drain(..).for_each(|item| self.ingest(item));
+        effects.split_keys_wanted.drain(..).for_each(|wanted| self.find_split_keys(wanted));
+        if std::mem::take(&mut effects.range_ids_wanted) {
+            self.wants_range_ids.store(true, Ordering::Relaxed);
+        }
         effects.events.drain(..).for_each(|event| self.tell(event));
         self.answer(effects);
         self.wakes.flush();
@@ -62,6 +68,16 @@ impl<S: LocalStorage> StoreLoop<S> {
         for (token, result) in effects.transfers.drain(..) {
             if let Some(Asker::Transfer(reply)) = self.pending.remove(token) {
                 // An asker that is gone wants no answer.
+                drop(reply.send(result));
+            }
+        }
+        for (token, result) in effects.splits.drain(..) {
+            if let Some(Asker::Split(reply)) = self.pending.remove(token) {
+                drop(reply.send(result));
+            }
+        }
+        for (token, result) in effects.checks.drain(..) {
+            if let Some(Asker::Check(reply)) = self.pending.remove(token) {
                 drop(reply.send(result));
             }
         }
@@ -147,7 +163,18 @@ impl<S: LocalStorage> StoreLoop<S> {
         });
     }
 
+    fn find_split_keys(&self, wanted: SplitKeysWanted) {
+        let (storage, inbox) = (self.reads.storage.clone(), Arc::clone(&self.inbox));
+        self.reads.runtime.spawn_blocking(move || {
+            abort_on_panic("looking for split keys", || {
+                let found = split_keys::find(&storage, &wanted);
+                inbox.input(Input::SplitKeys { range: RangeId(wanted.descriptor.range_id), found });
+            });
+        });
+    }
+
     fn tell(&self, event: Event) {
+        self.events.note(&event);
         match event {
             Event::BecameLeader { range, term } => {
                 self.counters.elections_won.add(1);
@@ -163,6 +190,24 @@ impl<S: LocalStorage> StoreLoop<S> {
             Event::SnapshotApplied { range, index } => {
                 self.counters.snapshots_applied.add(1);
                 tracing::info!(%range, index, "a snapshot replaced the replica's state");
+            }
+            Event::Split { range, ranges } => {
+                self.counters.splits.add(1);
+                let children: Vec<u64> = ranges.iter().skip(1).map(|child| child.range_id).collect();
+                tracing::info!(%range, ?children, "split");
+            }
+            Event::CannotSplit { range, bytes } => {
+                tracing::warn!(%range, bytes, "the range is too large, and nothing in it may be cut");
+            }
+            Event::ReplicasChanged { descriptor } => {
+                self.counters.replica_changes.add(1);
+                let nodes: Vec<u64> = descriptor.replicas.iter().map(|replica| replica.node_id).collect();
+                tracing::info!(range = %RangeId(descriptor.range_id), ?nodes, "its replicas changed");
+            }
+            Event::Born { descriptor } => tracing::info!(range = %RangeId(descriptor.range_id), "begins here"),
+            Event::Removed { range, replica_id } => {
+                self.counters.replicas_removed.add(1);
+                tracing::info!(%range, replica_id, "the replica is no part of its range any more, and is gone");
             }
             Event::LogTruncated { range, index } => tracing::debug!(%range, index, "log truncated"),
             Event::MessageRefused { from, range, reason } => {

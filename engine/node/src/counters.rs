@@ -149,6 +149,12 @@ counters! {
         snapshots_failed => "flotilla_snapshots_failed_total",
         /// Snapshots that replaced the state of a replica here.
         snapshots_applied => "flotilla_snapshots_applied_total",
+        /// Splits applied here.
+        splits => "flotilla_splits_total",
+        /// Changes of a range's replicas applied here.
+        replica_changes => "flotilla_replica_changes_total",
+        /// Replicas that were removed from their range and left this node.
+        replicas_removed => "flotilla_replicas_removed_total",
         /// Entries read back from disk for followers that were behind.
         log_fetches => "flotilla_log_fetches_total",
     }

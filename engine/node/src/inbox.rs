@@ -6,7 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flotilla_engine::store::{Envelope, Input};
+use flotilla_engine::store::{CheckStarted, Envelope, Input, RangeSummary, SplitAnswer, SplitAt};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -31,6 +31,12 @@ pub(crate) enum Item {
     Transfer { range: RangeId, to: NodeId, deadline: BootTime, reply: oneshot::Sender<Result<(NodeId, u64), Error>> },
     /// A question for a replica's state.
     Status { range: RangeId, reply: oneshot::Sender<Result<v1::GetRangeResponse, Error>> },
+    /// An order to split a range.
+    Split { range: RangeId, at: SplitAt, deadline: BootTime, reply: oneshot::Sender<SplitAnswer> },
+    /// An order to check a range.
+    Check { range: RangeId, deadline: BootTime, reply: oneshot::Sender<Result<CheckStarted, Error>> },
+    /// A question for the state of all replicas.
+    Summaries { reply: oneshot::Sender<Vec<RangeSummary>> },
     /// Hand leaders over, answer what is under way, then end.
     Stop,
     /// End at once.

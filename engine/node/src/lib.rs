@@ -12,12 +12,14 @@
 
 mod applier;
 mod carry_out;
+mod checks;
 mod clock;
 mod config;
 mod counters;
 mod disk;
 mod disk_watch;
 mod doors;
+mod events;
 mod failure;
 mod histogram;
 mod inbox;
@@ -25,6 +27,7 @@ mod log_writer;
 mod node;
 mod pending;
 mod persisted;
+mod ranges;
 mod reads;
 mod replies;
 mod requests;

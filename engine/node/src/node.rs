@@ -13,10 +13,12 @@ use flotilla_store::{Properties, RocksStorage, Statistics};
 use tokio::sync::{oneshot, watch};
 
 use crate::carry_out::range_status;
+use crate::checks::Checks;
 use crate::clock;
 use crate::counters::Counters;
 use crate::disk::LocalStorage;
 use crate::disk_watch::DiskState;
+use crate::events::RangeEvents;
 use crate::failure::Failure;
 use crate::inbox::{Inbox, Item, Request};
 use crate::reads::Reads;
@@ -56,6 +58,9 @@ pub(crate) struct Inner<S: LocalStorage> {
     pub transport: Transport,
     pub threads: Mutex<Option<Threads>>,
     pub stopping: AtomicBool,
+    pub events: Arc<RangeEvents>,
+    pub checks: Arc<Checks>,
+    pub wants_range_ids: Arc<AtomicBool>,
 }
 
 /// The engine's threads.
@@ -259,7 +264,15 @@ impl<S: LocalStorage> Node<S> {
         Ok(v1::TransferLeaderResponse { leader_node_id: leader.0, term })
     }
 
-    fn ask(&self, item: Item) {
+    pub(crate) fn inner(&self) -> &Inner<S> {
+        &self.inner
+    }
+
+    pub(crate) fn closed(&self) -> Error {
+        self.inner.reads.closed()
+    }
+
+    pub(crate) fn ask(&self, item: Item) {
         self.inner.inbox.requests([(READ_BYTES, item)], |refused| self.inner.reads.refuse(refused));
     }
 

@@ -21,11 +21,13 @@ use flotilla_store::{
 };
 
 use crate::applier::Applier;
+use crate::checks::Checks;
 use crate::clock;
 use crate::config::NodeConfig;
 use crate::counters::Counters;
 use crate::disk::LocalStorage;
 use crate::disk_watch::{self, DiskState, DiskWatch};
+use crate::events::RangeEvents;
 use crate::failure::{Failure, abort_on_panic};
 use crate::inbox::Inbox;
 use crate::log_writer::LogWriter;
@@ -282,6 +284,9 @@ struct Shared<S> {
     views: Arc<Views>,
     disk: Arc<DiskState>,
     reads: Arc<Reads<S>>,
+    events: Arc<RangeEvents>,
+    checks: Arc<Checks>,
+    wants_range_ids: Arc<AtomicBool>,
 }
 
 fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &Store) -> Shared<S> {
@@ -301,7 +306,9 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
         slow: SlowLog::new(config.slow_request),
     };
     let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
-    Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads) }
+    let (events, checks) = (Arc::new(RangeEvents::new(config.node_id)), Arc::default());
+    let wants_range_ids = Arc::default();
+    Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads), events, checks, wants_range_ids }
 }
 
 fn run<S: LocalStorage>(
@@ -343,7 +350,14 @@ fn run<S: LocalStorage>(
         inbox: Arc::clone(&shared.inbox),
         views: Arc::clone(&shared.views),
         log,
-        applier: Applier::new(ApplyStage::new(boot), shared.reads.storage.clone(), Arc::clone(&shared.counters)),
+        applier: Applier::new(
+            ApplyStage::new(boot),
+            shared.reads.storage.clone(),
+            Arc::clone(&shared.counters),
+            Arc::clone(&shared.checks),
+        ),
+        events: Arc::clone(&shared.events),
+        wants_range_ids: Arc::clone(&shared.wants_range_ids),
         outgoing: transport.outgoing(),
         snapshot_limits: Limits::from(&config.engine),
         reads: Arc::clone(&shared.reads),
@@ -372,6 +386,9 @@ fn run<S: LocalStorage>(
         transport,
         threads: Mutex::new(Some(threads)),
         stopping: AtomicBool::new(false),
+        events: shared.events,
+        checks: shared.checks,
+        wants_range_ids: shared.wants_range_ids,
     }))
 }
 

@@ -10,11 +10,15 @@
 //! whose outcome is not known is ambiguous.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use flotilla_engine::snapshot::Limits;
-use flotilla_engine::store::{Effects, Envelope, Input, LogBatch, ReadBarrier, Store, Token, TransferLeader, Write};
+use flotilla_engine::store::{
+    CheckStarted, Effects, Envelope, Input, LogBatch, ReadBarrier, Split, SplitAnswer, Store, Token, TransferLeader,
+    Write,
+};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::oneshot;
@@ -22,6 +26,7 @@ use tokio::sync::oneshot;
 use crate::applier::Applier;
 use crate::clock;
 use crate::counters::Counters;
+use crate::events::RangeEvents;
 use crate::disk::LocalStorage;
 use crate::failure::Failure;
 use crate::inbox::{Frame, Inbox, Item, Request};
@@ -40,6 +45,8 @@ pub(crate) enum Asker {
     Read(Box<Request>),
     Transfer(oneshot::Sender<Result<(NodeId, u64), Error>>),
     Status(oneshot::Sender<Result<v1::GetRangeResponse, Error>>),
+    Split(oneshot::Sender<SplitAnswer>),
+    Check(oneshot::Sender<Result<CheckStarted, Error>>),
 }
 
 /// Who waits for a write, and what it takes to tell the stages of it apart.
@@ -67,6 +74,8 @@ pub(crate) struct StoreLoop<S> {
     pub snapshot_limits: Limits,
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
+    pub events: Arc<RangeEvents>,
+    pub wants_range_ids: Arc<AtomicBool>,
     pub pending: Pending<Asker>,
     pub persisted: Persisted,
     pub wakes: Wakes,
@@ -141,6 +150,16 @@ impl<S: LocalStorage> StoreLoop<S> {
                 let token = self.pending.insert(Asker::Status(reply));
                 self.store.on(now, Input::Status { token, range }, effects);
             }
+            Item::Split { range, at, deadline, reply } => {
+                let token = self.pending.insert(Asker::Split(reply));
+                self.store.on(now, Input::Split(Split { token, range, at, deadline }), effects);
+            }
+            Item::Check { range, deadline, reply } => {
+                let token = self.pending.insert(Asker::Check(reply));
+                self.store.on(now, Input::Check { token, range, deadline }, effects);
+            }
+            // An asker that is gone wants no answer.
+            Item::Summaries { reply } => drop(reply.send(self.store.ranges().collect())),
             Item::Stop => {
                 self.give_up_at = Some(now + self.drain_timeout);
                 self.store.on(now, Input::Drain, effects);
@@ -207,6 +226,8 @@ impl<S: LocalStorage> StoreLoop<S> {
                 // An asker that is gone wants no answer.
                 Asker::Transfer(reply) => drop(reply.send(Err(self.reads.closed()))),
                 Asker::Status(reply) => drop(reply.send(Err(self.reads.closed()))),
+                Asker::Check(reply) => drop(reply.send(Err(self.reads.closed()))),
+                Asker::Split(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
             }
         }
         self.wakes.flush();

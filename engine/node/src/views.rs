@@ -38,17 +38,28 @@ impl Views {
         views
     }
 
-    /// Makes a view the newest of its range. Called by the store's loop only.
-    pub fn publish(&self, view: Arc<ReadView>) {
+    /// Makes each view the newest of its range. Called by the store's loop only.
+    pub fn publish(&self, views: impl Iterator<Item = Arc<ReadView>>) {
         let cells = self.cells.load();
-        let Some(cell) = cells.get(&view.range()) else {
-            let mut grown = Cells::clone(&cells);
+        // Ranges that begin: the table is copied once for all of them.
+        let mut grown: Option<Cells> = None;
+        for view in views {
+            let known = cells.get(&view.range()).or_else(|| grown.as_ref()?.get(&view.range()));
+            if let Some(cell) = known {
+                self.replace(cell, view);
+                continue;
+            }
             self.led.fetch_add(usize::from(leads(&view)), Ordering::Relaxed);
+            let grown = grown.get_or_insert_with(|| Cells::clone(&cells));
             grown.insert(view.range(), Arc::new(ArcSwap::new(view)));
+        }
+        if let Some(grown) = grown {
             self.cells.store(Arc::new(grown));
             self.changed();
-            return;
-        };
+        }
+    }
+
+    fn replace(&self, cell: &ArcSwap<ReadView>, view: Arc<ReadView>) {
         let old = cell.swap(Arc::clone(&view));
         if leads(&old) != leads(&view) {
             self.led.fetch_add(usize::from(leads(&view)), Ordering::Relaxed);

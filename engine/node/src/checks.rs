@@ -1,0 +1,94 @@
+//! Consistency checks: each replica's checksums at the index that the check names.
+//!
+//! The apply stage stops at that index just long enough for a view of the disk to be taken; reading it is a thread's
+//! own business. Results are kept for a while, for whoever asks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use flotilla_engine::apply::Checkpoint;
+use flotilla_engine::checksum;
+use flotilla_engine::storage::Storage;
+use flotilla_proto::{Error, RangeId, v1};
+use tokio::sync::watch;
+
+use crate::failure::abort_on_panic;
+
+/// Results that are kept.
+const KEPT_MAX: usize = 64;
+
+type Outcome = Result<v1::RangeChecksumResponse, String>;
+
+/// The checks of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Checks {
+    done: Mutex<VecDeque<(RangeId, u64, Outcome)>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Checks {
+    /// Begins a check. Returns as soon as the view is taken: what is applied afterwards is not in it.
+    pub fn begin<S: Storage + Clone>(self: &Arc<Self>, storage: &S, checkpoint: Checkpoint) {
+        let (checks, storage) = (Arc::clone(self), storage.clone());
+        let (taken, wait) = mpsc::channel();
+        let range = RangeId(checkpoint.descriptor.range_id);
+        let read = move || {
+            let spans = storage.with_view(|view| {
+                // Whoever waits is told, or is gone.
+                drop(taken.send(()));
+                checksum::of_range(view, &checkpoint.descriptor)
+            });
+            let outcome = spans
+                .map(|spans| v1::RangeChecksumResponse { index: checkpoint.index, spans })
+                .map_err(|error| error.to_string());
+            checks.finish(range, checkpoint.check_id, outcome);
+        };
+        let thread = std::thread::Builder::new().name("range-check".into());
+        match thread.spawn(move || abort_on_panic("checking a range", read)) {
+            // An error means that the thread has ended, and with it the need for a view.
+            Ok(_) => drop(wait.recv()),
+            Err(error) => self.finish(range, checkpoint.check_id, Err(format!("no thread for the check: {error}"))),
+        }
+    }
+
+    fn finish(&self, range: RangeId, check_id: u64, outcome: Outcome) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if done.len() == KEPT_MAX {
+            done.pop_front();
+        }
+        done.push_back((range, check_id, outcome));
+        drop(done);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn find(&self, range: RangeId, check_id: u64) -> Option<Outcome> {
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.iter().find(|(of, id, _)| (*of, *id) == (range, check_id)).map(|(.., outcome)| outcome.clone())
+    }
+
+    /// Waits for a result.
+    pub async fn wait(
+        &self,
+        range: RangeId,
+        check_id: u64,
+        timeout: Duration,
+    ) -> Result<v1::RangeChecksumResponse, Error> {
+        let mut changed = self.changed.subscribe();
+        let found = async {
+            loop {
+                if let Some(outcome) = self.find(range, check_id) {
+                    return outcome;
+                }
+                if changed.changed().await.is_err() {
+                    return Err("the node is stopping".into());
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, found).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(reason)) => Err(Error::Unavailable { reason }),
+            Err(_) => Err(Error::Timeout { stage: "before the replica had come to the check".into() }),
+        }
+    }
+}

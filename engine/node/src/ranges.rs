@@ -1,0 +1,99 @@
+//! The handle's part about ranges that multiply: splits, orders, births, checks, and what is told to placement.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_engine::store::{CheckStarted, Input, RangeSummary, SplitAt};
+use flotilla_proto::{Error, RangeId, v1};
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::disk::LocalStorage;
+use crate::inbox::Item;
+use crate::node::Node;
+
+impl<S: LocalStorage> Node<S> {
+    /// Splits a range that this node leads, at keys or into parts. Returns the range and its children, in key order.
+    pub async fn split(
+        &self,
+        range: RangeId,
+        keys: Vec<Bytes>,
+        parts: u32,
+        timeout: Duration,
+    ) -> Result<Vec<v1::RangeDescriptor>, Error> {
+        let at = if keys.is_empty() { SplitAt::Parts(parts) } else { SplitAt::Keys(keys) };
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Split { range, at, deadline: clock::now() + timeout, reply });
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Lets every replica of a range that this node leads compute its checksums at one index.
+    pub async fn check(&self, range: RangeId, timeout: Duration) -> Result<CheckStarted, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Check { range, deadline: clock::now() + timeout, reply });
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// This node's part of a check, once its replica has come to it.
+    pub async fn checksums(
+        &self,
+        range: RangeId,
+        check_id: u64,
+        timeout: Duration,
+    ) -> Result<v1::RangeChecksumResponse, Error> {
+        self.inner().checks.wait(range, check_id, timeout).await
+    }
+
+    /// What happened to a range here since the start, newest last.
+    pub fn range_events(&self, range: RangeId) -> Vec<v1::RangeEvent> {
+        self.inner().events.of(range)
+    }
+
+    /// All replicas of this node, by range id.
+    pub async fn summaries(&self) -> Result<Vec<RangeSummary>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Summaries { reply });
+        answer.await.map_err(|_| self.closed())
+    }
+
+    /// Placement's orders for ranges that this node leads.
+    pub fn orders(&self, orders: Vec<v1::RangeOrder>) {
+        for order in orders {
+            self.inner().inbox.input(Input::Order(order));
+        }
+    }
+
+    /// Placement's proof that replicas on this node are no part of their ranges any more.
+    pub fn remove(&self, removed: &[v1::RemovedReplica]) {
+        for removed in removed {
+            let (range, replica_id) = (RangeId(removed.range_id), removed.replica_id);
+            self.inner().inbox.input(Input::Remove { range, replica_id });
+        }
+    }
+
+    /// Ranges that placement lets begin here.
+    pub fn births(&self, descriptors: Vec<v1::RangeDescriptor>) {
+        if !descriptors.is_empty() {
+            self.inner().inbox.input(Input::Births(descriptors));
+        }
+    }
+
+    /// The settings of all keyspaces.
+    pub fn keyspaces(&self, keyspaces: Vec<v1::Keyspace>) {
+        self.inner().inbox.input(Input::Keyspaces(keyspaces));
+    }
+
+    /// Ids for new ranges.
+    pub fn range_ids(&self, first: u64, count: u32) {
+        if count > 0 {
+            self.inner().wants_range_ids.store(false, Ordering::Relaxed);
+            self.inner().inbox.input(Input::RangeIds { first, count: u64::from(count) });
+        }
+    }
+
+    /// Whether ids for new ranges run short.
+    pub fn wants_range_ids(&self) -> bool {
+        self.inner().wants_range_ids.load(Ordering::Relaxed)
+    }
+}
