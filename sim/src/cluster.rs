@@ -230,7 +230,7 @@ impl Cluster {
         };
         let verdict = self.invariants.recovered(index, &boot);
         self.check(verdict);
-        self.nodes[index].process = Some(Process::new(store, &boot));
+        self.nodes[index].process = Some(Process::new(store, &boot, self.layout.clone()));
         self.trace.note(self.now, "start", &[index as u64 + 1, life.number]);
         let first_tick = self.rng.below(crate::clock::nanos(self.knobs.config.tick));
         self.schedule.at(self.now + first_tick, Event::Inner(life, Inner::Tick));

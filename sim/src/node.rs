@@ -93,11 +93,11 @@ pub(crate) fn index_of(node: NodeId) -> usize {
 }
 
 impl Process {
-    pub(crate) fn new(store: Store, boot: &Boot) -> Self {
+    pub(crate) fn new(store: Store, boot: &Boot, layout: v1::Layout) -> Self {
         let views = store.initial_views().into_iter().map(|view| (view.range(), view)).collect();
         Self {
             apply: ApplyStage::new(boot),
-            layout: boot.layout.clone(),
+            layout,
             cluster_id: boot.identity.cluster_id,
             store,
             inbox: Vec::new(),

@@ -1,11 +1,16 @@
-//! A store's first records, from the layout that its cluster is born with.
+//! A store's first records.
 //!
-//! The layout is decided elsewhere (flotilla-placement); every member is given the same one.
+//! Three kinds of stores are made: the first one of a cluster, with the system range, the first ranges for data and
+//! what placement begins with; that of a node that joins, which holds no range; and, for tests and simulations, one of
+//! several that begin together with ranges laid out over all of them.
 
-use flotilla_proto::{NodeId, v1};
+use bytes::Bytes;
+use flotilla_proto::ids::SYSTEM_RANGE;
+use flotilla_proto::{KeyspaceId, NodeId, v1};
 use prost::Message;
 
-use crate::keys::{self, MetaRecord, RangeRecord};
+use crate::apply::{initial_applied, initial_raft_state, put_range};
+use crate::keys::{self, MetaRecord};
 use crate::record;
 use crate::storage::{self, Family, Storage, WriteBatch};
 
@@ -18,9 +23,7 @@ pub const INITIAL_TERM: u64 = 5;
 /// On-disk format of a store.
 pub const FORMAT: u32 = 1;
 
-/// A cluster's id: from the whole layout that it is born with (name, members and their addresses
-/// between nodes, ranges, replicas), so that every member computes the same one, and a member that
-/// was told another layout belongs to another cluster.
+/// The id of a cluster that is laid out: the same on every node that is told the same layout.
 pub fn cluster_id(layout: &v1::Layout) -> u64 {
     // FNV-1a, 64 bits: this names a cluster, it does not authenticate it.
     let hash = layout
@@ -30,38 +33,72 @@ pub fn cluster_id(layout: &v1::Layout) -> u64 {
     hash.max(1)
 }
 
-/// Writes a new store's records: identity, layout, and the ranges that have a replica on `node`.
-/// Durable when it returns.
-///
-/// `store_id` is drawn at random by the caller, once for each new store: a store that takes the place
-/// of another one under the same node id is known by it.
-pub fn write<S: Storage>(storage: &S, node: NodeId, store_id: u64, layout: &v1::Layout) -> storage::Result<()> {
-    let mut batch = storage.batch();
-    let identity = v1::StoreIdentity { cluster_id: cluster_id(layout), node_id: node.0, format: FORMAT, store_id };
-    for descriptor in &layout.ranges {
-        if descriptor.replicas.iter().any(|replica| replica.node_id == node.0) {
-            write_range(&mut batch, descriptor);
-        }
-    }
-    batch.put(Family::Meta, &keys::meta(MetaRecord::Layout), &record::encode(layout));
-    batch.put(Family::Meta, &keys::meta(MetaRecord::Identity), &record::encode(&identity));
-    storage.write(batch)?;
-    storage.sync()
+/// What a store is made with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Birth {
+    /// Whose it is. The store id is drawn at random, once for each new store: a store that takes the place of
+    /// another one under the same node id is known by it.
+    pub identity: v1::StoreIdentity,
+    /// The cluster, and the nodes that are known.
+    pub known: v1::KnownNodes,
+    /// Ranges; those that have a replica on this node begin here.
+    pub ranges: Vec<v1::RangeDescriptor>,
+    /// Keys and values that the system range begins with.
+    pub records: Vec<(Bytes, Bytes)>,
 }
 
-fn write_range<B: WriteBatch>(batch: &mut B, descriptor: &v1::RangeDescriptor) {
-    let range = descriptor.range_id.into();
-    let applied = v1::AppliedState { index: INITIAL_INDEX, term: INITIAL_TERM, ..Default::default() };
-    let raft_state = v1::RaftState {
-        term: INITIAL_TERM,
-        vote: 0,
-        commit: INITIAL_INDEX,
-        truncated_index: INITIAL_INDEX,
-        truncated_term: INITIAL_TERM,
-    };
-    batch.put(Family::Log, &keys::raft_state(range), &record::encode(&raft_state));
-    batch.put(Family::State, &keys::range_record(range, RangeRecord::Descriptor), &record::encode(descriptor));
-    batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(&applied));
+impl Birth {
+    /// The store of one of several nodes over which ranges are laid out: for tests and simulations.
+    pub fn laid_out(node: NodeId, store_id: u64, layout: &v1::Layout) -> Self {
+        let record = |node: &v1::LayoutNode| v1::NodeRecord {
+            node_id: node.node_id,
+            peer_addr: node.peer_addr.clone(),
+            ..Default::default()
+        };
+        Self {
+            identity: identity(cluster_id(layout), node, store_id),
+            known: v1::KnownNodes {
+                cluster_name: layout.cluster_name.clone(),
+                nodes: layout.nodes.iter().map(record).collect(),
+            },
+            ranges: layout.ranges.clone(),
+            records: Vec::new(),
+        }
+    }
+
+    /// Writes the records; durable when it returns.
+    pub fn write<S: Storage>(&self, storage: &S) -> storage::Result<()> {
+        let mut batch = storage.batch();
+        for descriptor in &self.ranges {
+            if descriptor.replicas.iter().any(|replica| replica.node_id == self.identity.node_id) {
+                self.write_range(&mut batch, descriptor);
+            }
+        }
+        batch.put(Family::Meta, &keys::meta(MetaRecord::KnownNodes), &record::encode(&self.known));
+        batch.put(Family::Meta, &keys::meta(MetaRecord::Identity), &record::encode(&self.identity));
+        storage.write(batch)?;
+        storage.sync()
+    }
+
+    fn write_range<B: WriteBatch>(&self, batch: &mut B, descriptor: &v1::RangeDescriptor) {
+        let rows = if descriptor.range_id == SYSTEM_RANGE.0 { &self.records[..] } else { &[] };
+        for (version, (key, value)) in (1..).zip(rows) {
+            let key = keys::data(KeyspaceId(descriptor.keyspace_id), key);
+            batch.put(Family::State, &key, &record::encode_value(version, 0, value));
+        }
+        let applied = v1::AppliedState { version_counter: rows.len() as u64, ..initial_applied() };
+        put_range(batch, descriptor, &applied, &initial_raft_state());
+    }
+}
+
+/// A store's identity.
+pub fn identity(cluster_id: u64, node: NodeId, store_id: u64) -> v1::StoreIdentity {
+    v1::StoreIdentity { cluster_id, node_id: node.0, format: FORMAT, store_id }
+}
+
+/// [`Birth::laid_out`], written.
+pub fn write<S: Storage>(storage: &S, node: NodeId, store_id: u64, layout: &v1::Layout) -> storage::Result<()> {
+    Birth::laid_out(node, store_id, layout).write(storage)
 }
 
 #[cfg(test)]

@@ -54,8 +54,8 @@ impl RangeRecord {
 pub enum MetaRecord {
     /// [`flotilla_proto::v1::StoreIdentity`]
     Identity = 0x01,
-    /// [`flotilla_proto::v1::Layout`]
-    Layout = 0x02,
+    /// [`flotilla_proto::v1::KnownNodes`]
+    KnownNodes = 0x02,
     /// [`flotilla_proto::v1::KnownStores`]
     KnownStores = 0x03,
 }

@@ -23,8 +23,8 @@ use crate::store::Destroy;
 pub struct Boot {
     /// Whose store it is.
     pub identity: v1::StoreIdentity,
-    /// The layout that the cluster was born with.
-    pub layout: v1::Layout,
+    /// The cluster, and the nodes that were known.
+    pub known: v1::KnownNodes,
     /// The replicas on this store, by range id.
     pub ranges: Vec<RangeBoot>,
     /// Replicas whose removal was applied, and that have not gone from the disk yet.
@@ -88,10 +88,10 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
         let (theirs, what) = (identity.format, "run the version of flotilla that wrote it, or a newer one");
         return Err(corrupt(format!("the store has format {theirs}, this build reads format {FORMAT}: {what}")));
     }
-    let layout = storage
-        .get(Family::Meta, &keys::meta(MetaRecord::Layout))?
-        .ok_or_else(|| corrupt("the store has an identity but no layout".into()))?;
-    let layout = record::decode(&layout, "cluster layout")?;
+    let known = storage
+        .get(Family::Meta, &keys::meta(MetaRecord::KnownNodes))?
+        .ok_or_else(|| corrupt("the store has an identity but no record of its cluster".into()))?;
+    let known = record::decode(&known, "known nodes")?;
     let (mut ranges, tombstones) = range_states(storage)?;
     raft_states(storage, &mut ranges)?;
     let removed = take_removed(&mut ranges, &tombstones, identity.node_id);
@@ -99,7 +99,7 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
     for range in ranges.values() {
         check(range)?;
     }
-    Ok(Some(Boot { identity, layout, ranges: ranges.into_values().collect(), removed, tombstones }))
+    Ok(Some(Boot { identity, known, ranges: ranges.into_values().collect(), removed, tombstones }))
 }
 
 /// Takes out what was removed from its range, by its descriptor or by a tombstone, before the process ended.

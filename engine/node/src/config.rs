@@ -4,8 +4,9 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flotilla_engine::bootstrap::Birth;
 use flotilla_engine::config::Config;
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::NodeId;
 use tokio::runtime::Handle;
 
 /// What a node is started with. See [`NodeConfig::new`] for the defaults.
@@ -17,12 +18,9 @@ pub struct NodeConfig {
     pub node_id: NodeId,
     /// The cluster's name. A data directory of another cluster is refused.
     pub cluster_name: String,
-    /// What an empty directory is laid out with: the same for all members of the new cluster. `None`:
-    /// an empty directory is refused. An initialised one has a layout, and this one is not looked at.
-    pub layout: Option<v1::Layout>,
-    /// Where the nodes are now, by their addresses between nodes: for those that have moved since the
-    /// layout was made. May be empty.
-    pub members: Vec<(NodeId, String)>,
+    /// What an empty directory is made into. `None`: an empty directory is refused. An initialised one is what it is,
+    /// and this is not looked at.
+    pub birth: Option<Birth>,
     /// The engine's settings.
     pub engine: Config,
     /// Memory for write buffers and caches.
@@ -53,14 +51,13 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// The defaults: cluster "flotilla", no layout, 512 MiB of memory.
+    /// The defaults: cluster "flotilla", no birth, 512 MiB of memory.
     pub fn new(data_dir: impl Into<PathBuf>, node_id: NodeId, runtime: Handle, peer_listener: TcpListener) -> Self {
         Self {
             data_dir: data_dir.into(),
             node_id,
             cluster_name: "flotilla".into(),
-            layout: None,
-            members: Vec::new(),
+            birth: None,
             engine: Config::default(),
             memory_bytes: 512 << 20,
             runtime,

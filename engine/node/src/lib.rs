@@ -23,6 +23,7 @@ mod events;
 mod failure;
 mod histogram;
 mod inbox;
+mod known_nodes;
 mod log_writer;
 mod node;
 mod pending;

@@ -20,6 +20,7 @@ use crate::disk::LocalStorage;
 use crate::disk_watch::DiskState;
 use crate::events::RangeEvents;
 use crate::failure::Failure;
+use crate::known_nodes::KnownNodes;
 use crate::inbox::{Inbox, Item, Request};
 use crate::reads::Reads;
 use crate::replies::{Reply, ReplySink, Wakes};
@@ -46,7 +47,8 @@ impl<S: LocalStorage> Clone for Node<S> {
 /// What the handles share.
 pub(crate) struct Inner<S: LocalStorage> {
     pub node: NodeId,
-    pub layout: v1::Layout,
+    pub cluster_name: String,
+    pub known_nodes: KnownNodes<S>,
     pub bootstrapped: bool,
     pub started: BootTime,
     pub reads: Arc<Reads<S>>,
@@ -116,7 +118,7 @@ impl<S: LocalStorage> Node<S> {
 
     /// Its cluster's name.
     pub fn cluster_name(&self) -> &str {
-        &self.inner.layout.cluster_name
+        &self.inner.cluster_name
     }
 
     /// Where it listens for other nodes.
@@ -190,21 +192,25 @@ impl<S: LocalStorage> Node<S> {
         None
     }
 
-    /// All ranges as this node knows them, in key order, and the nodes.
-    pub fn routes(&self) -> v1::ListRangesResponse {
-        let mut ranges: Vec<v1::RangeStatus> = self.inner.views.all().iter().map(|view| range_status(view)).collect();
-        // Ranges without a replica here are known from the layout alone.
-        let elsewhere =
-            self.inner.layout.ranges.iter().filter(|known| self.inner.views.get(RangeId(known.range_id)).is_none());
-        ranges.extend(elsewhere.map(|descriptor| v1::RangeStatus {
-            descriptor: Some(descriptor.clone()),
-            leader_node_id: 0,
-            term: 0,
-        }));
-        ranges.sort_by_cached_key(|range| {
-            range.descriptor.as_ref().map(|descriptor| (descriptor.keyspace_id, descriptor.start.clone()))
-        });
-        v1::ListRangesResponse { ranges, nodes: self.nodes() }
+    /// The ranges that have a replica here, as that replica knows them, and the nodes that this one has met.
+    pub fn own_routes(&self) -> v1::ListRangesResponse {
+        let ranges = self.inner.views.all().iter().map(|view| range_status(view)).collect();
+        v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: Vec::new() }
+    }
+
+    /// What placement says of the nodes: connections follow it, and a restart begins with it.
+    pub async fn learn_nodes(&self, nodes: &[v1::NodeRecord]) {
+        self.inner.transport.known_stores().learn(nodes).await;
+        self.inner.transport.learn(nodes);
+        self.inner.known_nodes.learn(nodes, &self.inner.failure).await;
+        if self.inner.failure.is_set() {
+            self.inner.inbox.nudge();
+        }
+    }
+
+    /// The nodes as placement last told them.
+    pub fn known_nodes(&self) -> Vec<v1::NodeRecord> {
+        self.inner.known_nodes.get()
     }
 
     /// Counts the changes of leaders and descriptors.
@@ -231,6 +237,7 @@ impl<S: LocalStorage> Node<S> {
             boot_id: hello.boot_id,
             last_heard_ms: 0,
             disk_full: self.inner.disk.is_full(),
+            ..Default::default()
         }
     }
 
@@ -239,6 +246,17 @@ impl<S: LocalStorage> Node<S> {
         let (reply, answer) = oneshot::channel();
         self.ask(Item::Status { range, reply });
         answer.await.unwrap_or_else(|_| Err(self.inner.reads.closed()))
+    }
+
+    /// The term in which this node leads the range and may serve it; `None`: it does not.
+    pub fn reign(&self, range: RangeId) -> Option<u64> {
+        let view = self.inner.views.get(range)?;
+        (view.serves && view.leader == Some(view.own_node)).then_some(view.term)
+    }
+
+    /// The range as its replica here knows it; `None`: there is no replica here.
+    pub fn descriptor(&self, range: RangeId) -> Option<Arc<v1::RangeDescriptor>> {
+        Some(self.inner.views.get(range)?.descriptor.clone())
     }
 
     /// Whether this node leads the range; `None`: it has no replica of it.
@@ -365,6 +383,7 @@ impl<S: LocalStorage> Node<S> {
         });
         let closed = closing.await;
         self.inner.transport.stop().await;
+        self.inner.known_nodes.close();
         if let Some(reason) = self.failure() {
             return Err(reason);
         }

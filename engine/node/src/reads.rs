@@ -155,6 +155,10 @@ impl<S: LocalStorage> Reads<S> {
             }
             Item::Transfer { reply, .. } => return drop(reply.send(Err(error))),
             Item::Status { reply, .. } => return drop(reply.send(Err(error))),
+            Item::Split { reply, .. } => return drop(reply.send(Err(error))),
+            Item::Check { reply, .. } => return drop(reply.send(Err(error))),
+            // Without an answer the asker knows that the loop has ended.
+            Item::Summaries { reply } => return drop(reply),
             Item::Input(_) | Item::Frame(_) | Item::Snapshot(..) | Item::Stop | Item::Halt => return,
         };
         let response = requests::refusal(request.id, &error);
@@ -205,7 +209,7 @@ impl<S: LocalStorage> Reads<S> {
     fn confirmed(&self, request: &Request, view: &ReadView, result: Result<v1::response::Body, Error>) -> v1::Response {
         let range = RangeId(request.header.range_id);
         let unchanged = match self.views.get(range) {
-            Some(newest) => read::check_epoch(&newest.descriptor, view.descriptor.epoch.as_ref()),
+            Some(newest) => read::check_epoch(&newest.descriptor, &newest.siblings, view.descriptor.epoch.as_ref()),
             None => Err(Error::RangeNotFound { range }),
         };
         self.finished(request, true, view.term, unchanged.and(result))

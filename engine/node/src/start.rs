@@ -10,12 +10,12 @@ use std::sync::{Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use flotilla_engine::apply::ApplyStage;
-use flotilla_engine::bootstrap;
+use flotilla_engine::bootstrap::Birth;
 use flotilla_engine::recover::{self, Boot};
 use flotilla_engine::snapshot::{self, Limits};
 use flotilla_engine::storage::StorageError;
 use flotilla_engine::store::{LogBatch, Store};
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::v1;
 use flotilla_store::{
     DirectoryError, DirectoryState, Identity, OpenError, Options, RocksStorage, StoreDirectory, raise_open_files,
 };
@@ -30,6 +30,7 @@ use crate::disk_watch::{self, DiskState, DiskWatch};
 use crate::events::RangeEvents;
 use crate::failure::{Failure, abort_on_panic};
 use crate::inbox::Inbox;
+use crate::known_nodes::KnownNodes;
 use crate::log_writer::LogWriter;
 use crate::node::{Inner, Node, Threads};
 use crate::pending::Pending;
@@ -86,10 +87,8 @@ pub enum StartError {
     )]
     Plaintext(SocketAddr),
     /// There is no store, and none was to be made.
-    #[error(
-        "{0} holds no store, and no layout for a new one was given: to go on with an old store check the data directory"
-    )]
-    NoLayout(String),
+    #[error("{0} holds no store, and none was to be made: to go on with an old store check the data directory")]
+    NoBirth(String),
     /// The operating system.
     #[error("cannot {what}: {error}")]
     System {
@@ -147,24 +146,18 @@ fn open_files() -> Result<i32, StartError> {
     Ok(i32::try_from(have - OPEN_FILES_OTHER).unwrap_or(default).min(default))
 }
 
-/// The layout for a store that is to be made.
-fn layout(config: &NodeConfig) -> Result<&v1::Layout, StartError> {
-    let Some(layout) = &config.layout else {
-        return Err(StartError::NoLayout(config.data_dir.display().to_string()));
+/// What a store is made with that is to be made.
+fn birth(config: &NodeConfig) -> Result<&Birth, StartError> {
+    let Some(birth) = &config.birth else {
+        return Err(StartError::NoBirth(config.data_dir.display().to_string()));
     };
-    if !layout.nodes.iter().any(|node| node.node_id == config.node_id.0) {
+    if birth.identity.node_id != config.node_id.0 || birth.known.cluster_name != config.cluster_name {
         return Err(StartError::Config(format!(
-            "node {} is not among the members of the new cluster: name all nodes, this one too",
-            config.node_id.0
+            "the new store is that of node {} in cluster \"{}\", and the node is to be node {} in cluster \"{}\"",
+            birth.identity.node_id, birth.known.cluster_name, config.node_id.0, config.cluster_name
         )));
     }
-    if layout.cluster_name != config.cluster_name {
-        return Err(StartError::Config(format!(
-            "the layout is that of cluster \"{}\", and the node is to be one of cluster \"{}\"",
-            layout.cluster_name, config.cluster_name
-        )));
-    }
-    Ok(layout)
+    Ok(birth)
 }
 
 /// The data directory, made if there is none, and whether it was made.
@@ -172,7 +165,7 @@ fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity,
     let path = &config.data_dir;
     match StoreDirectory::probe(path)? {
         DirectoryState::Absent | DirectoryState::Empty => {
-            let identity = Identity::new(bootstrap::cluster_id(layout(config)?), config.node_id);
+            let identity = Identity::new(birth(config)?.identity.cluster_id, config.node_id);
             let directory = StoreDirectory::create(path, identity, config.ballast_bytes)?;
             Ok((Arc::new(directory), identity, true))
         }
@@ -201,17 +194,17 @@ fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -
     let boot = match recover::load(storage).map_err(records)? {
         Some(boot) => boot,
         None => {
-            let layout = layout(config)?;
-            if bootstrap::cluster_id(layout) != identity.cluster_id {
+            let birth = birth(config)?;
+            if birth.identity.cluster_id != identity.cluster_id {
                 return Err(other_cluster(config, "another cluster"));
             }
-            bootstrap::write(storage, config.node_id, clock::random_u64(), layout).map_err(records)?;
+            birth.write(storage).map_err(records)?;
             let missing = || StorageError::Corrupt { what: "what was just written cannot be read".into() };
             recover::load(storage).map_err(records)?.ok_or_else(missing).map_err(records)?
         }
     };
-    if boot.layout.cluster_name != config.cluster_name {
-        return Err(other_cluster(config, &format!("cluster \"{}\"", boot.layout.cluster_name)));
+    if boot.known.cluster_name != config.cluster_name {
+        return Err(other_cluster(config, &format!("cluster \"{}\"", boot.known.cluster_name)));
     }
     if boot.identity.cluster_id != identity.cluster_id || boot.identity.node_id != identity.node_id.0 {
         let what = "its records name another node or cluster than its IDENTITY file".into();
@@ -236,13 +229,9 @@ fn other_cluster(config: &NodeConfig, whose: &str) -> StartError {
     ))
 }
 
-/// All nodes: as laid out, at the addresses that the settings know better.
-fn addresses(config: &NodeConfig, boot: &Boot) -> impl Iterator<Item = (NodeId, String)> {
-    boot.layout.nodes.iter().map(|node| {
-        let id = NodeId(node.node_id);
-        let newer = config.members.iter().find(|(member, _)| *member == id);
-        (id, newer.map_or(&node.peer_addr, |(_, address)| address).clone())
-    })
+/// The other nodes, as they were last known.
+fn others(config: &NodeConfig, boot: &Boot) -> Vec<v1::NodeRecord> {
+    boot.known.nodes.iter().filter(|node| node.node_id != config.node_id.0 && !node.removed).cloned().collect()
 }
 
 /// The address that other nodes are told.
@@ -254,8 +243,8 @@ fn own_peer_addr(config: &NodeConfig, boot: &Boot) -> String {
         Ok(address) if !address.ip().is_unspecified() => address.to_string(),
         // A listener on all interfaces has no address that others could dial.
         _ => {
-            let known = addresses(config, boot).find(|(node, _)| *node == config.node_id);
-            known.map(|(_, address)| address).unwrap_or_default()
+            let known = boot.known.nodes.iter().find(|node| node.node_id == config.node_id.0);
+            known.map(|node| node.peer_addr.clone()).unwrap_or_default()
         }
     }
 }
@@ -324,10 +313,11 @@ fn run<S: LocalStorage>(
         engine.seed = clock::random_u64();
     }
     let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
-    let known_stores = KnownStores::load(&storage).map_err(|error| unusable(&config, error))?;
+    let known_stores = KnownStores::load(&storage, &boot.known.nodes).map_err(|error| unusable(&config, error))?;
+    let known_nodes = KnownNodes::new(storage.clone(), boot.known.clone());
     let shared = share(&config, storage, boot, &store);
     let hello = own_hello(&config, boot);
-    let nodes = addresses(&config, boot).filter(|(node, _)| *node != config.node_id).collect();
+    let nodes = others(&config, boot);
     let transport = Transport::start(transport::Setup {
         hello,
         nodes,
@@ -374,7 +364,8 @@ fn run<S: LocalStorage>(
     let threads = spawn(&shared, directory, queue, config.sync_batches_max, store_loop)?;
     Ok(Node::from_inner(Inner {
         node: config.node_id,
-        layout: boot.layout.clone(),
+        cluster_name: boot.known.cluster_name.clone(),
+        known_nodes,
         bootstrapped,
         started,
         reads: shared.reads,

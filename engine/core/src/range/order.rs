@@ -29,6 +29,10 @@ impl Range {
     /// Takes an order; a newer one replaces it. Only a leader has any: what a former one was told may have been
     /// taken back since.
     pub(crate) fn order(&mut self, order: v1::RangeOrder) {
+        // Placement repeats its orders with each answer.
+        if self.order.as_ref() == Some(&order) {
+            return;
+        }
         self.forget_order();
         if self.leads() && order.order_id != 0 {
             self.order = Some(order);

@@ -32,14 +32,16 @@ pub(crate) struct KnownStores {
 }
 
 impl KnownStores {
-    /// What the storage remembers.
-    pub fn load<S: LocalStorage>(storage: &S) -> storage::Result<Self> {
+    /// What the storage remembers, and what placement said of nodes that were never met.
+    pub fn load<S: LocalStorage>(storage: &S, nodes: &[v1::NodeRecord]) -> storage::Result<Self> {
         let key = meta(MetaRecord::KnownStores);
         let stored: v1::KnownStores = match storage.get(Family::Meta, &key)? {
             Some(stored) => record::decode(&stored, "known stores of other nodes")?,
             None => v1::KnownStores::default(),
         };
-        let known = stored.stores.into_iter().map(|store| (NodeId(store.node_id), store.store_id)).collect();
+        let told = nodes.iter().filter(|node| node.store_id != 0).map(|node| (NodeId(node.node_id), node.store_id));
+        let met = stored.stores.into_iter().map(|store| (NodeId(store.node_id), store.store_id));
+        let known = told.chain(met).collect();
         let storage = storage.clone();
         let save: Save = Arc::new(move |stores| {
             let mut batch = storage.batch();
@@ -48,6 +50,14 @@ impl KnownStores {
             storage.sync()
         });
         Ok(Self { known: Mutex::new(known), save: std::sync::Mutex::new(Some(save)) })
+    }
+
+    /// Takes over what placement says of nodes that were never met.
+    pub async fn learn(&self, nodes: &[v1::NodeRecord]) {
+        let mut known = self.known.lock().await;
+        for node in nodes.iter().filter(|node| node.store_id != 0) {
+            known.entry(NodeId(node.node_id)).or_insert(node.store_id);
+        }
     }
 
     /// Lets a node in whose store is the known one. That of a node that was never met is remembered

@@ -167,8 +167,8 @@ impl Pace {
 /// What the transport needs to know.
 pub(crate) struct Setup {
     pub hello: v1::Hello,
-    /// The other nodes.
-    pub nodes: Vec<(NodeId, String)>,
+    /// The other nodes, as far as they are known.
+    pub nodes: Vec<v1::NodeRecord>,
     pub known_stores: KnownStores,
     pub staging: Arc<dyn Staging>,
     pub listener: TcpListener,
@@ -184,7 +184,8 @@ pub(crate) struct Transport {
     context: Arc<Context>,
     _staging: Arc<dyn Staging>,
     address: SocketAddr,
-    dialling: Mutex<Vec<JoinHandle<()>>>,
+    runtime: Handle,
+    dialling: Mutex<Vec<(NodeId, JoinHandle<()>)>>,
     serving: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -195,10 +196,9 @@ impl Transport {
         setup.listener.set_nonblocking(true)?;
         let address = setup.listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(setup.listener)?;
-        let (peers, queues) = Peers::new(setup.nodes);
         let context = Arc::new(Context {
             hello: setup.hello,
-            peers,
+            peers: Peers::default(),
             known_stores: setup.known_stores,
             inbox: setup.inbox,
             counters: setup.counters,
@@ -215,19 +215,37 @@ impl Transport {
             snapshots: AtomicU64::new(1),
         });
         let serving = setup.runtime.spawn(serve(Arc::clone(&context), listener));
-        let mut dialling = Vec::new();
-        for (peer, queue) in queues {
-            dialling.push(setup.runtime.spawn(raft_out::run(Arc::clone(&context), Arc::clone(&peer))));
-            dialling.push(setup.runtime.spawn(bulk_out::run(Arc::clone(&context), peer, queue)));
-        }
         drop(entered);
-        Ok(Self {
-            context,
-            _staging: setup.staging,
-            address,
-            dialling: Mutex::new(dialling),
-            serving: Mutex::new(Some(serving)),
-        })
+        let (dialling, serving) = (Mutex::default(), Mutex::new(Some(serving)));
+        let transport =
+            Self { context, _staging: setup.staging, address, runtime: setup.runtime, dialling, serving };
+        transport.learn(&setup.nodes);
+        Ok(transport)
+    }
+
+    /// Takes what is known of the other nodes: dials those that are new, lets go of those that are gone for good, and
+    /// remembers all of them for the next start.
+    pub fn learn(&self, nodes: &[v1::NodeRecord]) {
+        let own = self.context.hello.node_id;
+        let others: Vec<v1::NodeRecord> = nodes.iter().filter(|node| node.node_id != own).cloned().collect();
+        let (queues, gone) = self.context.peers.learn(&others);
+        let mut dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.context.shutdown.borrow() {
+            return;
+        }
+        for (peer, queue) in queues {
+            let (node, context) = (peer.node, &self.context);
+            let raft = self.runtime.spawn(raft_out::run(Arc::clone(context), Arc::clone(&peer)));
+            let bulk = self.runtime.spawn(bulk_out::run(Arc::clone(context), peer, queue));
+            dialling.extend([(node, raft), (node, bulk)]);
+        }
+        dialling.retain(|(node, task)| {
+            let stays = !gone.contains(node);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
     }
 
     /// The loop's end of it.
@@ -245,6 +263,11 @@ impl Transport {
         &self.context.peers
     }
 
+    /// Which store each of them had.
+    pub fn known_stores(&self) -> &KnownStores {
+        &self.context.known_stores
+    }
+
     /// What this node says of itself.
     pub fn hello(&self) -> &v1::Hello {
         &self.context.hello
@@ -255,7 +278,7 @@ impl Transport {
         self.context.shutdown.send_replace(true);
         self.context.known_stores.close();
         let dialling = std::mem::take(&mut *self.dialling.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in dialling {
+        for (_, task) in dialling {
             task.abort();
             // Cancelled, as it was just told.
             drop(task.await);
@@ -275,7 +298,7 @@ impl Drop for Transport {
         self.context.shutdown.send_replace(true);
         self.context.known_stores.close();
         let dialling = self.dialling.get_mut().unwrap_or_else(PoisonError::into_inner);
-        dialling.drain(..).for_each(|task| task.abort());
+        dialling.drain(..).for_each(|(_, task)| task.abort());
     }
 }
 

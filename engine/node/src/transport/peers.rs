@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use flotilla_engine::store::Envelope;
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{NodeId, v1};
@@ -32,7 +33,7 @@ pub(crate) struct Peer {
 
 #[derive(Clone, Debug, Default)]
 struct PeerState {
-    /// As the settings have it.
+    /// As placement has it.
     configured: String,
     /// Whether to dial that instead of what the node says of itself.
     prefer_configured: bool,
@@ -52,6 +53,21 @@ impl PeerState {
 }
 
 impl Peer {
+    fn new(record: &v1::NodeRecord) -> (Arc<Self>, mpsc::Receiver<Envelope>) {
+        let (snapshots, queue) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
+        let state =
+            PeerState { trouble: Some("not reached yet".into()), down_since: clock::now(), ..PeerState::default() };
+        let peer = Self {
+            node: NodeId(record.node_id),
+            outbox: Arc::default(),
+            snapshots,
+            last_heard: AtomicU64::new(clock::now().0),
+            state: Mutex::new(state),
+        };
+        peer.configure(record);
+        (Arc::new(peer), queue)
+    }
+
     fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,6 +93,21 @@ impl Peer {
         state.hello = hello.clone();
         drop(state);
         self.heard();
+    }
+
+    /// What placement says of it.
+    fn configure(&self, record: &v1::NodeRecord) {
+        let mut state = self.lock();
+        if state.configured != record.peer_addr {
+            state.configured.clone_from(&record.peer_addr);
+            state.prefer_configured = true;
+        }
+        // Until it has introduced itself, what it told placement is the newest that is known.
+        if state.hello.node_id == 0 {
+            state.hello.client_addr.clone_from(&record.client_addr);
+            state.hello.http_addr.clone_from(&record.http_addr);
+            state.hello.version.clone_from(&record.version);
+        }
     }
 
     /// A frame came from it.
@@ -118,6 +149,7 @@ impl Peer {
             boot_id: state.hello.boot_id,
             last_heard_ms: u64::try_from(now.since(BootTime(heard)).as_millis()).unwrap_or(u64::MAX),
             disk_full: state.disk_full,
+            ..Default::default()
         }
     }
 
@@ -133,46 +165,48 @@ impl Peer {
 pub(crate) type SnapshotQueue = (Arc<Peer>, mpsc::Receiver<Envelope>);
 
 /// All other nodes of the cluster, and who was turned away at the door.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Peers {
-    all: BTreeMap<NodeId, Arc<Peer>>,
+    all: ArcSwap<BTreeMap<NodeId, Arc<Peer>>>,
     refusals: Mutex<VecDeque<(BootTime, String)>>,
 }
 
 impl Peers {
-    /// The nodes of a cluster but this one, with the ends of their snapshot queues.
-    pub fn new(nodes: impl IntoIterator<Item = (NodeId, String)>) -> (Self, Vec<SnapshotQueue>) {
-        let mut all = BTreeMap::new();
-        let mut queues = Vec::new();
-        for (node, address) in nodes {
-            let (snapshots, queue) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
-            let state = PeerState {
-                configured: address,
-                trouble: Some("not reached yet".into()),
-                down_since: clock::now(),
-                ..PeerState::default()
-            };
-            let peer = Arc::new(Peer {
-                node,
-                outbox: Arc::default(),
-                snapshots,
-                last_heard: AtomicU64::new(clock::now().0),
-                state: Mutex::new(state),
-            });
-            queues.push((Arc::clone(&peer), queue));
-            all.insert(node, peer);
+    /// Takes what is known of the other nodes; returns those that are new, with the ends of their snapshot queues,
+    /// and those that are gone for good.
+    pub fn learn(&self, nodes: &[v1::NodeRecord]) -> (Vec<SnapshotQueue>, Vec<NodeId>) {
+        let mut all = BTreeMap::clone(&self.all.load());
+        let (mut queues, mut gone) = (Vec::new(), Vec::new());
+        for record in nodes {
+            let node = NodeId(record.node_id);
+            match all.get(&node) {
+                Some(_) if record.removed => {
+                    all.remove(&node);
+                    gone.push(node);
+                }
+                Some(peer) => peer.configure(record),
+                None if record.removed => {}
+                None => {
+                    let (peer, queue) = Peer::new(record);
+                    queues.push((Arc::clone(&peer), queue));
+                    all.insert(node, peer);
+                }
+            }
         }
-        (Self { all, refusals: Mutex::default() }, queues)
+        if !queues.is_empty() || !gone.is_empty() {
+            self.all.store(Arc::new(all));
+        }
+        (queues, gone)
     }
 
     /// One of them.
-    pub fn get(&self, node: NodeId) -> Option<&Arc<Peer>> {
-        self.all.get(&node)
+    pub fn get(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.all.load().get(&node).cloned()
     }
 
     /// Whether there is a connection to any.
     pub fn any_live(&self) -> bool {
-        self.all.values().any(|peer| peer.outbox.is_open())
+        self.all.load().values().any(|peer| peer.outbox.is_open())
     }
 
     /// Notes that a caller was turned away.
@@ -194,7 +228,7 @@ impl Peers {
     /// All of them, by id.
     pub fn infos(&self) -> Vec<v1::NodeInfo> {
         let now = clock::now();
-        self.all.values().map(|peer| peer.info(now)).collect()
+        self.all.load().values().map(|peer| peer.info(now)).collect()
     }
 
     /// What a person should know: a line each.
@@ -203,6 +237,6 @@ impl Peers {
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = refusals.iter().filter(|(when, _)| now.since(*when) < REFUSAL_SHOWN);
         let turned_away = recent.map(|(_, words)| format!("a node was turned away: {words}"));
-        self.all.values().filter_map(|peer| peer.problem(now)).chain(turned_away).collect()
+        self.all.load().values().filter_map(|peer| peer.problem(now)).chain(turned_away).collect()
     }
 }

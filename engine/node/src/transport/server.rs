@@ -123,7 +123,7 @@ async fn welcome(context: &Context, frames: &mut Streaming<Bytes>) -> Result<Arc
     hello::admit(context, &theirs, None).await?;
     let peer = context.peers.get(NodeId(theirs.node_id)).expect("who is admitted is a member");
     peer.introduced(&theirs);
-    Ok(Arc::clone(peer))
+    Ok(peer)
 }
 
 /// The next frame of a connection; the error is for the sender.
