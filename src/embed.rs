@@ -63,12 +63,11 @@ impl Node {
     /// A cluster of one node, in a data directory that is made if need be.
     pub fn builder() -> NodeBuilder {
         let config = Config {
-            node_id: Some(1),
             client_listen: "127.0.0.1:0".into(),
             peer_listen: "127.0.0.1:0".into(),
             http_listen: "127.0.0.1:0".into(),
-            initial_nodes: "1=127.0.0.1:0".into(),
             bootstrap: true,
+            initial_replicas: 1,
             memory_bytes: 64 << 20,
             ..Config::default()
         };
@@ -100,6 +99,16 @@ impl Node {
         self.server.stop().await
     }
 
+    /// Waits until every range has so many voters.
+    async fn replicated(&self, replicas: usize) -> Result<(), ServerError> {
+        tokio::select! {
+            done = tokio::time::timeout(READY_TIMEOUT, self.server.replicated(replicas)) => {
+                done.map_err(|_| ServerError::Start(format!("not every range has come to {replicas} replicas")))
+            }
+            reason = self.failed() => Err(ServerError::Failed(reason)),
+        }
+    }
+
     async fn ready(&self) -> Result<(), ServerError> {
         let engine = self.engine();
         let mut changes = engine.route_changes();
@@ -125,21 +134,28 @@ impl Cluster {
     pub async fn start(directory: impl Into<PathBuf>, nodes: u64) -> Result<Self, ServerError> {
         let directory = directory.into();
         let peers = peer_addresses(&directory, nodes)?;
-        let members: Vec<String> = peers.iter().enumerate().map(|(at, peer)| format!("{}={peer}", at + 1)).collect();
-        let configs = (1..=nodes).zip(&peers).map(|(id, peer)| {
+        let configs = (1..=nodes).zip(&peers).map(|(number, peer)| {
             let mut config = Node::builder().config;
-            config.node_id = Some(id);
-            config.data = directory.join(format!("node-{id}"));
+            config.data = directory.join(format!("node-{number}"));
             config.peer_listen.clone_from(peer);
-            config.initial_nodes = members.join(",");
+            config.initial_replicas = replicas(nodes);
+            config.bootstrap = number == 1;
             config
         });
         let mut cluster = Self { nodes: Vec::new(), configs: configs.collect() };
-        for config in &cluster.configs {
+        // One after the other: the first one begins the cluster, and ids are given out as nodes come.
+        for config in &mut cluster.configs {
+            if let Some(Some(first)) = cluster.nodes.first() {
+                let first: &Node = first;
+                config.join = first.client_addr().to_string();
+            }
             cluster.nodes.push(Some(Node { server: Server::start(config.clone()).await? }));
         }
         for node in cluster.nodes.iter().flatten() {
             node.ready().await?;
+        }
+        if let Some(Some(first)) = cluster.nodes.first() {
+            first.replicated(replicas(nodes) as usize).await?;
         }
         Ok(cluster)
     }
@@ -181,8 +197,13 @@ impl Cluster {
     }
 }
 
-/// Addresses between the nodes: kept in the directory, since the cluster's identity comes from those
-/// that it was born with.
+/// Replicas of each range of a cluster of so many nodes.
+fn replicas(nodes: u64) -> u32 {
+    nodes.min(3) as u32
+}
+
+/// Addresses between the nodes: kept in the directory, so that the nodes of a cluster that was stopped find each
+/// other again.
 fn peer_addresses(directory: &std::path::Path, nodes: u64) -> Result<Vec<String>, ServerError> {
     let failed = |error: std::io::Error| ServerError::Start(format!("{}: {error}", directory.display()));
     let path = directory.join("PEERS");

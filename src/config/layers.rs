@@ -29,14 +29,6 @@ pub enum ConfigError {
         /// What is wrong, or what would be right.
         what: String,
     },
-    /// A setting that must be given.
-    #[error("{name} is missing: {what}")]
-    Missing {
-        /// The setting.
-        name: String,
-        /// What it is for.
-        what: String,
-    },
     /// The file cannot be read.
     #[error("{}: {what}", path.display())]
     File {
@@ -58,10 +50,6 @@ impl ConfigError {
     pub(crate) fn value(name: &str, value: &str, what: &str) -> Self {
         Self::Value { name: name.into(), value: value.into(), what: what.into() }
     }
-
-    pub(crate) fn missing(name: &str, what: &str) -> Self {
-        Self::Missing { name: name.into(), what: what.into() }
-    }
 }
 
 impl Config {
@@ -77,21 +65,13 @@ impl Config {
         }
         lay(&mut layers, from_environment(environment)?, "the environment")?;
         lay(&mut layers, flags.to_table(), "the command line")?;
-        if layers.get("node-id") == Some(&Value::Integer(NOT_GIVEN)) {
-            layers.remove("node-id");
-        }
         layers.try_into().map_err(|error: toml::de::Error| ConfigError::value("configuration", "", error.message()))
     }
 }
 
-/// Stands for a node id that no layer gives.
-const NOT_GIVEN: i64 = -1;
-
 /// All settings with their defaults.
 fn known() -> Table {
-    let mut table = Table::try_from(Config::default()).expect("settings are numbers, texts and flags");
-    table.insert("node-id".into(), Value::Integer(NOT_GIVEN));
-    table
+    Table::try_from(Config::default()).expect("settings are numbers, texts and flags")
 }
 
 /// Puts a layer over the others, key by key.

@@ -11,19 +11,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_engine::config::ReadMode;
-use flotilla_proto::NodeId;
 use serde::{Deserialize, Serialize};
 
 pub use layers::ConfigError;
 pub use overrides::Overrides;
 
+/// Most replicas of a range.
+const REPLICAS_MAX: u32 = 7;
+/// A node that restarts may be silent for some seconds.
+const NODE_DEAD_AFTER_MS_MIN: u64 = 2_000;
+
 /// A node's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Config {
-    /// The node's id, from 1; required for a new data directory, afterwards kept there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_id: Option<u64>,
     /// The data directory.
     pub data: PathBuf,
     /// Where clients connect.
@@ -38,17 +39,20 @@ pub struct Config {
     pub advertise_peer_addr: String,
     /// Where metrics are said to be; empty: `http-listen`.
     pub advertise_http_addr: String,
-    /// The cluster's first members, `1=HOST:PORT,2=HOST:PORT,...` with the addresses between nodes; the
-    /// same on all of them.
-    pub initial_nodes: String,
-    /// The cluster's name; the same on all nodes. Two clusters must differ in it or in their members.
+    /// The cluster's name; the same on all nodes.
     pub cluster_name: String,
-    /// Ranges that a new cluster is born with.
-    pub initial_ranges: u32,
-    /// Replicas of each range; 0: three, or as many as there are nodes if these are fewer.
-    pub initial_replicas: usize,
-    /// Make a new store if the data directory is empty.
+    /// Begin a new cluster if the data directory is empty.
     pub bootstrap: bool,
+    /// Join the cluster of these nodes if the data directory is empty: `HOST:PORT,...`, where they serve clients.
+    pub join: String,
+    /// Ranges that the default keyspace of a new cluster begins with.
+    pub initial_ranges: u32,
+    /// Replicas of each range of a new cluster's default keyspace that are aimed at; 0: three.
+    pub initial_replicas: u32,
+    /// Bytes of data beyond which a range of a new cluster's default keyspace is split; 0: never by size.
+    pub split_bytes: u64,
+    /// A node that is silent for longer is dead: its replicas are rebuilt on others. In milliseconds.
+    pub node_dead_after_ms: u64,
     /// Listen, and talk to nodes, off loopback without encryption.
     pub plaintext_off_loopback: bool,
     /// Memory for RocksDB's write buffers and cache, in bytes; 0: 40% of the machine's.
@@ -94,7 +98,6 @@ impl From<ReadModeName> for ReadMode {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            node_id: None,
             data: PathBuf::from("flotilla-data"),
             client_listen: "127.0.0.1:7300".into(),
             peer_listen: "127.0.0.1:7301".into(),
@@ -102,11 +105,13 @@ impl Default for Config {
             advertise_client_addr: String::new(),
             advertise_peer_addr: String::new(),
             advertise_http_addr: String::new(),
-            initial_nodes: String::new(),
             cluster_name: "flotilla".into(),
-            initial_ranges: 16,
-            initial_replicas: 0,
             bootstrap: false,
+            join: String::new(),
+            initial_ranges: 1,
+            initial_replicas: 0,
+            split_bytes: 256 << 20,
+            node_dead_after_ms: 300_000,
             plaintext_off_loopback: false,
             memory_bytes: 0,
             read_mode: ReadModeName::Lease,
@@ -135,9 +140,6 @@ pub struct Listen {
 impl Config {
     /// Checks each setting by itself and against the others.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.node_id == Some(0) {
-            return Err(ConfigError::value("node-id", "0", "ids start at 1"));
-        }
         let listen = self.listen()?;
         if !self.plaintext_off_loopback {
             for (name, address) in
@@ -152,25 +154,18 @@ impl Config {
                 }
             }
         }
-        let members = self.members()?;
-        if self.bootstrap && members.is_empty() {
-            return Err(ConfigError::missing(
-                "initial-nodes",
-                "a new cluster needs its members: 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT",
-            ));
+        if self.bootstrap && !self.join.is_empty() {
+            let what = "it comes with --bootstrap: begin a new cluster, or join one";
+            return Err(ConfigError::value("join", &self.join, what));
         }
-        if let (Some(id), false) = (self.node_id, members.is_empty())
-            && !members.iter().any(|(member, _)| member.0 == id)
-        {
-            return Err(ConfigError::value(
-                "initial-nodes",
-                &self.initial_nodes,
-                &format!("node {id}, this one, is not among them"),
-            ));
-        }
-        if !members.is_empty() && self.replicas(members.len()) > members.len() {
-            let what = format!("there are only {} nodes", members.len());
+        self.join_addresses()?;
+        if self.initial_replicas > REPLICAS_MAX {
+            let what = format!("1 to {REPLICAS_MAX}, or 0 for three");
             return Err(ConfigError::value("initial-replicas", &self.initial_replicas.to_string(), &what));
+        }
+        if self.node_dead_after_ms < NODE_DEAD_AFTER_MS_MIN {
+            let what = format!("at least {NODE_DEAD_AFTER_MS_MIN}: a node that restarts must not count as dead");
+            return Err(ConfigError::value("node-dead-after-ms", &self.node_dead_after_ms.to_string(), &what));
         }
         if self.initial_ranges == 0 || self.initial_ranges > flotilla_placement::RANGES_MAX {
             let what = format!("1 to {}", flotilla_placement::RANGES_MAX);
@@ -188,30 +183,23 @@ impl Config {
         })
     }
 
-    /// The members named by `initial-nodes`, by id.
-    pub fn members(&self) -> Result<Vec<(NodeId, String)>, ConfigError> {
-        let bad = |what: &str| ConfigError::value("initial-nodes", &self.initial_nodes, what);
-        let mut members = Vec::new();
-        for part in self.initial_nodes.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (id, address) = part.split_once('=').ok_or_else(|| bad("write ID=HOST:PORT, separated by commas"))?;
-            let id: u64 = id.trim().parse().map_err(|_| bad(&format!("\"{id}\" is no node id: a number from 1")))?;
-            let address = address.trim();
-            let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-            if id == 0 || port.and_then(|port| port.parse::<u16>().ok()).is_none() {
-                return Err(bad(&format!("\"{part}\" is not ID=HOST:PORT")));
-            }
-            members.push((NodeId(id), address.to_owned()));
-        }
-        members.sort();
-        if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(bad(&format!("node {} is named twice", pair[0].0.0)));
-        }
-        Ok(members)
+    /// The addresses in `join`.
+    pub fn join_addresses(&self) -> Result<Vec<String>, ConfigError> {
+        let parts = self.join.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts
+            .map(|part| match part.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(part.to_owned()),
+                _ => Err(ConfigError::value("join", &self.join, &format!("\"{part}\" is not HOST:PORT"))),
+            })
+            .collect()
     }
 
-    /// Replicas of each range in a cluster of so many nodes.
-    pub fn replicas(&self, nodes: usize) -> usize {
-        if self.initial_replicas == 0 { nodes.min(3) } else { self.initial_replicas }
+    /// What the placement service is told.
+    pub fn placement(&self) -> flotilla_placement::Config {
+        flotilla_placement::Config {
+            node_dead_after: Duration::from_millis(self.node_dead_after_ms),
+            ..flotilla_placement::Config::default()
+        }
     }
 
     /// What is logged.

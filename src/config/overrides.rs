@@ -10,9 +10,6 @@ use super::ReadModeName;
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Overrides {
-    /// The node's id, from 1
-    #[arg(long, value_name = "ID")]
-    pub node_id: Option<u64>,
     /// The data directory
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
@@ -34,22 +31,29 @@ pub struct Overrides {
     /// Where metrics are said to be
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_http_addr: Option<String>,
-    /// The cluster's first members, with their addresses between nodes; the same on all of them
-    #[arg(long, value_name = "1=HOST:PORT,2=...")]
-    pub initial_nodes: Option<String>,
     /// The cluster's name; the same on all nodes
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
-    /// Ranges that a new cluster is born with
-    #[arg(long, value_name = "N")]
-    pub initial_ranges: Option<u32>,
-    /// Replicas of each range
-    #[arg(long, value_name = "N")]
-    pub initial_replicas: Option<usize>,
-    /// Make a new store if the data directory is empty; on an initialised one this does nothing
+    /// Begin a new cluster if the data directory is empty; on an initialised one this does nothing
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub bootstrap: bool,
+    /// Join the cluster of these nodes (where they serve clients) if the data directory is empty; on an initialised
+    /// one this does nothing
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub join: Option<String>,
+    /// Ranges that the default keyspace of a new cluster begins with
+    #[arg(long, value_name = "N")]
+    pub initial_ranges: Option<u32>,
+    /// Replicas of each range of a new cluster's default keyspace; 0: three
+    #[arg(long, value_name = "N")]
+    pub initial_replicas: Option<u32>,
+    /// Bytes of data beyond which a range of a new cluster's default keyspace is split; 0: never by size
+    #[arg(long, value_name = "BYTES")]
+    pub split_bytes: Option<u64>,
+    /// How long a node may be silent before its replicas are rebuilt on others
+    #[arg(long, value_name = "MS")]
+    pub node_dead_after_ms: Option<u64>,
     /// Listen, and talk to nodes, off loopback without encryption
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]

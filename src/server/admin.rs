@@ -3,38 +3,50 @@
 use std::time::Duration;
 
 use flotilla_node::Node;
-use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
+use flotilla_placement::{Request as Ask, Response as Answer};
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
 
+use super::check;
+use super::placement::Handle;
+use super::table::RouteTable;
+
 /// The service.
 pub(super) struct Service {
     node: Node,
+    table: RouteTable,
+    placement: Handle,
 }
 
 impl Service {
-    pub(super) fn new(node: Node) -> Self {
-        Self { node }
+    pub(super) fn new(node: Node, table: RouteTable, placement: Handle) -> Self {
+        Self { node, table, placement }
     }
 
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that
-    /// no layout has.
+    /// nobody knows.
     fn must_lead(&self, range: RangeId) -> Result<(), Error> {
         if self.node.leads(range) == Some(true) {
             return Ok(());
         }
-        let known = self.node.routes().ranges.into_iter().filter_map(|status| status.descriptor);
-        let descriptors: Vec<_> = known.filter(|descriptor| descriptor.range_id == range.0).collect();
-        if descriptors.is_empty() {
-            return Err(unknown_range(range));
-        }
-        Err(Error::NotLeader { range, leader: self.node.leader(range), descriptors })
+        let Some(route) = self.table.range(range.0) else { return Err(unknown_range(range)) };
+        let known = Some(NodeId(route.leader_node_id)).filter(|node| node.0 != 0 && *node != self.node.node_id());
+        let leader = self.node.leader(range).or(known);
+        Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
     }
 }
 
 fn unknown_range(range: RangeId) -> Error {
     Error::invalid(format!("there is no range {}", range.0), "`flotilla range list` shows all ranges")
+}
+
+fn timeout(millis: u64) -> Duration {
+    Duration::from_millis(if millis == 0 { TIMEOUT_MS_DEFAULT } else { millis.min(TIMEOUT_MS_MAX) })
+}
+
+fn other_answer() -> Status {
+    Error::Unavailable { reason: "the placement service answered something else".into() }.into()
 }
 
 #[tonic::async_trait]
@@ -44,10 +56,13 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::ListRangesRequest>,
     ) -> Result<Response<v1::ListRangesResponse>, Status> {
         let keyspace = request.into_inner().keyspace;
-        if !keyspace.is_empty() && keyspace != DEFAULT_KEYSPACE_NAME {
-            return Err(Error::KeyspaceNotFound { name: keyspace }.into());
+        let mut routes = self.table.routes();
+        if !keyspace.is_empty() {
+            let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
+            let id = known.ok_or(Error::KeyspaceNotFound { name: keyspace })?;
+            routes.ranges.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.keyspace_id == id));
         }
-        Ok(Response::new(self.node.routes()))
+        Ok(Response::new(routes))
     }
 
     async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Result<Response<v1::GetRangeResponse>, Status> {
@@ -60,7 +75,7 @@ impl v1::admin_server::Admin for Service {
     }
 
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Ok(Response::new(v1::ListNodesResponse { nodes: self.node.nodes() }))
+        Ok(Response::new(v1::ListNodesResponse { nodes: self.table.routes().nodes }))
     }
 
     async fn transfer_leader(
@@ -70,12 +85,108 @@ impl v1::admin_server::Admin for Service {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
         self.must_lead(range)?;
-        let timeout = if request.timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { request.timeout_ms.min(TIMEOUT_MS_MAX) };
-        let done = self.node.transfer_leader(range, NodeId(request.to_node_id), Duration::from_millis(timeout)).await?;
+        let done = self.node.transfer_leader(range, NodeId(request.to_node_id), timeout(request.timeout_ms)).await?;
         Ok(Response::new(done))
     }
 
     async fn node_status(&self, _: Request<v1::NodeStatusRequest>) -> Result<Response<v1::NodeStatusResponse>, Status> {
         Ok(Response::new(self.node.status()))
+    }
+
+    async fn split_range(
+        &self,
+        request: Request<v1::SplitRangeRequest>,
+    ) -> Result<Response<v1::SplitRangeResponse>, Status> {
+        let request = request.into_inner();
+        let range = RangeId(request.range_id);
+        self.must_lead(range)?;
+        let ranges = self.node.split(range, request.keys, request.parts, timeout(request.timeout_ms)).await?;
+        Ok(Response::new(v1::SplitRangeResponse { ranges }))
+    }
+
+    async fn check_range(
+        &self,
+        request: Request<v1::CheckRangeRequest>,
+    ) -> Result<Response<v1::CheckRangeResponse>, Status> {
+        let request = request.into_inner();
+        let range = RangeId(request.range_id);
+        self.must_lead(range)?;
+        let answer = check::run(&self.node, &self.table, range, timeout(request.timeout_ms)).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn range_checksum(
+        &self,
+        request: Request<v1::RangeChecksumRequest>,
+    ) -> Result<Response<v1::RangeChecksumResponse>, Status> {
+        let request = request.into_inner();
+        let (range, timeout) = (RangeId(request.range_id), timeout(request.timeout_ms));
+        Ok(Response::new(self.node.checksums(range, request.check_id, timeout).await?))
+    }
+
+    async fn range_events(
+        &self,
+        request: Request<v1::RangeEventsRequest>,
+    ) -> Result<Response<v1::RangeEventsResponse>, Status> {
+        let events = self.node.range_events(RangeId(request.into_inner().range_id));
+        Ok(Response::new(v1::RangeEventsResponse { events }))
+    }
+
+    async fn move_replica(
+        &self,
+        request: Request<v1::MoveReplicaRequest>,
+    ) -> Result<Response<v1::MoveReplicaResponse>, Status> {
+        match self.placement.ask(Ask::MoveReplica(request.into_inner())).await? {
+            Answer::MoveReplica(answer) => Ok(Response::new(answer)),
+            _ => Err(other_answer()),
+        }
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        match self.placement.ask(Ask::DrainNode(request.into_inner())).await? {
+            Answer::DrainNode(answer) => Ok(Response::new(answer)),
+            _ => Err(other_answer()),
+        }
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<v1::CreateKeyspaceRequest>,
+    ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
+        match self.placement.ask(Ask::CreateKeyspace(request.into_inner())).await? {
+            Answer::CreateKeyspace(answer) => Ok(Response::new(answer)),
+            _ => Err(other_answer()),
+        }
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _: Request<v1::ListKeyspacesRequest>,
+    ) -> Result<Response<v1::ListKeyspacesResponse>, Status> {
+        let keyspaces = self.table.routes().keyspaces;
+        Ok(Response::new(v1::ListKeyspacesResponse { keyspaces }))
+    }
+
+    async fn set_keyspace(
+        &self,
+        request: Request<v1::SetKeyspaceRequest>,
+    ) -> Result<Response<v1::SetKeyspaceResponse>, Status> {
+        match self.placement.ask(Ask::SetKeyspace(request.into_inner())).await? {
+            Answer::SetKeyspace(answer) => Ok(Response::new(answer)),
+            _ => Err(other_answer()),
+        }
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<v1::DropKeyspaceRequest>,
+    ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
+        match self.placement.ask(Ask::DropKeyspace(request.into_inner())).await? {
+            Answer::DropKeyspace(answer) => Ok(Response::new(answer)),
+            _ => Err(other_answer()),
+        }
     }
 }

@@ -10,29 +10,34 @@
 //! All three are bound before the data directory is touched, so that a port in use is said first.
 
 mod admin;
+mod birth;
+mod check;
 mod details;
 mod http;
 mod kv;
 mod logging;
 mod metrics;
+mod placement;
 mod routes;
 mod stream;
+mod table;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_engine::bootstrap::Birth;
 use flotilla_node::{Doors, Node, NodeConfig, Proof};
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
-use flotilla_store::{DirectoryState, StoreDirectory};
 use tokio::net::TcpListener as AsyncListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, Listen};
 use routes::{NodeRoutes, NodeTransport};
+use table::RouteTable;
 
 pub use logging::{LogHandle, init as init_logging};
 
@@ -49,6 +54,8 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Routes that change often are taken over in groups.
+const ROUTES_PAUSE: Duration = Duration::from_millis(10);
 /// How long connections may go on after the stop was asked for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -81,7 +88,7 @@ pub enum ServerError {
     },
     /// There is no store, and none was to be made.
     #[error(
-        "{path} holds no store; to make one for a new cluster add --bootstrap and --initial-nodes, to go on with an old one check --data"
+        "{path} holds no store; add --bootstrap to make the first one of a new cluster, --join ADDR to make one that joins a cluster, or check --data to go on with an old one"
     )]
     NotBootstrapped {
         /// The data directory.
@@ -111,6 +118,7 @@ impl ServerError {
 /// A running node.
 pub struct Server {
     node: Node,
+    table: RouteTable,
     router: NodeRouter,
     client: SocketAddr,
     http: SocketAddr,
@@ -132,20 +140,25 @@ impl Server {
         let addresses =
             |listener: &TcpListener| listener.local_addr().map_err(|error| ServerError::Start(error.to_string()));
         let (client, http) = (addresses(&listeners.client)?, addresses(&listeners.http)?);
-        let node_config = node_config(&config, listeners.peer, client, http)?;
+        let own = birth::Addresses {
+            peer: birth::advertised(&config.advertise_peer_addr, addresses(&listeners.peer)?),
+            client: birth::advertised(&config.advertise_client_addr, client),
+            http: birth::advertised(&config.advertise_http_addr, http),
+        };
+        let (node_id, birth) = birth::decide(&config, &own).await?;
+        let node_config = node_config(&config, node_id, birth, listeners.peer, &own);
         let started = tokio::task::spawn_blocking(move || Node::start(node_config)).await;
         let node = started
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| ServerError::Start(error.to_string()))?;
-        if config.bootstrap && !node.was_bootstrapped() {
-            tracing::info!("--bootstrap did nothing: {} is initialised", config.data.display());
-        }
         let seed = u64::from(std::process::id()) ^ node.node_id().0.rotate_left(32);
         let router_config = RouterConfig { local: Some(node.node_id()), seed };
-        let router = Router::new(NodeTransport::new(node.clone()), NodeRoutes::new(node.clone()), router_config);
+        let table = RouteTable::new(node.clone());
+        let router = Router::new(NodeTransport::new(node.clone()), NodeRoutes::new(table.clone()), router_config);
         let (stopping, _) = watch::channel(false);
-        let mut server = Self { node, router, client, http, stopping, tasks: Vec::new() };
-        server.serve_grpc(listeners.client)?;
+        let mut server = Self { node, table, router, client, http, stopping, tasks: Vec::new() };
+        let handle = server.run_placement(config.placement());
+        server.serve_grpc(listeners.client, handle)?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
         Ok(server)
@@ -164,6 +177,25 @@ impl Server {
     /// The node itself.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// Waits until every range that is known here has so many voters, and a leader.
+    pub async fn replicated(&self, replicas: usize) {
+        let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
+        let whole = |route: &v1::RangeStatus| {
+            let voter = |of: &&v1::ReplicaDescriptor| of.role() == v1::ReplicaRole::Voter;
+            let voters = route.descriptor.iter().flat_map(|range| &range.replicas).filter(voter).count();
+            voters == replicas && route.leader_node_id != 0
+        };
+        while !self.table.routes().ranges.iter().all(whole) {
+            let changed = tokio::select! {
+                changed = own.changed() => changed,
+                changed = learned.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
     }
 
     /// Resolves when the store had to stop for good, with the reason. The process is to end then.
@@ -185,10 +217,21 @@ impl Server {
         stopped.map_err(ServerError::Stop)
     }
 
-    fn serve_grpc(&mut self, listener: TcpListener) -> Result<(), ServerError> {
+    /// The agent, and the service for as long as this node leads the system range.
+    fn run_placement(&mut self, config: flotilla_placement::Config) -> placement::Handle {
+        let (handle, orders) = placement::Handle::new(self.node.clone(), self.table.clone());
+        let service = placement::ServiceTask::new(self.node.clone(), config, orders);
+        let agent = placement::Agent::new(self.node.clone(), self.table.clone(), handle.clone(), self.node.store_id());
+        self.tasks.push(tokio::spawn(service.run(self.stopping.subscribe())));
+        self.tasks.push(tokio::spawn(agent.run(self.stopping.subscribe())));
+        handle
+    }
+
+    fn serve_grpc(&mut self, listener: TcpListener, handle: placement::Handle) -> Result<(), ServerError> {
         let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
-        let admin = admin::Service::new(self.node.clone());
+        let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone());
+        let placement = placement::PlacementRpc::new(handle);
         let (health_reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
@@ -208,6 +251,9 @@ impl Server {
                     .max_encoding_message_size(DECODED_BYTES_MAX),
             )
             .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(DECODED_BYTES_MAX))
+            .add_service(
+                v1::placement_server::PlacementServer::new(placement).max_decoding_message_size(DECODED_BYTES_MAX),
+            )
             .add_service(health)
             .add_service(reflection);
         let stopping = self.stopping.subscribe();
@@ -251,17 +297,22 @@ impl Server {
         }));
     }
 
-    /// Tells the router at once what the engine learns about leaders.
+    /// Tells the router at once what the node learns about ranges and their leaders.
     fn follow_routes(&mut self) {
-        let (router, node, mut stopping) = (self.router.clone(), self.node.clone(), self.stopping.subscribe());
-        let mut changes = self.node.route_changes();
+        let (router, table, mut stopping) = (self.router.clone(), self.table.clone(), self.stopping.subscribe());
+        let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
         self.tasks.push(tokio::spawn(async move {
             loop {
-                router.merge(&node.routes());
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
+                router.merge(&table.routes());
+                let changed = tokio::select! {
+                    changed = own.changed() => changed,
+                    changed = learned.changed() => changed,
                     _ = stopping.changed() => return,
+                };
+                if changed.is_err() {
+                    return;
                 }
+                tokio::time::sleep(ROUTES_PAUSE).await;
             }
         }));
     }
@@ -288,41 +339,22 @@ fn bind(listen: Listen) -> Result<Listeners, ServerError> {
     })
 }
 
-/// What the engine is told, from the settings and from what the data directory already says.
+/// What the engine is told.
 fn node_config(
     config: &Config,
+    node_id: NodeId,
+    birth: Option<Birth>,
     peer_listener: TcpListener,
-    client: SocketAddr,
-    http: SocketAddr,
-) -> Result<NodeConfig, ServerError> {
-    let state = StoreDirectory::probe(&config.data).map_err(|error| ServerError::Start(error.to_string()))?;
-    let node_id = match (state, config.node_id) {
-        (DirectoryState::Initialised(identity), Some(id)) if identity.node_id != NodeId(id) => {
-            let what = format!("{} is the store of node {}", config.data.display(), identity.node_id.0);
-            return Err(ConfigError::value("node-id", &id.to_string(), &what).into());
-        }
-        (DirectoryState::Initialised(identity), _) => identity.node_id,
-        (_, _) if !config.bootstrap => {
-            return Err(ServerError::NotBootstrapped { path: config.data.display().to_string() });
-        }
-        (_, Some(id)) => NodeId(id),
-        (_, None) => return Err(ConfigError::missing("node-id", "a new store needs its node's id").into()),
-    };
-    let members = config.members()?;
-    let advertised = |setting: &str, listened: String| if setting.is_empty() { listened } else { setting.to_owned() };
+    own: &birth::Addresses,
+) -> NodeConfig {
     let mut node = NodeConfig::new(&config.data, node_id, tokio::runtime::Handle::current(), peer_listener);
     node.cluster_name.clone_from(&config.cluster_name);
-    if config.bootstrap {
-        let replicas = config.replicas(members.len());
-        let layout = flotilla_placement::layout(&config.cluster_name, &members, config.initial_ranges, replicas);
-        node.layout = Some(layout.map_err(ServerError::Start)?);
-    }
-    node.members = members;
+    node.birth = birth;
     node.engine.read_mode = config.read_mode.into();
     node.memory_bytes = config.memory();
     node.peer_addr.clone_from(&config.advertise_peer_addr);
-    node.client_addr = advertised(&config.advertise_client_addr, client.to_string());
-    node.http_addr = advertised(&config.advertise_http_addr, http.to_string());
+    node.client_addr.clone_from(&own.client);
+    node.http_addr.clone_from(&own.http);
     node.disk_margin_bytes = (config.disk_margin_bytes > 0).then_some(config.disk_margin_bytes);
     node.ballast_bytes = config.ballast_bytes;
     node.plaintext_off_loopback = config.plaintext_off_loopback;
@@ -330,7 +362,7 @@ fn node_config(
     if config.sync_batches_max > 0 {
         node.sync_batches_max = config.sync_batches_max;
     }
-    Ok(node)
+    node
 }
 
 /// Runs a node until a signal or the end of its store. SIGTERM and SIGINT: an orderly stop. SIGHUP:

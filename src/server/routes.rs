@@ -1,9 +1,11 @@
 //! The router inside of a node: its own ranges are called directly, all others over the other nodes'
-//! client ports; routes come from the engine's own tables.
+//! client ports; routes come from the node's table.
 
 use flotilla_node::Node;
 use flotilla_proto::{NodeId, Result, v1};
 use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, RouteSource, Transport};
+
+use super::table::RouteTable;
 
 /// Calls this node or another one.
 pub(crate) struct NodeTransport {
@@ -14,7 +16,6 @@ pub(crate) struct NodeTransport {
 impl NodeTransport {
     pub(super) fn new(node: Node) -> Self {
         let remote = GrpcTransport::new(GrpcConfig::default());
-        remote.learn(&node.nodes());
         Self { node, remote }
     }
 }
@@ -34,17 +35,17 @@ impl Transport for NodeTransport {
 
 /// Routes as this node knows them.
 pub(crate) struct NodeRoutes {
-    node: Node,
+    table: RouteTable,
 }
 
 impl NodeRoutes {
-    pub(super) fn new(node: Node) -> Self {
-        Self { node }
+    pub(super) fn new(table: RouteTable) -> Self {
+        Self { table }
     }
 }
 
 impl RouteSource for NodeRoutes {
     async fn routes(&self) -> Result<v1::ListRangesResponse> {
-        Ok(self.node.routes())
+        Ok(self.table.routes())
     }
 }

@@ -32,13 +32,13 @@ pub struct Process {
 
 impl Process {
     /// Starts a node.
-    pub fn start(plan: &Plan, node: &NodePlan, bootstrap: bool) -> Result<Self> {
+    pub fn start(plan: &Plan, node: &NodePlan, new: bool) -> Result<Self> {
         let path = node.stderr_file();
         let stderr = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| File::create(&path));
         let stderr = stderr.map_err(|error| Failure::file("write", &path, &error))?;
         let stdout = stderr.try_clone().map_err(|error| Failure::file("write", &path, &error))?;
         let mut command = Command::new(&plan.program);
-        command.args(plan.arguments(node, bootstrap));
+        command.args(plan.arguments(node, new));
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         let parent = Pid::from_raw(std::process::id().cast_signed());
         let before_exec = move || {

@@ -9,6 +9,7 @@
 mod checks;
 mod child;
 mod cluster;
+mod control;
 mod level;
 mod nodes;
 mod once;
@@ -27,6 +28,7 @@ use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
 use crate::cli::run::RunArgs;
 use cluster::Cluster;
+use control::Control;
 use plan::Plan;
 
 /// The first node's port for clients.
@@ -34,6 +36,9 @@ const BASE_PORT: u16 = 7300;
 
 /// The command.
 pub fn run(args: RunArgs, global: &Global) -> Result {
+    if let Some(order) = args.command {
+        return control::send(args.data(), order);
+    }
     if args.once { block_on(once::run(args, global)) } else { block_on(serve(args, global)) }
 }
 
@@ -73,7 +78,10 @@ async fn serve(args: RunArgs, global: &Global) -> Result {
         () = signals.stop() => None,
     };
     let result = match result {
-        Some(Ok(())) => watch::watch(&mut cluster, &mut signals).await,
+        Some(Ok(())) => {
+            let control = Control::new(&cluster.plan.data)?;
+            watch::watch(&mut cluster, &mut signals, &control).await
+        }
         Some(Err(failure)) => Err(failure),
         None => Ok(()),
     };

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 use v1::admin_client::AdminClient;
 
-use super::plan::Plan;
+use super::plan::{NodePlan, Plan};
 use crate::cli::failure::{Failure, Result};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -25,6 +25,8 @@ pub type Leaders = BTreeMap<u64, Option<u64>>;
 pub struct Views {
     /// Node -> range -> leader, as that node knows it (0: it knows none).
     pub nodes: BTreeMap<u64, BTreeMap<u64, u64>>,
+    /// The fewest voters that any node knows any range to have.
+    pub voters_min: usize,
 }
 
 impl Views {
@@ -42,11 +44,16 @@ impl Views {
         leaders
     }
 
-    /// Whether all these nodes answer, and every range has a leader.
-    pub fn complete(&self, nodes: usize) -> bool {
+    /// Whether all these nodes answer, and every range has a leader and so many replicas.
+    pub fn complete(&self, nodes: usize, replicas: usize) -> bool {
         let leaders = self.leaders();
-        self.nodes.len() == nodes && !leaders.is_empty() && leaders.values().all(Option::is_some)
+        let whole = self.nodes.len() == nodes && self.voters_min >= replicas;
+        whole && !leaders.is_empty() && leaders.values().all(Option::is_some)
     }
+}
+
+fn voters(range: &v1::RangeDescriptor) -> usize {
+    range.replicas.iter().filter(|replica| replica.role() == v1::ReplicaRole::Voter).count()
 }
 
 /// Connections to all nodes.
@@ -58,14 +65,18 @@ pub struct Nodes {
 impl Nodes {
     /// Connections that are made when they are first used, and again after they broke.
     pub fn new(plan: &Plan) -> Result<Self> {
-        let mut admins = BTreeMap::new();
-        for node in &plan.nodes {
-            let endpoint = Endpoint::from_shared(format!("http://{}", node.client))
-                .map_err(|error| Failure::failed(format!("address {}: {error}", node.client)))?;
-            let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).connect_lazy();
-            admins.insert(node.id, AdminClient::new(channel));
-        }
-        Ok(Self { admins })
+        let mut nodes = Self { admins: BTreeMap::new() };
+        plan.nodes.iter().try_for_each(|node| nodes.add(node))?;
+        Ok(nodes)
+    }
+
+    /// One more.
+    pub fn add(&mut self, node: &NodePlan) -> Result {
+        let endpoint = Endpoint::from_shared(format!("http://{}", node.client))
+            .map_err(|error| Failure::failed(format!("address {}: {error}", node.client)))?;
+        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).connect_lazy();
+        self.admins.insert(node.id, AdminClient::new(channel));
+        Ok(())
     }
 
     /// Asks these nodes for their ranges; who does not answer is left out.
@@ -75,14 +86,16 @@ impl Nodes {
             let Some(mut admin) = self.admins.get(&node).cloned() else { continue };
             asked.spawn(async move {
                 let answer = admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner();
+                let voters = answer.ranges.iter().filter_map(|status| status.descriptor.as_ref()).map(voters).min();
                 let ranges = answer.ranges.into_iter();
                 let leaders = ranges.filter_map(|status| Some((status.descriptor?.range_id, status.leader_node_id)));
-                Some((node, leaders.collect()))
+                Some((node, leaders.collect(), voters.unwrap_or(0)))
             });
         }
-        let mut views = Views::default();
+        let mut views = Views { voters_min: usize::MAX, ..Views::default() };
         while let Some(joined) = asked.join_next().await {
-            if let Ok(Some((node, leaders))) = joined {
+            if let Ok(Some((node, leaders, voters))) = joined {
+                views.voters_min = views.voters_min.min(voters);
                 views.nodes.insert(node, leaders);
             }
         }
@@ -111,7 +124,7 @@ pub mod tests {
     pub fn views(nodes: &[(u64, &[u64])]) -> Views {
         let ranges =
             |leaders: &[u64]| leaders.iter().enumerate().map(|(at, leader)| (at as u64 + 2, *leader)).collect();
-        Views { nodes: nodes.iter().map(|(node, leaders)| (*node, ranges(leaders))).collect() }
+        Views { nodes: nodes.iter().map(|(node, leaders)| (*node, ranges(leaders))).collect(), voters_min: 3 }
     }
 
     #[test]
@@ -121,7 +134,7 @@ pub mod tests {
         assert_eq!(seen.leaders(), Leaders::from([(2, Some(1)), (3, Some(2))]));
         let rumour = views(&[(1, &[1, 3]), (2, &[1, 3])]);
         assert_eq!(rumour.leaders(), Leaders::from([(2, Some(1)), (3, None)]));
-        assert!(seen.complete(2) && !rumour.complete(2) && !seen.complete(3));
-        assert!(!views(&[(1, &[]), (2, &[])]).complete(2));
+        assert!(seen.complete(2, 3) && !rumour.complete(2, 3) && !seen.complete(3, 3) && !seen.complete(2, 4));
+        assert!(!views(&[(1, &[]), (2, &[])]).complete(2, 3));
     }
 }

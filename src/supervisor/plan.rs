@@ -5,7 +5,7 @@
 //!      node-1/         the nodes' data directories
 //!      node-1/log/     flotilla.log, stderr.log
 //! ```
-//! The nodes themselves keep the layout and the cluster's name. Once the cluster was complete, no
+//! The first node begins the cluster, the others join it. Once the cluster was complete, no
 //! node is told to bootstrap again: a data directory that is gone then does not come back empty
 //! under its old id, which would forget votes and writes that it had acknowledged.
 
@@ -22,6 +22,10 @@ use crate::cli::run::NODES_MAX;
 const CLUSTER_NAME: &str = "local";
 /// Memory of a node's RocksDB.
 const MEMORY_BYTES: u64 = 512 << 20;
+/// Ranges that the default keyspace begins with: enough for leaders on all nodes.
+const INITIAL_RANGES: u32 = 16;
+/// Replicas of a range, where there are nodes enough.
+const REPLICAS: usize = 3;
 const HOST: &str = "127.0.0.1";
 /// From one node's ports to the next one's.
 const PORT_STEP: u32 = 100;
@@ -69,6 +73,7 @@ pub struct Plan {
     pub nodes: Vec<NodePlan>,
     /// Whether the cluster was never complete before.
     pub fresh: bool,
+    base_port: u16,
 }
 
 impl Plan {
@@ -92,7 +97,7 @@ impl Plan {
             (None, wanted) => wanted.unwrap_or(3),
         };
         let nodes = (1..=count).map(|id| node(id, base_port, &data)).collect::<Result<Vec<_>>>()?;
-        let plan = Self { program, data, nodes, fresh: kept.is_none_or(|kept| !kept.complete) };
+        let plan = Self { program, data, nodes, fresh: kept.is_none_or(|kept| !kept.complete), base_port };
         plan.check_stores()?;
         Ok(plan)
     }
@@ -126,15 +131,30 @@ impl Plan {
         self.nodes.iter().map(|node| node.client.as_str()).collect::<Vec<_>>().join(",")
     }
 
-    /// The arguments that start a node; `bootstrap` only for the first start of a cluster.
-    pub fn arguments(&self, node: &NodePlan, bootstrap: bool) -> Vec<String> {
-        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer)).collect();
+    /// One more node, which is to join.
+    pub fn add(&mut self) -> Result<NodePlan> {
+        let id = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX) + 1;
+        if id > NODES_MAX {
+            return Err(Failure::failed(format!("the cluster has {NODES_MAX} nodes already"))
+                .hint("more than that are a cluster for several machines: `flotilla start --join`"));
+        }
+        let added = node(id, self.base_port, &self.data)?;
+        self.nodes.push(added.clone());
+        self.keep(true)?;
+        Ok(added)
+    }
+
+    /// Replicas that each range is to come to.
+    pub fn replicas(&self) -> usize {
+        self.nodes.len().min(REPLICAS)
+    }
+
+    /// The arguments that start a node; `new` only for its first start.
+    pub fn arguments(&self, node: &NodePlan, new: bool) -> Vec<String> {
         let mut words = vec!["start".to_owned()];
         for (flag, value) in [
-            ("--node-id", node.id.to_string()),
             ("--data", node.data.display().to_string()),
             ("--cluster-name", CLUSTER_NAME.into()),
-            ("--initial-nodes", members.join(",")),
             ("--client-listen", node.client.clone()),
             ("--peer-listen", node.peer.clone()),
             ("--http-listen", node.http.clone()),
@@ -144,8 +164,15 @@ impl Plan {
         ] {
             words.extend([flag.to_owned(), value]);
         }
-        if bootstrap {
-            words.push("--bootstrap".into());
+        let first = self.nodes.first().filter(|first| first.id != node.id);
+        match first.filter(|_| new) {
+            Some(first) => words.extend(["--join".into(), first.client.clone()]),
+            None if new => {
+                words.push("--bootstrap".into());
+                let (ranges, replicas) = (INITIAL_RANGES.to_string(), self.replicas().to_string());
+                words.extend(["--initial-ranges".into(), ranges, "--initial-replicas".into(), replicas]);
+            }
+            None => {}
         }
         words
     }

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use super::Signals;
 use super::child::ending;
 use super::cluster::Cluster;
+use super::control::{Control, Ordered};
 use super::level::Levelling;
 use super::nodes::Views;
 use super::outage::Outage;
 use super::show::say;
 use crate::cli::failure::Result;
 use crate::cli::output::{duration, plural};
+use crate::cli::run::RunCommand;
 
 /// Between two looks while all is well, while a node is away, and while ranges have no leader (which
 /// is how exactly their time without one is known).
@@ -34,7 +36,7 @@ enum Away {
 }
 
 /// Watches until a signal.
-pub async fn watch(cluster: &mut Cluster, signals: &mut Signals) -> Result {
+pub async fn watch(cluster: &mut Cluster, signals: &mut Signals, control: &Control) -> Result {
     let mut watch = Watch { cluster, away: BTreeMap::new(), outages: Vec::new() };
     loop {
         let pause = match () {
@@ -46,6 +48,7 @@ pub async fn watch(cluster: &mut Cluster, signals: &mut Signals) -> Result {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.child.recv() => {}
+            order = control.next() => watch.carry_out(order).await,
             () = tokio::time::sleep(pause) => {}
         }
         watch.look().await;
@@ -65,6 +68,25 @@ impl Watch<'_> {
         let views = self.cluster.nodes.views(up.iter().copied()).await;
         self.note_leaders(&views, &up);
         self.note_returns(&views).await;
+    }
+
+    /// An order from another terminal.
+    async fn carry_out(&mut self, order: Ordered) {
+        let done = match order.order {
+            RunCommand::AddNode => self.cluster.add_node().await.map(|node| {
+                format!("node {} has joined: clients at {}, data in {}", node.id, node.client, node.data.display())
+            }),
+            RunCommand::Restart { node } => {
+                // Its end is expected: no death to be told.
+                let restarted = self.cluster.restart_node(node).await;
+                self.away.remove(&node);
+                restarted.map(|()| format!("node {node} was stopped in order and started again"))
+            }
+        };
+        if let Ok(line) = &done {
+            say(line);
+        }
+        order.answer(done).await;
     }
 
     /// Nodes that are not known to be down.

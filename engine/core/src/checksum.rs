@@ -81,11 +81,7 @@ pub fn first_difference(
     let support = |spans: &[v1::SpanChecksum]| replicas.iter().filter(|(_, of)| of.get(at) == spans.get(at)).count();
     let most = replicas.iter().map(|(_, spans)| support(spans)).max()?;
     let alone = replicas.iter().filter(|(_, spans)| support(spans) < most || most * 2 <= replicas.len());
-    Some(v1::DifferingSpan {
-        start: start.clone(),
-        end: end.clone(),
-        node_ids: alone.map(|(node, _)| *node).collect(),
-    })
+    Some(v1::DifferingSpan { start: start.clone(), end: end.clone(), node_ids: alone.map(|(node, _)| *node).collect() })
 }
 
 #[cfg(test)]
@@ -134,10 +130,18 @@ mod tests {
         let replicas = |third: Vec<v1::SpanChecksum>| [(1, whole.clone()), (2, whole.clone()), (3, third)];
         assert_eq!(first_difference(&descriptor, &replicas(whole.clone())), None);
         assert_eq!(total(&whole).0, 1_000);
-        let flipped = spans(&rows(|at, value| if at == 300 { value[3] ^= 1 }));
+        let flipped = spans(&rows(|at, value| {
+            if at == 300 {
+                value[3] ^= 1
+            }
+        }));
         let found = first_difference(&descriptor, &replicas(flipped)).expect("it differs");
         assert!(found.start < "key00300" && found.end >= "key00300" && found.node_ids == [3], "{found:?}");
-        let missing = spans(&rows(|at, value| if at == 900 { value.clear() }));
+        let missing = spans(&rows(|at, value| {
+            if at == 900 {
+                value.clear()
+            }
+        }));
         let found = first_difference(&descriptor, &replicas(missing)).expect("it differs");
         assert!(found.start < "key00900" && found.end.is_empty() && found.node_ids == [3], "{found:?}");
     }

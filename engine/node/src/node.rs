@@ -20,8 +20,8 @@ use crate::disk::LocalStorage;
 use crate::disk_watch::DiskState;
 use crate::events::RangeEvents;
 use crate::failure::Failure;
-use crate::known_nodes::KnownNodes;
 use crate::inbox::{Inbox, Item, Request};
+use crate::known_nodes::KnownNodes;
 use crate::reads::Reads;
 use crate::replies::{Reply, ReplySink, Wakes};
 use crate::requests::{self, refusal};
@@ -109,6 +109,11 @@ impl<S: LocalStorage> Node<S> {
     /// Its id.
     pub fn node_id(&self) -> NodeId {
         self.inner.node
+    }
+
+    /// Its store's id.
+    pub fn store_id(&self) -> u64 {
+        self.inner.transport.hello().store_id
     }
 
     /// Its cluster's id.

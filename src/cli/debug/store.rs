@@ -14,16 +14,15 @@ pub fn run(args: &StoreArgs, global: &Global) -> Result {
     let (recovery, properties) = (storage.recovery(), storage.properties());
     let torn = recovery.torn.as_ref().map(|torn| format!("{torn:?}"));
     if global.json() {
-        let nodes =
-            boot.layout.nodes.iter().map(|node| json!({ "node_id": node.node_id, "peer_addr": node.peer_addr }));
+        let nodes = boot.known.nodes.iter().map(|node| json!({ "node_id": node.node_id, "peer_addr": node.peer_addr }));
         return output::json(&json!({
             "directory": args.dir.display().to_string(),
             "cluster_id": format!("{:016x}", boot.identity.cluster_id),
-            "cluster_name": boot.layout.cluster_name,
+            "cluster_name": boot.known.cluster_name,
             "node_id": boot.identity.node_id,
             "format": boot.identity.format,
             "nodes": nodes.collect::<Vec<_>>(),
-            "ranges": boot.layout.ranges.len(),
+            "ranges": boot.ranges.len(),
             "replicas_here": boot.ranges.len(),
             "clean_stop": recovery.clean_stop,
             "last_sequence": recovery.last_sequence,
@@ -35,17 +34,17 @@ pub fn run(args: &StoreArgs, global: &Global) -> Result {
         }));
     }
     let nodes: Vec<String> =
-        boot.layout.nodes.iter().map(|node| format!("{}={}", node.node_id, node.peer_addr)).collect();
+        boot.known.nodes.iter().map(|node| format!("{}={}", node.node_id, node.peer_addr)).collect();
     output::line(format_args!(
         "node {} of cluster \"{}\" ({:016x}), disk format {}\n\
          born with {} on nodes {}; {} here\n\
          {}; {} in {} since the last flush, last sequence number {}\n\
          tables {}, {} at level 0",
         boot.identity.node_id,
-        boot.layout.cluster_name,
+        boot.known.cluster_name,
         boot.identity.cluster_id,
         boot.identity.format,
-        plural(boot.layout.ranges.len() as u64, "range"),
+        plural(boot.ranges.len() as u64, "range"),
         nodes.join(", "),
         plural(boot.ranges.len() as u64, "replica"),
         if recovery.clean_stop { "stopped in order" } else { "not stopped in order: a crash or a kill" },

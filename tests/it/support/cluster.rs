@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use flotilla_proto::v1;
 use flotilla_router::{Client, ClientConfig};
 
 use super::eventually;
@@ -102,9 +103,19 @@ impl Cluster {
         for id in 1..=self.nodes.len() as u64 {
             if self.node(id).child.is_none() {
                 self.start(id);
+                self.wait_initialised(id);
             }
         }
         self.wait_ready();
+    }
+
+    /// Waits until a node's directory says who it is: nodes that join one after the other get their ids in this order.
+    pub fn wait_initialised(&mut self, id: u64) {
+        let identity = self.node(id).data.join("IDENTITY");
+        eventually(&format!("node {id} to have a store"), || {
+            assert!(self.is_running(id), "node {id} ended:\n{}", self.log(id));
+            identity.exists()
+        });
     }
 
     /// Starts a node, without waiting.
@@ -121,16 +132,19 @@ impl Cluster {
     /// What starts a node.
     pub fn command(&self, id: u64) -> Command {
         let node = self.node(id);
-        let members: Vec<String> = self.nodes.iter().map(|node| format!("{}={}", node.id, node.peer)).collect();
+        let replicas = self.nodes.len().min(3).to_string();
+        let (how, of) = if id == 1 { ("--initial-replicas", &replicas) } else { ("--join", &self.node(1).client) };
         let mut command = binary();
-        command.args(["start", "--bootstrap"]);
+        command.arg("start");
+        if id == 1 {
+            command.args(["--bootstrap", "--initial-ranges", "16"]);
+        }
         for (flag, value) in [
             ("--cluster-name", "test"),
             ("--memory-bytes", "33554432"),
             ("--ballast-bytes", "1048576"),
             ("--disk-margin-bytes", "1048576"),
-            ("--node-id", &id.to_string()),
-            ("--initial-nodes", &members.join(",")),
+            (how, of),
             ("--client-listen", &node.client),
             ("--peer-listen", &node.peer),
             ("--http-listen", &node.http),
@@ -156,6 +170,35 @@ impl Cluster {
                 http_get(&self.nodes[at].http, "/readyz").is_some_and(|(status, _)| status == 200)
             });
         }
+        self.wait_replicated();
+    }
+
+    /// Waits until every running node knows every range with all its replicas and a leader that runs.
+    pub fn wait_replicated(&mut self) {
+        let replicas = self.nodes.len().min(3);
+        let up: Vec<(u64, String)> =
+            self.nodes.iter().filter(|node| node.child.is_some()).map(|node| (node.id, node.client.clone())).collect();
+        if up.len() * 2 <= replicas {
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let whole = |routes: &v1::ListRangesResponse| {
+            let whole = |route: &v1::RangeStatus| {
+                let voter = |of: &&v1::ReplicaDescriptor| of.role() == v1::ReplicaRole::Voter;
+                let voters = route.descriptor.iter().flat_map(|range| &range.replicas).filter(voter).count();
+                voters >= replicas && up.iter().any(|(id, _)| *id == route.leader_node_id)
+            };
+            !routes.ranges.is_empty() && routes.ranges.iter().all(whole)
+        };
+        eventually("every range to have its replicas", || {
+            let known = |(_, address): &(u64, String)| {
+                runtime.block_on(async {
+                    let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
+                    Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())
+                })
+            };
+            up.iter().all(|node| known(node).is_some_and(|routes| whole(&routes)))
+        });
     }
 
     /// Ends a node at once.

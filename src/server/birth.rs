@@ -1,0 +1,130 @@
+//! What a data directory is, or is to become: the first store of a new cluster, that of a node that joins one, or
+//! the store that it has been before.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_engine::bootstrap::{self, Birth};
+use flotilla_node::transport::{PROTOCOL_MAX, PROTOCOL_MIN};
+use flotilla_placement::Bootstrap;
+use flotilla_proto::{NodeId, v1};
+use flotilla_router::PlacementClient;
+use flotilla_store::{DirectoryState, StoreDirectory};
+
+use super::{ServerError, VERSION};
+use crate::config::{Config, ConfigError};
+
+/// How long a node looks for the cluster that it is to join.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Replicas of a range, unless the settings say otherwise.
+const REPLICAS_DEFAULT: u32 = 3;
+
+/// Where this node will be found.
+pub(super) struct Addresses {
+    pub peer: String,
+    pub client: String,
+    pub http: String,
+}
+
+/// The node's id, and what its store is made with if it is to be made.
+pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, Option<Birth>), ServerError> {
+    let state = StoreDirectory::probe(&config.data).map_err(|error| ServerError::Start(error.to_string()))?;
+    if let DirectoryState::Initialised(identity) = state {
+        for (flag, given) in [("--bootstrap", config.bootstrap), ("--join", !config.join.is_empty())] {
+            if given {
+                tracing::info!("{flag} did nothing: {} is initialised", config.data.display());
+            }
+        }
+        return Ok((identity.node_id, None));
+    }
+    let birth = if config.bootstrap {
+        first_store(config, own)?
+    } else if config.join.is_empty() {
+        return Err(ServerError::NotBootstrapped { path: config.data.display().to_string() });
+    } else {
+        joining_store(config, own).await?
+    };
+    Ok((NodeId(birth.identity.node_id), Some(birth)))
+}
+
+fn random() -> Result<u64, ServerError> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| ServerError::Start(format!("cannot draw a random number: {error}")))?;
+    Ok(u64::from_ne_bytes(bytes).max(1))
+}
+
+fn first_store(config: &Config, own: &Addresses) -> Result<Birth, ServerError> {
+    let (cluster_id, store_id) = (random()?, random()?);
+    let node = v1::NodeRecord {
+        node_id: 1,
+        store_id,
+        peer_addr: own.peer.clone(),
+        client_addr: own.client.clone(),
+        http_addr: own.http.clone(),
+        version: VERSION.into(),
+        ..Default::default()
+    };
+    let replicas = if config.initial_replicas == 0 { REPLICAS_DEFAULT } else { config.initial_replicas };
+    let first = Bootstrap {
+        cluster_id,
+        cluster_name: config.cluster_name.clone(),
+        node: node.clone(),
+        replicas,
+        split_bytes: config.split_bytes,
+        ranges: config.initial_ranges,
+    };
+    first.check().map_err(|error| ConfigError::value("bootstrap", "", &error.to_string()))?;
+    Ok(Birth {
+        identity: bootstrap::identity(cluster_id, NodeId(1), store_id),
+        known: v1::KnownNodes { cluster_name: config.cluster_name.clone(), nodes: vec![node] },
+        ranges: first.first_ranges(),
+        records: first.first_records().into_iter().collect::<Vec<(Bytes, Bytes)>>(),
+    })
+}
+
+async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, ServerError> {
+    let store_id = random()?;
+    let addresses = config.join_addresses()?;
+    if let Some(itself) = addresses.iter().find(|address| **address == own.client) {
+        return Err(ConfigError::value(
+            "join",
+            itself,
+            "this is the node's own address: name nodes that are in the cluster",
+        )
+        .into());
+    }
+    let failed = |error: flotilla_proto::Error| {
+        ServerError::Start(format!(
+            "joining the cluster through {}: {error}; {}",
+            config.join,
+            flotilla_proto::Error::hint(&error)
+        ))
+    };
+    let client = PlacementClient::new(addresses, CONNECT_TIMEOUT).map_err(failed)?;
+    let request = v1::JoinRequest {
+        cluster_name: config.cluster_name.clone(),
+        store_id,
+        peer_addr: own.peer.clone(),
+        client_addr: own.client.clone(),
+        http_addr: own.http.clone(),
+        version: VERSION.into(),
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL_MAX,
+    };
+    let answer = client.join(request, JOIN_TIMEOUT).await.map_err(failed)?;
+    tracing::info!(node = answer.node_id, cluster = answer.cluster_name, "joined");
+    Ok(Birth {
+        identity: bootstrap::identity(answer.cluster_id, NodeId(answer.node_id), store_id),
+        known: v1::KnownNodes { cluster_name: answer.cluster_name, nodes: answer.nodes },
+        ranges: Vec::new(),
+        records: Vec::new(),
+    })
+}
+
+/// What a setting says, or where the node listens.
+pub(super) fn advertised(setting: &str, listened: SocketAddr) -> String {
+    if setting.is_empty() { listened.to_string() } else { setting.to_owned() }
+}

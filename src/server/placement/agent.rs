@@ -1,0 +1,260 @@
+//! The agent: tells placement what this node has, and does what it answers.
+//!
+//! A report every half second, and at once when ranges begin, end, or change their leaders or replicas. What has not
+//! changed since the last answered report is left out; a service that knows less asks for all.
+//!
+//! While no service can be reached, the node goes on with what it has. One that has just started then asks other
+//! nodes for their routes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flotilla_engine::store::RangeSummary;
+use flotilla_node::Node;
+use flotilla_placement::{Request, Response};
+use flotilla_proto::ids::SYSTEM_RANGE;
+use flotilla_proto::{Error, NodeId, Result, v1};
+use flotilla_router::{Client, ClientConfig, PlacementClient};
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Handle;
+use crate::server::table::RouteTable;
+
+/// A report at least this often.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// And at most this often.
+const INTERVAL_MIN: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of one report.
+const REPORT_BYTES_MAX: usize = 1 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// See the module.
+pub(crate) struct Agent {
+    node: Node,
+    table: RouteTable,
+    handle: Handle,
+    store_id: u64,
+    placement: Option<PlacementClient>,
+    sequence: u64,
+    reign: u64,
+    full: bool,
+    /// What the service has been told of each range.
+    told: BTreeMap<u64, v1::RangeReport>,
+    was_refused: bool,
+}
+
+impl Agent {
+    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64) -> Self {
+        Self {
+            node,
+            table,
+            handle,
+            store_id,
+            placement: None,
+            sequence: 0,
+            reign: 0,
+            full: true,
+            told: BTreeMap::new(),
+            was_refused: false,
+        }
+    }
+
+    /// Runs until the node stops.
+    pub async fn run(mut self, mut stopping: watch::Receiver<bool>) {
+        let mut changes = self.node.route_changes();
+        loop {
+            let began = Instant::now();
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                again = self.round() => if again { continue },
+            }
+            sleep_until(began + INTERVAL_MIN).await;
+            let rest = sleep_until(began + INTERVAL);
+            tokio::select! {
+                _ = stopping.wait_for(|stop| *stop) => return,
+                // An error means that the node is gone, and the stop will be heard.
+                _ = changes.changed() => {}
+                () = rest => {}
+            }
+        }
+    }
+
+    /// One report, or several if it is large; true: at once again.
+    async fn round(&mut self) -> bool {
+        let Ok(summaries) = self.node.summaries().await else { return false };
+        let now: BTreeMap<u64, v1::RangeReport> =
+            summaries.iter().map(|summary| (summary.range.0, report_of(summary, self.node.node_id()))).collect();
+        let full = self.full;
+        let news = now.iter().filter(|(id, report)| full || self.told.get(id).is_none_or(|told| differs(told, report)));
+        let news: Vec<v1::RangeReport> = news.map(|(_, report)| report.clone()).collect();
+        let gone: Vec<u64> = self.told.keys().filter(|id| !full && !now.contains_key(id)).copied().collect();
+        let mut again = false;
+        let pages = pages(news);
+        let last = pages.len() - 1;
+        for (at, ranges) in pages.into_iter().enumerate() {
+            let request = self.request(full, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
+            let sequence = self.table.sequence();
+            match self.send(request).await {
+                Ok(answer) => {
+                    self.was_refused = false;
+                    again = answer.send_full || (answer.table_incomplete && answer.table_sequence != sequence);
+                    self.take(answer).await;
+                }
+                Err(error) => {
+                    self.failed(error).await;
+                    return false;
+                }
+            }
+        }
+        if !self.full {
+            self.told = now;
+        }
+        again
+    }
+
+    fn request(&mut self, full: bool, ranges: Vec<v1::RangeReport>, gone: Vec<u64>, more: bool) -> v1::ReportRequest {
+        self.sequence += 1;
+        let status = self.node.status();
+        v1::ReportRequest {
+            cluster_id: self.node.cluster_id(),
+            node: status.node,
+            store_id: self.store_id,
+            sequence: self.sequence,
+            reign: self.reign,
+            full,
+            ranges,
+            gone,
+            disk_free_bytes: status.disk_free_bytes,
+            disk_margin_bytes: status.disk_margin_bytes,
+            wants_range_ids: self.node.wants_range_ids(),
+            table_sequence: self.table.sequence(),
+            more,
+        }
+    }
+
+    /// To the service of this node, or of the one that leads the system range.
+    async fn send(&mut self, request: v1::ReportRequest) -> Result<v1::ReportResponse> {
+        if self.node.reign(SYSTEM_RANGE).is_some() {
+            let asked = timeout(TIMEOUT, self.handle.ask(Request::Report(Box::new(request)))).await;
+            return match asked {
+                Ok(Ok(Response::Report(answer))) => Ok(*answer),
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(_)) | Err(_) => Err(Error::Timeout { stage: "while the placement service was asked".into() }),
+            };
+        }
+        let client = self.client()?;
+        let leader = self.table.range(SYSTEM_RANGE.0).map_or(0, |route| route.leader_node_id);
+        if leader != 0 && leader != self.node.node_id().0 {
+            client.learn_leader(NodeId(leader));
+        }
+        client.report(request, TIMEOUT).await
+    }
+
+    fn client(&mut self) -> Result<PlacementClient> {
+        let others = self.others();
+        if self.placement.is_none() {
+            let addresses = others.iter().map(|node| node.client_addr.clone());
+            self.placement = Some(PlacementClient::new(addresses, CONNECT_TIMEOUT)?);
+        }
+        let client = self.placement.clone().ok_or(Error::Unavailable { reason: "no other node is known".into() })?;
+        // A node may have come back at another address.
+        client.learn(&others);
+        Ok(client)
+    }
+
+    /// The other nodes that are known to serve clients: as they introduced themselves, or as placement has them.
+    fn others(&self) -> Vec<v1::NodeRecord> {
+        let own = self.node.node_id().0;
+        let infos = self.node.nodes().into_iter();
+        let others = infos.filter(|info| info.node_id != own && !info.client_addr.is_empty());
+        let record = |info: v1::NodeInfo| v1::NodeRecord {
+            node_id: info.node_id,
+            client_addr: info.client_addr,
+            ..Default::default()
+        };
+        others.map(record).collect()
+    }
+
+    async fn take(&mut self, answer: v1::ReportResponse) {
+        self.reign = answer.reign;
+        self.full = answer.send_full;
+        self.table.answered(&answer);
+        self.node.keyspaces(answer.keyspaces);
+        self.node.range_ids(answer.first_range_id, answer.range_ids);
+        self.node.remove(&answer.removed);
+        self.node.births(answer.births);
+        self.node.orders(answer.orders);
+        self.node.learn_nodes(&answer.nodes).await;
+    }
+
+    async fn failed(&mut self, error: Error) {
+        if matches!(error, Error::ClusterMismatch { .. }) && !self.was_refused {
+            self.was_refused = true;
+            tracing::error!("placement refuses this node: {error}");
+        } else {
+            tracing::debug!(%error, "placement could not be asked");
+        }
+        // Whoever answers next may have heard less.
+        self.full = true;
+        if self.table.is_empty() {
+            self.ask_others().await;
+        }
+    }
+
+    /// Routes from whichever other node answers.
+    async fn ask_others(&self) {
+        let addresses: Vec<String> = self.others().into_iter().map(|node| node.client_addr).collect();
+        if addresses.is_empty() {
+            return;
+        }
+        let asked = async {
+            let client = Client::connect(addresses, ClientConfig::default()).await?;
+            client.list_ranges().await
+        };
+        if let Ok(Ok(routes)) = timeout(TIMEOUT, asked).await {
+            self.node.keyspaces(routes.keyspaces.clone());
+            self.table.told(&routes);
+        }
+    }
+}
+
+fn report_of(summary: &RangeSummary, node: NodeId) -> v1::RangeReport {
+    let leader = if summary.leads { Some(node) } else { summary.leader };
+    v1::RangeReport {
+        descriptor: Some((*summary.descriptor).clone()),
+        replica_id: summary.replica_id,
+        term: summary.term,
+        leader_node_id: leader.unwrap_or_default().0,
+        data_bytes: summary.data_bytes,
+        silent_nodes: summary.silent_nodes.clone(),
+        level_nodes: summary.level_nodes.clone(),
+        order_id: summary.order_id,
+        order_waits: summary.order_waits.clone(),
+    }
+}
+
+/// Whether a report says something else than what the service was told; a size that moves a little is no news.
+fn differs(told: &v1::RangeReport, now: &v1::RangeReport) -> bool {
+    let moved = told.data_bytes.abs_diff(now.data_bytes) > told.data_bytes / 20;
+    moved || v1::RangeReport { data_bytes: now.data_bytes, ..told.clone() } != *now
+}
+
+/// Reports in portions of a bounded size; one portion at least.
+fn pages(reports: Vec<v1::RangeReport>) -> Vec<Vec<v1::RangeReport>> {
+    let (mut pages, mut bytes) = (vec![Vec::new()], 0);
+    for report in reports {
+        let size = report.encoded_len();
+        if bytes + size > REPORT_BYTES_MAX {
+            pages.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(page) = pages.last_mut() {
+            page.push(report);
+        }
+    }
+    pages
+}
