@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod checksum;
 pub mod command;
 pub mod config;
+pub mod expiry;
 pub mod keys;
 pub mod log_writer;
 pub mod membership;

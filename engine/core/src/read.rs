@@ -79,22 +79,24 @@ pub fn not_leader(view: &ReadView) -> Error {
     Error::NotLeader { range: view.range(), leader: view.leader, descriptors: vec![(*view.descriptor).clone()] }
 }
 
-/// Reads. The answer has no header; the caller adds it.
+/// Reads. The answer has no header; the caller adds it. `range_time_ms` is the range's time ([`ReadView::clock`]): it
+/// decides nothing, and only shows how long keys still live.
 pub fn execute<R: Read + ?Sized>(
     storage: &R,
     descriptor: &v1::RangeDescriptor,
+    range_time_ms: u64,
     request: ReadRequest<'_>,
 ) -> Result<v1::response::Body, Error> {
     match request {
         ReadRequest::Get(get) => {
-            let record = get_one(storage, descriptor, &get.key)?;
+            let record = get_one(storage, descriptor, range_time_ms, &get.key)?;
             Ok(v1::response::Body::Get(v1::GetResponse { header: None, record }))
         }
         ReadRequest::MultiGet(multi) => {
-            let results = multi_get(storage, descriptor, &multi.keys)?;
+            let results = multi_get(storage, descriptor, range_time_ms, &multi.keys)?;
             Ok(v1::response::Body::MultiGet(v1::MultiGetResponse { header: None, results }))
         }
-        ReadRequest::Scan(request) => Ok(v1::response::Body::Scan(scan(storage, descriptor, request)?)),
+        ReadRequest::Scan(request) => Ok(v1::response::Body::Scan(scan(storage, descriptor, range_time_ms, request)?)),
     }
 }
 
@@ -113,6 +115,7 @@ pub fn contains(descriptor: &v1::RangeDescriptor, key: &[u8]) -> bool {
 fn get_one<R: Read + ?Sized>(
     storage: &R,
     descriptor: &v1::RangeDescriptor,
+    range_time_ms: u64,
     key: &[u8],
 ) -> Result<Option<v1::Record>, Error> {
     if !contains(descriptor, key) {
@@ -124,19 +127,27 @@ fn get_one<R: Read + ?Sized>(
     let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key)).map_err(failed)?;
     let Some(stored) = stored else { return Ok(None) };
     let stored = record::decode_value(stored).map_err(failed)?;
-    Ok(Some(v1::Record { value: stored.value, version: stored.version, ..Default::default() }))
+    let ttl_remaining_ms = remaining(stored.deadline_ms, range_time_ms);
+    Ok(Some(v1::Record { key: Bytes::new(), value: stored.value, version: stored.version, ttl_remaining_ms }))
+}
+
+/// How long a key still lives that ends at `deadline_ms`; 0: it stays. A key that is due is there until its end is
+/// replicated.
+fn remaining(deadline_ms: u64, range_time_ms: u64) -> u64 {
+    if deadline_ms == 0 { 0 } else { deadline_ms.saturating_sub(range_time_ms).max(1) }
 }
 
 /// Several keys. Stops as soon as the answer is too large to be sent: what is read is held in memory.
 fn multi_get<R: Read + ?Sized>(
     storage: &R,
     descriptor: &v1::RangeDescriptor,
+    range_time_ms: u64,
     keys: &[Bytes],
 ) -> Result<Vec<v1::MultiGetResult>, Error> {
     let mut results = Vec::with_capacity(keys.len());
     let mut bytes = 0;
     for key in keys {
-        let record = get_one(storage, descriptor, key)?;
+        let record = get_one(storage, descriptor, range_time_ms, key)?;
         bytes += record.as_ref().map_or(0, |record| record.value.len());
         if bytes > limits::ANSWER_BYTES_MAX {
             let max = limits::ANSWER_BYTES_MAX;
@@ -153,6 +164,7 @@ fn multi_get<R: Read + ?Sized>(
 fn scan<R: Read + ?Sized>(
     storage: &R,
     descriptor: &v1::RangeDescriptor,
+    range_time_ms: u64,
     request: &v1::ScanRequest,
 ) -> Result<v1::ScanResponse, Error> {
     let start = request.start.clone().max(descriptor.start.clone());
@@ -161,7 +173,7 @@ fn scan<R: Read + ?Sized>(
         (false, true) => request.end.clone(),
         (false, false) => request.end.clone().min(descriptor.end.clone()),
     };
-    let mut page = Page::new(request);
+    let mut page = Page::new(request, range_time_ms);
     if end.is_empty() || start < end {
         let (first, last) = keys::data_span(KeyspaceId(descriptor.keyspace_id), &start, &end);
         let direction = if request.reverse { Direction::Reverse } else { Direction::Forward };
@@ -174,6 +186,7 @@ fn scan<R: Read + ?Sized>(
 
 struct Page<'a> {
     request: &'a v1::ScanRequest,
+    range_time_ms: u64,
     limit: u64,
     limit_bytes: usize,
     bytes: usize,
@@ -183,13 +196,14 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn new(request: &'a v1::ScanRequest) -> Self {
+    fn new(request: &'a v1::ScanRequest, range_time_ms: u64) -> Self {
         let limit = if request.limit == 0 { limits::SCAN_LIMIT_DEFAULT } else { request.limit };
         // Counting returns nothing, so the default page is no bound to it.
         let limit = if request.count_only && request.limit == 0 { u64::MAX } else { u64::from(limit) };
         let bytes = if request.limit_bytes == 0 { limits::SCAN_BYTES_DEFAULT } else { request.limit_bytes };
         Self {
             request,
+            range_time_ms,
             limit,
             limit_bytes: bytes.min(limits::SCAN_BYTES_MAX) as usize,
             bytes: 0,
@@ -228,13 +242,14 @@ impl<'a> Page<'a> {
             self.last_key.clone_from(&user_key);
         }
         if !self.request.count_only {
-            let (version, _) = record::value_head(value).map_err(failed)?;
+            let (version, deadline_ms) = record::value_head(value).map_err(failed)?;
+            let ttl_remaining_ms = remaining(deadline_ms, self.range_time_ms);
             let value = if self.request.keys_only {
                 Bytes::new()
             } else {
                 record::decode_value(Bytes::copy_from_slice(value)).map_err(failed)?.value
             };
-            self.response.records.push(v1::Record { key: user_key, value, version, ttl_remaining_ms: 0 });
+            self.response.records.push(v1::Record { key: user_key, value, version, ttl_remaining_ms });
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -274,7 +289,7 @@ mod tests {
         let descriptor = v1::RangeDescriptor { range_id: 2, keyspace_id: 1, ..Default::default() };
         let read = |keys| {
             let request = v1::MultiGetRequest { header: None, keys: vec![Bytes::from_static(b"key"); keys] };
-            execute(&storage, &descriptor, ReadRequest::MultiGet(&request))
+            execute(&storage, &descriptor, 0, ReadRequest::MultiGet(&request))
         };
         let most = limits::ANSWER_BYTES_MAX / limits::VALUE_BYTES_MAX;
         let Ok(v1::response::Body::MultiGet(answer)) = read(most) else { panic!("it fits") };

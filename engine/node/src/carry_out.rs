@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use flotilla_engine::expiry::{self, ExpiryFound, ExpiryWanted};
 use flotilla_engine::recover;
 use flotilla_engine::split_keys;
 use flotilla_engine::store::{Effects, Event, FetchLog, Input, ReadView, SplitKeysWanted, Token, WriteAnswer};
@@ -37,6 +38,7 @@ impl<S: LocalStorage> StoreLoop<S> {
         if !effects.messages.is_empty() {
             self.outgoing.send(effects.messages.drain(..));
         }
+        effects.expiries_wanted.drain(..).for_each(|wanted| self.find_expiries(wanted));
         effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
         effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));
         effects.ingests.drain(..).for_each(|item| self.ingest(item));
@@ -143,6 +145,18 @@ impl<S: LocalStorage> StoreLoop<S> {
             apply: ended.since(began),
             total: clock::now().since(arrived),
         }
+    }
+
+    fn find_expiries(&self, wanted: ExpiryWanted) {
+        let (storage, inbox) = (self.reads.storage.clone(), Arc::clone(&self.inbox));
+        self.reads.runtime.spawn_blocking(move || {
+            abort_on_panic("looking for keys that end", || {
+                let range = flotilla_proto::RangeId(wanted.descriptor.range_id);
+                let found = expiry::find(&storage, &wanted)
+                    .inspect_err(|error| tracing::warn!(%range, %error, "the expiry index could not be read"));
+                inbox.input(Input::ExpiriesFound(ExpiryFound { range, id: wanted.id, found: found.ok() }));
+            });
+        });
     }
 
     fn fetch(&self, fetch: FetchLog) {

@@ -117,7 +117,7 @@ impl<S: LocalStorage> Reads<S> {
             Admission::Barrier => return Attempt::NeedsBarrier,
             Admission::Refused(error) => return Attempt::refused(error),
         }
-        let result = read::execute(storage, &view.descriptor, read);
+        let result = read::execute(storage, &view.descriptor, view.clock.read(clock::now()), read);
         drop(view);
         let Some(view) = self.views.get(range) else {
             return Attempt::refused(Error::RangeNotFound { range });
@@ -191,7 +191,7 @@ impl<S: LocalStorage> Reads<S> {
         let Some(read) = requests::read_of(&request.body) else { return };
         if inline(&read) {
             let memory = CachedRead::new(&self.storage);
-            let result = read::execute(&memory, &view.descriptor, read);
+            let result = read::execute(&memory, &view.descriptor, view.clock.read(clock::now()), read);
             if !memory.needs_disk() {
                 let response = self.confirmed(&request, &view, result);
                 return wakes.answer(request.reply, response);
@@ -199,7 +199,7 @@ impl<S: LocalStorage> Reads<S> {
         }
         self.on_blocking_thread(move |reads| {
             let Some(read) = requests::read_of(&request.body) else { return };
-            let result = read::execute(&reads.storage, &view.descriptor, read);
+            let result = read::execute(&reads.storage, &view.descriptor, view.clock.read(clock::now()), read);
             let response = reads.confirmed(&request, &view, result);
             request.reply.now(response);
         });

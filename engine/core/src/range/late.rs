@@ -29,7 +29,7 @@ impl Range {
                 self.late.push((term, requests));
             } else {
                 // Refused: as good as forgotten.
-                let _ = self.propose_stamped(term, requests);
+                let _ = self.propose_stamped(term, v1::Command { requests, ..Default::default() });
             }
         }
     }

@@ -12,6 +12,7 @@
 
 mod barriers;
 mod change;
+mod expiry;
 mod install;
 #[cfg(feature = "fault-late-proposals")]
 mod late;
@@ -41,10 +42,11 @@ use crate::config::Config;
 use crate::membership;
 use crate::read;
 use crate::recover::RangeBoot;
-use crate::store::{Effects, LogItem, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
+use crate::store::{Effects, LogItem, RangeClock, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
 use crate::time::BootTime;
 use barriers::Barriers;
 use change::PendingChange;
+use expiry::Expiry;
 use install::Ingest;
 use lease::Lease;
 use log::RangeLog;
@@ -184,6 +186,7 @@ pub(crate) struct Range {
     lease: Lease,
     proposals: Proposals,
     barriers: Barriers,
+    expiry: Expiry,
     transfer: Option<(TransferLeader, u64)>,
     unpersisted: VecDeque<Unpersisted>,
     /// What came with snapshot messages, until Raft has taken or refused them.
@@ -243,6 +246,7 @@ impl Range {
             leader: None,
             serves: false,
             lease_until: BootTime::default(),
+            clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
         };
         let mut range = Self {
             id,
@@ -267,6 +271,7 @@ impl Range {
             lease: Lease::default(),
             proposals: Proposals::default(),
             barriers: Barriers::default(),
+            expiry: Expiry::new(&boot.applied),
             transfer: None,
             unpersisted: VecDeque::new(),
             incoming_snapshots: Vec::new(),
@@ -448,7 +453,8 @@ impl Range {
         while refusal.is_none() {
             let target = turn.shared.config.entry_bytes_target;
             let Some(gathered) = self.proposals.gather(turn.now, target, &mut turn.effects.writes) else { break };
-            if let Err(error) = self.propose_entry(gathered.requests) {
+            let time_ms = self.carried_time(turn, &gathered.requests);
+            if let Err(error) = self.propose_entry(gathered.requests, time_ms) {
                 self.proposals.dropped(gathered.bytes);
                 let refused = gathered.waiting.into_iter().map(|(token, _)| (token, Err(error.clone())));
                 turn.effects.writes.extend(refused);
@@ -464,23 +470,22 @@ impl Range {
         self.release_bytes(turn, before);
     }
 
-    fn propose_entry(&mut self, requests: Vec<v1::WriteRequest>) -> Result<(), Error> {
+    fn propose_entry(&mut self, requests: Vec<v1::WriteRequest>, range_time_ms: u64) -> Result<(), Error> {
         if !self.leads() || self.raft.raft.lead_transferee.is_some() {
             return Err(self.not_leader());
         }
         #[cfg(feature = "fault-late-proposals")]
         self.remember_for_late(&requests);
-        self.propose_stamped(self.term(), requests)
+        self.propose_stamped(self.term(), v1::Command { requests, range_time_ms, ..Default::default() })
     }
 
-    fn propose_stamped(&mut self, term: u64, requests: Vec<v1::WriteRequest>) -> Result<(), Error> {
+    fn propose_stamped(&mut self, term: u64, command: v1::Command) -> Result<(), Error> {
         let command = v1::Command {
             range_id: self.id.0,
             replica_id: self.replica,
             term,
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
-            requests,
-            ..Default::default()
+            ..command
         };
         let entry = Entry { data: command::encode(&command), ..Default::default() };
         let mut message = Message { from: self.replica, ..Default::default() };
@@ -521,6 +526,7 @@ impl Range {
         if self.leads() {
             self.consider_split(turn);
             self.pursue_order(turn);
+            self.pursue_expiry(turn);
         }
     }
 

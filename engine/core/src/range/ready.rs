@@ -170,6 +170,7 @@ impl Range {
             Some((sequence, index)) if *sequence == turn.sequence => *index = done.index,
             _ => self.applied_marks.push_back((turn.sequence, done.index)),
         }
+        self.expiry_applied(turn, done.expiry, done.index, &done.results);
         let before = self.proposals.bytes();
         let (overwritten, outdated) = (self.not_leader(), self.epoch_mismatch());
         self.proposals.applied(done.index, done.results, [&overwritten, &outdated], &mut turn.effects.writes);
@@ -177,6 +178,7 @@ impl Range {
         self.consider_truncation(turn);
         if self.leads() {
             self.pursue_order(turn);
+            self.pursue_expiry(turn);
         }
     }
 
@@ -296,6 +298,7 @@ impl Range {
             leader: self.leader(),
             serves: self.serves(),
             lease_until,
+            clock: self.range_clock(),
         };
         let changed_leader = view.term != self.view.term || view.leader != self.view.leader;
         if changed_leader {
@@ -313,7 +316,9 @@ impl Range {
     fn is_news(&self, view: &ReadView) -> bool {
         let longer = view.lease_until.since(self.view.lease_until);
         let only_a_little = view.lease_until >= self.view.lease_until && longer < LEASE_STEP;
-        let rest = ReadView { lease_until: self.view.lease_until, ..view.clone() };
+        // Where the range is not led, its time is not of that much interest.
+        let clock = if view.serves { view.clock } else { self.view.clock };
+        let rest = ReadView { lease_until: self.view.lease_until, clock, ..view.clone() };
         rest != *self.view || !only_a_little
     }
 }

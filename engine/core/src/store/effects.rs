@@ -12,6 +12,7 @@ use raft::eraftpb::Entry;
 
 use super::input::{Envelope, Token};
 use crate::apply::ApplyTask;
+use crate::expiry::ExpiryWanted;
 use crate::snapshot::SnapshotData;
 use crate::time::BootTime;
 
@@ -70,6 +71,8 @@ pub struct Effects {
     pub checks: Vec<(Token, Result<CheckStarted, Error>)>,
     /// Keys to be looked for ([`crate::split_keys::find`]); answered by [`super::Input::SplitKeys`].
     pub split_keys_wanted: Vec<SplitKeysWanted>,
+    /// Passes over expiry indexes ([`crate::expiry::find`]); answered by [`super::Input::ExpiriesFound`].
+    pub expiries_wanted: Vec<ExpiryWanted>,
     /// Ids for new ranges run short.
     pub range_ids_wanted: bool,
     /// Answers to status questions.
@@ -103,6 +106,7 @@ impl Effects {
             && self.splits.is_empty()
             && self.checks.is_empty()
             && self.split_keys_wanted.is_empty()
+            && self.expiries_wanted.is_empty()
             && !self.range_ids_wanted
             && self.fetches.is_empty()
             && self.snapshots_wanted.is_empty()
@@ -193,6 +197,24 @@ pub struct ReadView {
     pub serves: bool,
     /// Until when a read here sees every write acknowledged before; zero: no lease.
     pub lease_until: BootTime,
+    /// The range's own time, which keys end by.
+    pub clock: RangeClock,
+}
+
+/// A range's own time, as a replica knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeClock {
+    /// What it was at `at`, in milliseconds.
+    pub ms: u64,
+    /// From then on it runs; at the end of all times: it stands, for this replica does not lead.
+    pub at: BootTime,
+}
+
+impl RangeClock {
+    /// The range's time; good enough to show how long a key still lives.
+    pub fn read(&self, now: BootTime) -> u64 {
+        self.ms.saturating_add(u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 impl ReadView {

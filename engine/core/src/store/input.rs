@@ -5,6 +5,7 @@ use flotilla_proto::{NodeId, RangeId, v1};
 use raft::eraftpb::Entry;
 
 use crate::apply::Applied;
+use crate::expiry::ExpiryFound;
 use crate::snapshot::SnapshotData;
 use crate::time::BootTime;
 
@@ -93,6 +94,8 @@ pub enum Input {
     Drain,
     /// An order to split a range. Answered by [`super::Effects::splits`].
     Split(Split),
+    /// What a pass over an expiry index found, asked for by [`super::Effects::expiries_wanted`].
+    ExpiriesFound(ExpiryFound),
     /// Keys to split a range at, asked for by [`super::Effects::split_keys_wanted`].
     SplitKeys {
         /// The range.

@@ -17,8 +17,8 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 pub use crate::snapshot::SnapshotData;
 pub use effects::{
-    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, ReadView, SplitAnswer, SplitKeysWanted,
-    TransferAnswer, WriteAnswer,
+    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, RangeClock, ReadView, SplitAnswer,
+    SplitKeysWanted, TransferAnswer, WriteAnswer,
 };
 pub use input::{Envelope, Input, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
@@ -200,6 +200,9 @@ impl Store {
             }
             Input::SplitKeys { range, found } => {
                 self.with(now, range, effects, |range, turn| range.split_keys(turn, found));
+            }
+            Input::ExpiriesFound(answer) => {
+                self.with(now, answer.range, effects, |range, turn| range.expiries_found(turn, answer));
             }
             Input::Order(order) => {
                 self.with(now, RangeId(order.range_id), effects, |range, _| range.order(order));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use flotilla_engine::apply::{ApplyStage, ApplyTask};
 use flotilla_engine::config::Config;
+use flotilla_engine::expiry::{self, ExpiryFound};
 use flotilla_engine::storage::Storage;
 use flotilla_engine::store::{
     Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, Store, Token, TransferAnswer,
@@ -58,6 +59,11 @@ pub struct Cluster {
     pub transfers: Vec<(u64, TransferAnswer)>,
     pub events: Vec<(u64, Event)>,
     pub fatal: Vec<(u64, String)>,
+    /// How fast nodes' clocks run, in thousandths; 1,000 where it does not say.
+    pub rates: BTreeMap<u64, u64>,
+    /// Passes over expiry indexes that were made, and whose answers are held back while `passes_held`.
+    pub passes: Vec<(u64, ExpiryFound)>,
+    pub passes_held: bool,
 }
 
 fn boot_store(config: &Config, node: u64, disk: &MemDisk, now: BootTime) -> (Store, ApplyStage) {
@@ -106,7 +112,15 @@ impl Cluster {
             transfers: Vec::new(),
             events: Vec::new(),
             fatal: Vec::new(),
+            rates: BTreeMap::new(),
+            passes: Vec::new(),
+            passes_held: false,
         }
+    }
+
+    /// The time by a node's own clock.
+    pub fn clock(&self, id: u64) -> BootTime {
+        BootTime(self.now.0 / 1_000 * self.rates.get(&id).copied().unwrap_or(1_000))
     }
 
     /// Three replicas, led by node 1, which has applied its first entry.
@@ -134,12 +148,13 @@ impl Cluster {
 
     /// One turn of a store.
     pub fn turn(&mut self, id: u64, inputs: Vec<Input>) -> Effects {
+        let now = self.clock(id);
         let node = self.nodes.get_mut(&id).expect("it exists");
         let mut effects = Effects::default();
         for input in inputs {
-            node.store.on(self.now, input, &mut effects);
+            node.store.on(now, input, &mut effects);
         }
-        node.store.end_turn(self.now, &mut effects);
+        node.store.end_turn(now, &mut effects);
         if let Some(view) = effects.views.last() {
             node.view = Some(view.clone());
         }
@@ -164,6 +179,14 @@ impl Cluster {
             let entries =
                 recover::read_log(&*disk, fetch.range, fetch.low, fetch.high, fetch.bytes_max).expect("readable");
             inputs.push(Input::LogFetched { range: fetch.range, id: fetch.id, entries });
+        }
+        for wanted in &effects.expiries_wanted {
+            let found = Some(expiry::find(&*disk, wanted).expect("readable"));
+            self.passes.push((id, ExpiryFound { range: RANGE, id: wanted.id, found }));
+        }
+        if !self.passes_held {
+            let own = self.passes.extract_if(.., |(of, _)| *of == id);
+            inputs.extend(own.map(|(_, found)| Input::ExpiriesFound(found)));
         }
         for range in &effects.snapshots_wanted {
             inputs.push(Input::SnapshotMade { range: *range, snapshot: snapshot::make(&*disk, *range).ok() });
@@ -254,7 +277,7 @@ impl Cluster {
 
     /// The process ends: what was not written is lost; and starts again.
     pub fn restart(&mut self, id: u64) {
-        let (config, now) = (self.config.clone(), self.now);
+        let (config, now) = (self.config.clone(), self.clock(id));
         let node = self.nodes.get_mut(&id).expect("it exists");
         (node.store, node.apply) = boot_store(&config, id, &node.disk, now);
         node.log.clear();
@@ -304,6 +327,11 @@ pub fn request(ops: Vec<v1::WriteOp>) -> v1::WriteRequest {
 
 pub fn put(key: &str, value: &str) -> v1::WriteOp {
     let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false, ttl_ms: 0 };
+    v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
+}
+
+pub fn put_ttl(key: &str, value: &str, ttl_ms: u64) -> v1::WriteOp {
+    let put = v1::Put { key: key.to_owned().into(), value: value.to_owned().into(), if_absent: false, ttl_ms };
     v1::WriteOp { op: Some(v1::write_op::Op::Put(put)) }
 }
 

@@ -12,4 +12,5 @@ mod reads;
 mod recovery;
 mod replication;
 mod snapshots;
+mod ttl;
 mod writes;

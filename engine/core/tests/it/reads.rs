@@ -126,7 +126,7 @@ fn filled(draw: &mut Rng) -> (MemDisk, v1::RangeDescriptor, BTreeMap<Vec<u8>, Ve
 }
 
 fn scan(disk: &MemDisk, descriptor: &v1::RangeDescriptor, request: &v1::ScanRequest) -> v1::ScanResponse {
-    match read::execute(disk, descriptor, ReadRequest::Scan(request)) {
+    match read::execute(disk, descriptor, 0, ReadRequest::Scan(request)) {
         Ok(v1::response::Body::Scan(page)) => page,
         other => panic!("a scan answers with a page: {other:?}"),
     }
@@ -184,7 +184,7 @@ fn a_key_outside_of_the_range_is_not_looked_up() {
     let (disk, descriptor, inside) = filled(&mut Rng::new(3));
     let get = |key: &[u8]| {
         let request = v1::GetRequest { header: None, key: key.to_vec().into() };
-        read::execute(&disk, &descriptor, ReadRequest::Get(&request))
+        read::execute(&disk, &descriptor, 0, ReadRequest::Get(&request))
     };
     for key in ["a", "d", "z", ""] {
         assert!(matches!(get(key.as_bytes()), Err(Error::KeyNotInRange { .. })), "{key:?}");
@@ -201,10 +201,10 @@ fn bytes_that_are_no_record_are_an_error_and_no_value() {
     for bad in [&b""[..], b"short", &[9; 20]] {
         disk.damage(Family::State, &keys::data(KeyspaceId(1), key), Some(bad));
         let request = v1::GetRequest { header: None, key: key.clone().into() };
-        let got = read::execute(&disk, &descriptor, ReadRequest::Get(&request));
+        let got = read::execute(&disk, &descriptor, 0, ReadRequest::Get(&request));
         assert!(matches!(got, Err(Error::Corruption { .. })), "{bad:?}: {got:?}");
         let all = v1::ScanRequest::default();
-        let got = read::execute(&disk, &descriptor, ReadRequest::Scan(&all));
+        let got = read::execute(&disk, &descriptor, 0, ReadRequest::Scan(&all));
         assert!(matches!(got, Err(Error::Corruption { .. })), "{bad:?}: {got:?}");
     }
 }
