@@ -231,7 +231,7 @@ impl Server {
         let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone());
-        let placement = placement::PlacementRpc::new(handle);
+        let placement = placement::PlacementRpc::new(self.node.clone(), handle);
         let (health_reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)

@@ -214,12 +214,19 @@ impl Transport {
             snapshot_made_rate: Rate::new(SNAPSHOT_BYTES_PER_SECOND),
             snapshots: AtomicU64::new(1),
         });
-        let serving = setup.runtime.spawn(serve(Arc::clone(&context), listener));
         drop(entered);
-        let (dialling, serving) = (Mutex::default(), Mutex::new(Some(serving)));
-        let transport =
-            Self { context, _staging: setup.staging, address, runtime: setup.runtime, dialling, serving };
+        let transport = Self {
+            context,
+            _staging: setup.staging,
+            address,
+            runtime: setup.runtime,
+            dialling: Mutex::default(),
+            serving: Mutex::default(),
+        };
+        // Who is known is let in, from the first connection on.
         transport.learn(&setup.nodes);
+        let serving = transport.runtime.spawn(serve(Arc::clone(&transport.context), listener));
+        transport.serving.lock().unwrap_or_else(PoisonError::into_inner).replace(serving);
         Ok(transport)
     }
 

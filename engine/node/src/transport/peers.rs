@@ -18,6 +18,8 @@ use crate::clock;
 const SNAPSHOTS_WAITING_MAX: usize = 4;
 /// Refusals that are remembered.
 const REFUSALS_KEPT: usize = 16;
+/// Who is turned away for longer than this is told of.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a refusal of a caller stays in the status after it was last seen.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(60);
 
@@ -168,7 +170,15 @@ pub(crate) type SnapshotQueue = (Arc<Peer>, mpsc::Receiver<Envelope>);
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     all: ArcSwap<BTreeMap<NodeId, Arc<Peer>>>,
-    refusals: Mutex<VecDeque<(BootTime, String)>>,
+    refusals: Mutex<VecDeque<Turned>>,
+}
+
+/// A caller that was turned away.
+#[derive(Debug)]
+struct Turned {
+    words: String,
+    first: BootTime,
+    last: BootTime,
 }
 
 impl Peers {
@@ -213,14 +223,14 @@ impl Peers {
     pub fn refused(&self, words: String) {
         let now = clock::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusals.iter_mut().find(|(_, known)| *known == words) {
-            Some((when, _)) => *when = now,
+        match refusals.iter_mut().find(|known| known.words == words) {
+            Some(known) => known.last = now,
             None => {
-                tracing::warn!(words, "a node was turned away");
+                tracing::info!(words, "a node was turned away");
                 if refusals.len() == REFUSALS_KEPT {
                     refusals.pop_front();
                 }
-                refusals.push_back((now, words));
+                refusals.push_back(Turned { words, first: now, last: now });
             }
         }
     }
@@ -235,8 +245,10 @@ impl Peers {
     pub fn problems(&self) -> Vec<String> {
         let now = clock::now();
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = refusals.iter().filter(|(when, _)| now.since(*when) < REFUSAL_SHOWN);
-        let turned_away = recent.map(|(_, words)| format!("a node was turned away: {words}"));
+        // A node that has just joined is not known everywhere at once.
+        let stays = |known: &&Turned| known.last.since(known.first) > REFUSAL_PATIENCE;
+        let recent = refusals.iter().filter(|known| now.since(known.last) < REFUSAL_SHOWN).filter(stays);
+        let turned_away = recent.map(|known| format!("a node was turned away: {}", known.words));
         self.all.load().values().filter_map(|peer| peer.problem(now)).chain(turned_away).collect()
     }
 }
