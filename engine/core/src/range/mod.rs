@@ -82,6 +82,8 @@ pub(crate) struct RangeIds {
     blocks: VecDeque<(u64, u64)>,
     /// What could not be served lately.
     missed: u64,
+    /// Ids below were in a block before: one that comes twice counts once.
+    seen_below: u64,
 }
 
 /// Fewer than so many ids left are few.
@@ -90,7 +92,10 @@ const RANGE_IDS_FEW: u64 = 256;
 impl RangeIds {
     /// Adds a block.
     pub(crate) fn add(&mut self, first: u64, count: u64) {
-        self.blocks.push_back((first, first.saturating_add(count)));
+        if first >= self.seen_below {
+            self.seen_below = first.saturating_add(count);
+            self.blocks.push_back((first, self.seen_below));
+        }
     }
 
     /// Takes so many; `None` if there are not as many.
@@ -111,6 +116,13 @@ impl RangeIds {
             *next += 1;
         }
         Some(ids)
+    }
+
+    /// Whether there is any; if not, more are asked for.
+    pub(crate) fn has_any(&mut self) -> bool {
+        let any = self.left() > 0;
+        self.missed = if any { self.missed } else { self.missed.max(1) };
+        any
     }
 
     fn left(&self) -> u64 {

@@ -34,7 +34,8 @@ impl Range {
             return;
         }
         self.forget_order();
-        if self.leads() && order.order_id != 0 {
+        let contradicts_itself = order.add_nodes.iter().any(|node| order.remove_nodes.contains(node));
+        if self.leads() && order.order_id != 0 && !contradicts_itself {
             self.order = Some(order);
         }
     }

@@ -175,6 +175,9 @@ impl Range {
         if limit == 0 || bytes <= limit || asked_before || self.finding.is_some() {
             return;
         }
+        if !turn.shared.range_ids.has_any() {
+            return;
+        }
         if let Ok(boundary) = self.may_split(turn) {
             let parts = (bytes.saturating_mul(3) / limit.saturating_mul(2)).clamp(2, PARTS_BY_SIZE_MAX);
             self.finding = Some(Finding::BySize);
