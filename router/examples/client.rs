@@ -1,11 +1,13 @@
-//! The client library in a minute: put, get, compare-and-swap, scan.
+//! The client library in a minute: put, get, compare-and-swap, scan, delete.
 //!
 //! ```sh
 //! cargo run --release -p flotilla-router --example client 127.0.0.1:7300
 //! ```
 
+use std::time::Duration;
+
 use flotilla_proto::Error;
-use flotilla_router::{Client, ClientConfig, Expect, ScanOptions};
+use flotilla_router::{Client, ClientConfig, DeleteOptions, Expect, ScanOptions};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -30,11 +32,19 @@ async fn main() -> Result<(), Error> {
         Err(error) => return Err(error),
     }
 
+    // It ends by itself.
+    client.put_with_ttl("example/session", "42", Duration::from_secs(60)).await?;
+
     let mut pages = client.scan_pages(ScanOptions { limit: 100, ..ScanOptions::prefix("example/") });
     while let Some(page) = pages.next().await? {
         for record in page.records {
             println!("scan: {} = {}", String::from_utf8_lossy(&record.key), String::from_utf8_lossy(&record.value));
         }
+    }
+
+    let mut parts = client.delete_parts(DeleteOptions::prefix("example/"));
+    while let Some(part) = parts.next().await? {
+        println!("delete: {} keys", part.count);
     }
     Ok(())
 }

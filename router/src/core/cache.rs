@@ -34,6 +34,11 @@ impl Route {
         age(&self.descriptor).0
     }
 
+    /// Whether a node has a replica, as far as the descriptor says.
+    fn has_replica(&self, node: NodeId) -> bool {
+        self.descriptor.replicas.iter().any(|replica| replica.node_id == node.0)
+    }
+
     /// Whether the range holds the key.
     pub fn contains(&self, key: &[u8]) -> bool {
         self.descriptor.start <= key && ends_after(&self.descriptor.end, key)
@@ -128,9 +133,8 @@ impl RouteCache {
     /// A child of a split begins where its parent is led, as a rule: a better guess than any.
     fn expect_leader(&mut self, child: RangeId, parent: Option<NodeId>) {
         let Some(route) = self.by_id_mut(child) else { return };
-        let has_replica = |node: &NodeId| route.descriptor.replicas.iter().any(|replica| replica.node_id == node.0);
         if route.leader.is_none() {
-            route.leader = parent.filter(has_replica);
+            route.leader = parent.filter(|node| route.has_replica(*node));
         }
     }
 
@@ -150,10 +154,11 @@ impl RouteCache {
         }
     }
 
-    /// Notes who leads a range; a hint of an older term than the one held is ignored.
+    /// Notes who leads a range; a hint of an older term than the one held is ignored. An old one is
+    /// better than none, unless it names a node that has no replica any more.
     pub fn set_leader(&mut self, range: RangeId, leader: NodeId, term: u64) {
         let Some(route) = self.by_id_mut(range) else { return };
-        if route.leader.is_none() || term >= route.term {
+        if term >= route.term || (route.leader.is_none() && route.has_replica(leader)) {
             route.leader = Some(leader);
             route.term = route.term.max(term);
         }
@@ -318,6 +323,11 @@ mod tests {
         assert_eq!(leader(&cache), None);
         cache.set_leader(range, NodeId(2), 4);
         assert_eq!(leader(&cache), Some(NodeId(2)), "better an old hint than none");
+        cache.doubt_leader(range, NodeId(2));
+        cache.set_leader(range, NodeId(7), 4);
+        assert_eq!(leader(&cache), None, "it had a replica once, says a table that is behind");
+        cache.set_leader(range, NodeId(7), 6);
+        assert_eq!(leader(&cache), Some(NodeId(7)), "the descriptor is behind");
     }
 
     #[test]

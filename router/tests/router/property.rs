@@ -6,7 +6,8 @@
 //! - pages of a scan, one after the other, hold every key once, whatever splits meanwhile;
 //! - every call ends at its deadline, and fails before it only where that is in its nature;
 //! - where nothing breaks, splits, moves and leader changes fail no call;
-//! - the cache never goes back in epoch.
+//! - no range that the cache holds goes back in epoch. (One that was merged away may come back from a
+//!   table that is behind, where nothing newer is known of its span.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,7 +23,13 @@ use v1::response::Body as Answer;
 use crate::fake_cluster::{Cluster, KEYSPACES, PRELOADED, Random, key, put_of};
 
 const CALLS: usize = 60;
+/// How many seeds, unless the variable of this name says otherwise.
 const SEEDS: u64 = 400;
+
+fn seeds() -> u64 {
+    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS)
+}
+
 /// A call gives up this long before its deadline at most: the longest pause, and what nodes ask for.
 const PAUSE_MAX: Duration = Duration::from_millis(310);
 
@@ -286,6 +293,7 @@ impl World {
     }
 
     fn check_cache(&mut self) {
+        let mut epochs = BTreeMap::new();
         for (keyspace, _) in KEYSPACES {
             let mut last: Option<Bytes> = Some(Bytes::new());
             for route in self.keyspaces.routes(KeyspaceId(keyspace)).iter() {
@@ -294,11 +302,12 @@ impl World {
                 assert!(last.is_some_and(|end| end <= descriptor.start), "seed {}: ranges overlap", self.seed);
                 last = (!descriptor.end.is_empty()).then(|| descriptor.end.clone());
                 let epoch = descriptor.epoch.map_or((0, 0), |epoch| (epoch.version, epoch.conf_ver));
-                let known = self.epochs.entry(descriptor.range_id).or_default();
-                assert!(epoch >= *known, "seed {}: r{} goes back", self.seed, descriptor.range_id);
-                *known = epoch;
+                let known = self.epochs.get(&descriptor.range_id).copied().unwrap_or_default();
+                assert!(epoch >= known, "seed {}: r{} goes back", self.seed, descriptor.range_id);
+                epochs.insert(descriptor.range_id, epoch);
             }
         }
+        self.epochs = epochs;
     }
 
     /// Every outcome against what was applied.
@@ -403,7 +412,7 @@ impl Running {
 #[test]
 fn outcomes_are_true_whatever_breaks() {
     let mut tally = BTreeMap::new();
-    for seed in 0..SEEDS {
+    for seed in 0..seeds() {
         let mut world = World::new(seed);
         world.run();
         world.check(&mut tally);
@@ -416,7 +425,7 @@ fn outcomes_are_true_whatever_breaks() {
 
 fn every_call_succeeds(moves: bool) {
     let mut scans = 0;
-    for seed in 0..SEEDS {
+    for seed in 0..seeds() {
         let mut world = World::new(seed);
         world.cluster.faults = false;
         world.cluster.moves = moves;
@@ -428,7 +437,7 @@ fn every_call_succeeds(moves: bool) {
         }
         world.check(&mut BTreeMap::new());
     }
-    assert!(scans > SEEDS, "few scans went over several pages");
+    assert!(scans > seeds(), "few scans went over several pages");
 }
 
 #[test]
