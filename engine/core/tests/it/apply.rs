@@ -1,14 +1,14 @@
 //! The apply stage by itself: entries in, data and answers out, the same on every replica.
 
 use bytes::Bytes;
-use flotilla_engine::apply::{ApplyError, ApplyRefusal, ApplyStage, ApplyTask, ApplyWork};
+use flotilla_engine::apply::{ApplyError, ApplyRefusal, ApplyStage, ApplyTask, ApplyWork, RangeChange};
 use flotilla_engine::command::{self, CommandError};
-use flotilla_engine::{bootstrap, recover};
+use flotilla_engine::{bootstrap, keys, recover};
 use flotilla_proto::v1::compare_and_swap::Expect;
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Entry, EntryType};
 
-use crate::cluster::{RANGE, delete, put, request, swap};
+use crate::cluster::{RANGE, delete, put, put_ttl, request, swap};
 use crate::determinism::Rng;
 use crate::disk::MemDisk;
 
@@ -216,4 +216,47 @@ fn the_outcome_does_not_depend_on_how_entries_come() {
         assert_eq!(done[0].results, results, "seed {seed}");
         assert_eq!(whole.disk.contents(), single.disk.contents(), "seed {seed}");
     }
+}
+
+#[test]
+fn both_halves_of_a_split_go_on_from_the_time_and_the_bound_of_the_whole() {
+    let mut stage = fresh();
+    let timed = |version, range: u64, ms| v1::Command {
+        range_id: range,
+        epoch_version: version,
+        range_time_ms: ms,
+        ..command(vec![])
+    };
+    let ops = ["a", "z"].map(|key| put_ttl(key, "v", 1_000)).to_vec();
+    let put = v1::Command { requests: vec![request(ops)], ..timed(1, RANGE.0, 5_000) };
+    stage.try_data(command::encode(&put)).expect("it can be applied").expect("its stamp holds");
+    let before = stage_index(&stage.disk);
+    assert_eq!(before.len(), 2);
+    let children = vec![v1::SplitChild { range_id: 9, start: "m".into() }];
+    let split = Some(v1::command::Change::Split(v1::Split { children }));
+    let entry = stage.entry(command::encode(&v1::Command { change: split, ..timed(1, RANGE.0, 0) }));
+    let done = stage.stage.apply(&stage.disk, Stage::task(vec![entry]), &mut |_, _| {}).expect("it can be applied");
+    let Ok(RangeChange::Split { children, .. }) = &done[0].changes[0].outcome else { panic!("{done:?}") };
+    let child = children[0].applied;
+    assert_eq!((child.range_time_ms, child.next_expiry_ms, child.last_ttl_index), (5_000, 6_000, 0));
+    assert_eq!(stage_index(&stage.disk), before, "nothing is copied");
+    // The child ends its key by its own log, and finds its index empty then.
+    let expire = |ms| {
+        let keys = vec![v1::ExpiringKey { key: "z".into(), version: 2 }];
+        let expire = Some(v1::Expire { keys, next_expiry_ms: 0, seen_index: bootstrap::INITIAL_INDEX });
+        command::encode(&v1::Command { expire, ..timed(2, 9, ms) })
+    };
+    let entries = [5_999, 6_000].map(expire).into_iter().zip(bootstrap::INITIAL_INDEX + 1..);
+    let entries = entries.map(|(data, index)| Entry { index, term: 6, data, ..Default::default() });
+    for (entry, bound) in entries.zip([6_000, 0]) {
+        let work = ApplyWork::Entries(vec![entry]);
+        let task = ApplyTask { range: flotilla_proto::RangeId(9), work };
+        let done = stage.stage.apply(&stage.disk, vec![task], &mut |_, _| {}).expect("it can be applied");
+        assert_eq!(done[0].expiry.next_expiry_ms, bound, "a millisecond before its time a key stays");
+    }
+    assert_eq!(stage_index(&stage.disk), before[..1]);
+}
+
+fn stage_index(disk: &MemDisk) -> Vec<Bytes> {
+    disk.contents().into_keys().filter_map(|(_, key)| keys::expiry_user_key(&key)).collect()
 }
