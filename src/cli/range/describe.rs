@@ -1,6 +1,6 @@
 //! How descriptors are shown, for people and for programs.
 
-use flotilla_proto::ids::SYSTEM_KEYSPACE;
+use flotilla_proto::ids::{DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME, SYSTEM_KEYSPACE};
 use flotilla_proto::v1;
 use serde_json::{Value, json};
 use v1::ReplicaRole;
@@ -57,7 +57,9 @@ pub fn epoch(descriptor: &v1::RangeDescriptor) -> String {
 pub fn keyspace_name(id: u64, keyspaces: &[v1::Keyspace]) -> String {
     match keyspaces.iter().find(|keyspace| keyspace.keyspace_id == id) {
         Some(keyspace) => keyspace.name.clone(),
+        // These two are always there, also before the answering node has heard of any.
         None if id == SYSTEM_KEYSPACE.0 => "system".into(),
+        None if id == DEFAULT_KEYSPACE.0 => DEFAULT_KEYSPACE_NAME.into(),
         None => format!("(id {id})"),
     }
 }
@@ -140,6 +142,7 @@ mod tests {
         let keyspaces = [v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() }];
         assert_eq!(keyspace_name(1, &keyspaces), "default");
         assert_eq!(keyspace_name(SYSTEM_KEYSPACE.0, &keyspaces), "system");
+        assert_eq!(keyspace_name(1, &[]), "default");
         assert_eq!(keyspace_name(9, &keyspaces), "(id 9)");
     }
 }
