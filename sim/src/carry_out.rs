@@ -36,6 +36,14 @@ impl Cluster {
         self.queue_applies(index, effects);
         self.answer_clients(index, effects);
         let life = self.nodes[index].life();
+        for wanted in effects.expiries_wanted.drain(..) {
+            // What the pass finds is out of date when its answer comes.
+            let found = flotilla_engine::expiry::find(&self.nodes[index].disk, &wanted);
+            let range = RangeId(wanted.descriptor.range_id);
+            let answer = flotilla_engine::expiry::ExpiryFound { range, id: wanted.id, found: found.ok() };
+            let at = self.now + self.rng.delay(ms(2));
+            self.schedule.at(at, Event::Inner(life, Inner::Give(Box::new(Input::ExpiriesFound(answer)))));
+        }
         for fetch in effects.fetches.drain(..) {
             self.marks.hit(Mark::LogFetched);
             let at = self.now + self.rng.delay(us(300));

@@ -101,7 +101,7 @@ impl Knobs {
             nodes: 3,
             ranges: 1,
             replicas: 3,
-            config: Config { seed, ..Config::default() },
+            config: Config { seed, expiry_clock_drift: Config::default().clock_drift, ..Config::default() },
             network: NetworkKnobs::calm(),
             sync: us(150),
             write_delay: 0,
@@ -124,7 +124,8 @@ impl Knobs {
 }
 
 fn config(seed: u64, rng: &mut Rng) -> Config {
-    let mut config = Config { seed: seed ^ 0xF107_111A, ..Config::default() };
+    let mut config =
+        Config { seed: seed ^ 0xF107_111A, expiry_clock_drift: Config::default().clock_drift, ..Config::default() };
     match rng.below(4) {
         0 => {
             config.tick = Duration::from_millis(50);

@@ -160,7 +160,7 @@ impl Cluster {
             Some(Body::Scan(scan)) => ReadRequest::Scan(scan),
             _ => return Err(Error::Unavailable { reason: "the request is gone".into() }),
         };
-        read::execute(&node.disk, &view.descriptor, request)
+        read::execute(&node.disk, &view.descriptor, view.clock.read(node.clock.read(self.now)), request)
     }
 
     fn no_range(&self, index: usize, token: Token) -> Error {
