@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use flotilla_node::{Node, Replies, ReplySink, replies};
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, v1};
 use flotilla_router::core::header_of;
 use prost::Message;
@@ -83,6 +84,10 @@ fn place(request: v1::Request) -> Place {
     };
     if let Err(error) = flotilla_router::core::check(&body) {
         return Place::Nowhere(error);
+    }
+    if header_of(&body).is_some_and(|header| header.range_id == SYSTEM_RANGE.0) {
+        let what = "range 1 is the system's own";
+        return Place::Nowhere(Error::invalid(what, "placement's state is changed by `flotilla keyspace`, `node`, `range`"));
     }
     if header_of(&body).is_some_and(|header| header.range_id != 0) {
         return Place::Here(v1::Request { id: request.id, body: Some(body) });

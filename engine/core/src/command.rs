@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use flotilla_proto::v1;
 use prost::Message;
 
-/// The newest command version that this build can apply: 1 has writes alone, 2 changes of the range too.
+/// The command version that this build writes, and the newest it can apply. 2 brought changes of the range, and ttls.
 pub const VERSION: u8 = 2;
 
 const HEAD_BYTES: usize = 4 + 1;
@@ -31,8 +31,7 @@ pub enum CommandError {
 /// The bytes of a command.
 pub fn encode(command: &v1::Command) -> Bytes {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + command.encoded_len());
-    let version = if command.change.is_some() { VERSION } else { 1 };
-    bytes.extend_from_slice(&[0, 0, 0, 0, version]);
+    bytes.extend_from_slice(&[0, 0, 0, 0, VERSION]);
     command.encode_raw(&mut bytes);
     let crc = crc32fast::hash(&bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_be_bytes());
@@ -112,7 +111,7 @@ mod tests {
     #[test]
     fn golden() {
         let bytes = encode(&sample());
-        let body = [1, 8, 2, 16, 1, 24, 6, 32, 1, 42, 10, 10, 8, 10, 6, 10, 1, b'k', 18, 1, b'v'];
+        let body = [2, 8, 2, 16, 1, 24, 6, 32, 1, 42, 10, 10, 8, 10, 6, 10, 1, b'k', 18, 1, b'v'];
         assert_eq!(bytes[4..], body);
         assert_eq!(decode(bytes).map(|(command, _)| command), Ok(sample()));
     }

@@ -88,6 +88,8 @@ pub struct Store {
     /// Replicas up to these ids are gone from this store for good.
     tombstones: BTreeMap<RangeId, u64>,
     unknown: Unknown,
+    /// Ranges whose replica here is to go as soon as nothing of it is under way.
+    doomed: BTreeSet<RangeId>,
 }
 
 impl Store {
@@ -126,6 +128,7 @@ impl Store {
             born: Vec::new(),
             tombstones: boot.tombstones.clone(),
             unknown: Unknown::default(),
+            doomed: BTreeSet::new(),
         })
     }
 
@@ -259,6 +262,9 @@ impl Store {
         let sequence = self.last_sequence + 1;
         let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
         act(range, &mut Turn { now, shared, effects, items, sequence, born });
+        if range.is_doomed() {
+            self.doomed.insert(id);
+        }
         self.dirty.insert(id);
         self.begin_born(now, effects);
         true

@@ -247,9 +247,7 @@ impl Store {
 
     /// Ends replicas that are no part of their range any more.
     pub(super) fn bury(&mut self, now: BootTime, effects: &mut Effects) {
-        let doomed: Vec<RangeId> =
-            self.ranges.iter().filter(|(_, range)| range.is_doomed()).map(|(id, _)| *id).collect();
-        for id in doomed {
+        for id in std::mem::take(&mut self.doomed) {
             let mut ended = None;
             self.with(now, id, effects, |range, turn| ended = range.end_if_doomed(turn));
             self.dirty.remove(&id);
@@ -257,6 +255,7 @@ impl Store {
                 self.ranges.remove(&id);
                 let gone = self.tombstones.entry(id).or_default();
                 *gone = upto.max(*gone);
+                self.doomed.remove(&id);
             }
         }
     }

@@ -53,7 +53,7 @@ fn entry(disk: &MemDisk, index: u64, change: impl FnOnce(&mut Entry)) {
 #[test]
 fn every_inconsistency_is_refused_in_words() {
     let cases: &[(&str, Damage)] = &[
-        ("no layout", |disk, _| disk.damage(Family::Meta, &keys::meta(MetaRecord::KnownNodes), None)),
+        ("no record of its cluster", |disk, _| disk.damage(Family::Meta, &keys::meta(MetaRecord::KnownNodes), None)),
         ("format 9", |disk, _| {
             let key = keys::meta(MetaRecord::Identity);
             let identity: v1::StoreIdentity = get(disk, Family::Meta, &key);
