@@ -3,89 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use flotilla_engine::config::ReadMode;
-use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, StorageError, Visit};
 use flotilla_node::{LocalStorage, Node, NodeConfig};
 use flotilla_proto::{NodeId, v1};
-use flotilla_store::{Cached, Properties, RocksBatch, RocksStorage, Statistics};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use crate::faulty::{Call, Faulty, Gate};
 use crate::harness::{Cluster, DEADLINE, bytes_of, eventually, listener, put_body, settings};
-
-/// RocksDB whose syncs fail from some moment on.
-#[derive(Clone)]
-struct FailingSync {
-    storage: RocksStorage,
-    fails: Arc<AtomicBool>,
-}
-
-impl Read for FailingSync {
-    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        self.storage.get(family, key)
-    }
-
-    fn scan(
-        &self,
-        family: Family,
-        start: &[u8],
-        end: &[u8],
-        direction: Direction,
-        visit: &mut Visit<'_>,
-    ) -> Result<()> {
-        self.storage.scan(family, start, end, direction, visit)
-    }
-}
-
-impl Storage for FailingSync {
-    type Batch = RocksBatch;
-
-    fn batch(&self) -> RocksBatch {
-        self.storage.batch()
-    }
-
-    fn write(&self, batch: RocksBatch) -> Result<()> {
-        self.storage.write(batch)
-    }
-
-    fn sync(&self) -> Result<()> {
-        if self.fails.load(Ordering::Relaxed) {
-            return Err(StorageError::Io { operation: "sync", cause: "injected".into() });
-        }
-        self.storage.sync()
-    }
-
-    fn with_view<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
-        self.storage.with_view(read)
-    }
-}
-
-impl LocalStorage for FailingSync {
-    fn get_if_cached(&self, family: Family, key: &[u8]) -> Result<Cached> {
-        self.storage.get_if_cached(family, key)
-    }
-
-    fn note_synced(&self) -> Result<()> {
-        self.storage.note_synced()
-    }
-
-    fn close(&self) -> Result<()> {
-        self.storage.close()
-    }
-
-    fn properties(&self) -> Properties {
-        self.storage.properties()
-    }
-
-    fn statistics(&self) -> Statistics {
-        self.storage.statistics()
-    }
-
-    fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
-        self.storage.data_bytes(spans)
-    }
-}
 
 /// A cluster of one node.
 fn single(directory: &std::path::Path) -> NodeConfig {
@@ -111,7 +36,8 @@ async fn a_failed_sync_stops_the_store_for_good_and_says_so() {
     let config = single(&directory.path().join("node1"));
     let fails = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&fails);
-    let started = tokio::task::spawn_blocking(|| Node::start_on(config, |storage| FailingSync { storage, fails }));
+    let gate: Gate = Arc::new(move |call| call == Call::Sync && fails.load(Ordering::Relaxed));
+    let started = tokio::task::spawn_blocking(|| Node::start_on(config, |storage| Faulty::new(storage, gate)));
     let node = started.await.expect("it does not panic").expect("it starts");
     let cluster = cluster_of(directory, node.clone());
     cluster.ready().await;

@@ -2,9 +2,11 @@
 
 mod cluster;
 mod failing_disk;
+mod faulty;
 mod frames;
 mod handshake;
 mod harness;
+mod large_snapshots;
 mod partition;
 mod replaced_store;
 mod start;
