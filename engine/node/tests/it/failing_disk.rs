@@ -10,14 +10,14 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::faulty::{Call, Faulty, Gate};
-use crate::harness::{Cluster, DEADLINE, bytes_of, eventually, listener, put_body, settings};
+use crate::harness::{Cluster, DEADLINE, bytes_of, eventually, laid_out, listener, put_body, settings};
 
 /// A cluster of one node.
 fn single(directory: &std::path::Path) -> NodeConfig {
     let listener = listener();
     let address = listener.local_addr().expect("it is bound").to_string();
     let mut config = NodeConfig::new(directory, NodeId(1), Handle::current(), listener);
-    config.layout = Some(flotilla_placement::layout("flotilla", &[(NodeId(1), address)], 1, 1).expect("possible"));
+    config.birth = Some(laid_out("flotilla", NodeId(1), &[(NodeId(1), address)], 1, 1));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
     config.ballast_bytes = 0;
@@ -80,7 +80,6 @@ async fn a_disk_at_its_margin_refuses_writes_and_serves_reads() {
     cluster.stop_node(0).await;
 
     let mut config = single(&path);
-    config.members.clone_from(&cluster.members);
     config.disk_margin_bytes = Some(u64::MAX);
     let node = tokio::task::spawn_blocking(|| Node::start(config)).await.expect("no panic").expect("it starts");
     cluster.nodes[0] = Some(node.clone());

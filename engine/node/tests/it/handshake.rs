@@ -12,7 +12,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
-use crate::harness::{Cluster, DEADLINE, eventually, listener, settings};
+use crate::harness::{Cluster, DEADLINE, eventually, laid_out, listener, settings};
 
 /// Bytes as they are.
 #[derive(Clone, Copy, Default)]
@@ -147,8 +147,9 @@ async fn two_clusters_at_each_others_addresses_say_so_on_both_sides() {
     let node = lonely(&cluster).await;
     let mut config: NodeConfig = cluster.config(1, listener());
     config.cluster_name = "other".into();
-    config.layout = Some(flotilla_placement::layout("other", &config.members, 1, 3).expect("possible"));
-    config.members[0].1 = node.peer_address().to_string();
+    let mut birth = laid_out("other", config.node_id, &cluster.members, 1, 3);
+    birth.known.nodes[0].peer_addr = node.peer_address().to_string();
+    config.birth = Some(birth);
     let stranger = tokio::task::spawn_blocking(|| Node::start(config)).await.expect("no panic").expect("it starts");
     eventually("both tell of it", || {
         let tells = |node: &Node| node.status().problems.iter().any(|problem| problem.contains("belongs to cluster"));

@@ -1,9 +1,12 @@
 //! Clusters of nodes in one process, on free ports of loopback.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flotilla_engine::bootstrap::Birth;
 use flotilla_engine::config::{Config, ReadMode};
 use flotilla_node::{LocalStorage, Node, NodeConfig, StartError};
 use flotilla_proto::{NodeId, RangeId, v1};
@@ -42,6 +45,14 @@ pub fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("a free port")
 }
 
+/// The birth of one of several stores that begin together.
+pub fn laid_out(cluster_name: &str, node: NodeId, members: &[(NodeId, String)], ranges: u32, replicas: usize) -> Birth {
+    let layout = flotilla_placement::layout(cluster_name, members, ranges, replicas).expect("possible");
+    // Another one for each store that is made.
+    let store_id = RandomState::new().build_hasher().finish().max(1);
+    Birth::laid_out(node, store_id, &layout)
+}
+
 /// A cluster whose nodes can be stopped and started.
 pub struct Cluster<S: LocalStorage = RocksStorage> {
     pub directory: TempDir,
@@ -72,8 +83,7 @@ impl Cluster {
 
     pub fn config(&self, at: usize, listener: TcpListener) -> NodeConfig {
         let mut config = NodeConfig::new(self.data_dir(at), self.members[at].0, Handle::current(), listener);
-        config.members.clone_from(&self.members);
-        config.layout = Some(flotilla_placement::layout("flotilla", &self.members, self.ranges, 3).expect("possible"));
+        config.birth = Some(laid_out("flotilla", self.members[at].0, &self.members, self.ranges, 3));
         config.engine = self.engine.clone();
         config.memory_bytes = 32 << 20;
         config.ballast_bytes = 0;
@@ -117,7 +127,7 @@ impl<S: LocalStorage> Cluster<S> {
         let running: Vec<NodeId> = self.running().map(Node::node_id).collect();
         eventually("every range has a running leader", || {
             self.running().all(|node| {
-                let ranges = node.routes().ranges;
+                let ranges = node.own_routes().ranges;
                 ranges.iter().all(|range| running.contains(&NodeId(range.leader_node_id)))
             })
         })
@@ -126,7 +136,7 @@ impl<S: LocalStorage> Cluster<S> {
 
     /// The range of a key.
     pub fn range_of(&self, key: &[u8]) -> v1::RangeDescriptor {
-        let routes = self.running().next().expect("a node runs").routes();
+        let routes = self.running().next().expect("a node runs").own_routes();
         let mut descriptors = routes.ranges.into_iter().filter_map(|range| range.descriptor);
         let holds =
             |range: &v1::RangeDescriptor| key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..]);
@@ -193,7 +203,7 @@ impl<S: LocalStorage> Cluster<S> {
     /// Waits until all running replicas of every range have applied the same, and compares.
     pub async fn level(&self) {
         let deadline = Instant::now() + DEADLINE;
-        for range in self.node_of_any().routes().ranges.iter().filter_map(|range| range.descriptor.clone()) {
+        for range in self.node_of_any().own_routes().ranges.iter().filter_map(|range| range.descriptor.clone()) {
             loop {
                 let mut replicas = Vec::new();
                 for node in self.running() {

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use crate::faulty::{Call, Faulty, Gate};
-use crate::harness::{Cluster, DEADLINE, eventually, listener, settings};
+use crate::harness::{Cluster, DEADLINE, eventually, laid_out, listener, settings};
 
 const VALUE_BYTES: usize = 64 << 10;
 
@@ -59,8 +59,7 @@ impl Trial {
         let cluster = &self.cluster;
         let data = cluster.directory.path().join(format!("node{}", at + 1));
         let mut config = NodeConfig::new(data, cluster.members[at].0, Handle::current(), listener);
-        config.members.clone_from(&cluster.members);
-        config.layout = Some(flotilla_placement::layout("flotilla", &cluster.members, 1, 3).expect("possible"));
+        config.birth = Some(laid_out("flotilla", cluster.members[at].0, &cluster.members, 1, 3));
         config.engine = cluster.engine.clone();
         config.memory_bytes = 32 << 20;
         config.ballast_bytes = 0;

@@ -79,10 +79,10 @@ async fn a_node_without_its_data_that_is_only_dialled_is_told_too() {
     cluster.stop_node(1).await;
     std::fs::remove_dir_all(cluster.data_dir(1)).expect("removed");
     let mut config = cluster.config(1, bound(address));
-    for (node, at) in &mut config.members {
-        if *node != config.node_id {
+    for node in &mut config.birth.as_mut().expect("it is to be made").known.nodes {
+        if node.node_id != config.node_id.0 {
             // Nobody listens there once the listener is gone.
-            *at = listener().local_addr().expect("it is bound").to_string();
+            node.peer_addr = listener().local_addr().expect("it is bound").to_string();
         }
     }
     let reason = fate_of(config).await;

@@ -7,13 +7,13 @@ use flotilla_node::{Node, NodeConfig, StartError};
 use flotilla_proto::NodeId;
 use tokio::runtime::Handle;
 
-use crate::harness::{listener, settings};
+use crate::harness::{laid_out, listener, settings};
 
 fn config(directory: &std::path::Path) -> NodeConfig {
     let listener = listener();
     let address = listener.local_addr().expect("it is bound").to_string();
     let mut config = NodeConfig::new(directory.join("data"), NodeId(1), Handle::current(), listener);
-    config.layout = Some(flotilla_placement::layout("flotilla", &[(NodeId(1), address)], 2, 1).expect("possible"));
+    config.birth = Some(laid_out("flotilla", NodeId(1), &[(NodeId(1), address)], 2, 1));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
     config.ballast_bytes = 1 << 20;
@@ -32,13 +32,13 @@ async fn a_node_is_made_once_and_resumes_from_then_on() {
     let id = node.cluster_id();
     node.stop().await.expect("nothing had failed");
     drop(node);
-    // At another address, and with no layout: the directory knows.
+    // At another address, and without a birth: the directory knows.
     let mut resumed = config(directory.path());
-    resumed.layout = None;
+    resumed.birth = None;
     let node = start(resumed).await.expect("it resumes");
     assert!(!node.was_bootstrapped());
     assert_eq!(node.cluster_id(), id);
-    assert_eq!(node.routes().ranges.len(), 2);
+    assert_eq!(node.own_routes().ranges.len(), 2);
 
     let error = start(config(directory.path())).await.expect_err("it is in use");
     assert!(error.to_string().contains("in use by another process"), "{error}");
@@ -50,9 +50,9 @@ async fn other_peoples_directories_and_wrong_settings_are_refused_in_words() {
     type Change = fn(&mut NodeConfig);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let changes_before: [(Change, &str); 5] = [
-        (|config| config.layout = None, "holds no store, and no layout for a new one was given"),
-        (|config| config.node_id = NodeId(2), "node 2 is not among the members"),
-        (|config| config.cluster_name = "other".into(), "the layout is that of cluster \"flotilla\""),
+        (|config| config.birth = None, "holds no store, and none was to be made"),
+        (|config| config.node_id = NodeId(2), "the new store is that of node 1 in cluster \"flotilla\""),
+        (|config| config.cluster_name = "other".into(), "the new store is that of node 1 in cluster \"flotilla\""),
         (|config| config.engine.election_ticks = 1, "election"),
         (
             |config| config.peer_listener = TcpListener::bind("0.0.0.0:0").expect("a free port"),
