@@ -19,7 +19,7 @@ use raft::eraftpb::{Message, Snapshot};
 
 use super::{Range, Turn};
 use crate::apply::{ApplyTask, ApplyWork};
-use crate::snapshot;
+use crate::snapshot::{self, Chunks};
 use crate::store::{Event, LogItem, SnapshotData};
 
 /// What waits until a large snapshot is installed.
@@ -80,7 +80,9 @@ impl Range {
 
     /// Hands a large snapshot to whoever installs it.
     pub(super) fn begin_ingest(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem) {
-        let Some(data) = item.snapshot.clone() else { return };
+        let Some(header) = item.snapshot.as_ref().map(|data| data.header.clone()) else { return };
+        // Without the files: those go as soon as they are not needed.
+        let data = SnapshotData { header, chunks: Chunks::default() };
         self.ingest_after = None;
         self.ingest = Some(Ingest { ready, messages, data });
         if !self.unborn {

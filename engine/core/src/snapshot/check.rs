@@ -110,7 +110,6 @@ mod tests {
             replica_id: *id,
             node_id: *id,
             role: *role as i32,
-            ..Default::default()
         };
         v1::RangeDescriptor {
             range_id: 2,

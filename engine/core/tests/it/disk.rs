@@ -8,11 +8,17 @@ use std::sync::{Mutex, MutexGuard};
 use bytes::Bytes;
 use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, Visit, WriteBatch};
 
+use crate::staging::Files;
+
 type Map = BTreeMap<(Family, Vec<u8>), Bytes>;
 
 /// See the module.
 #[derive(Default)]
-pub struct MemDisk(Mutex<Map>);
+pub struct MemDisk {
+    map: Mutex<Map>,
+    /// Its staging area (`staging.rs`).
+    pub files: Files,
+}
 
 enum Change {
     Put(Family, Vec<u8>, Bytes),
@@ -75,7 +81,7 @@ impl Read for View {
 
 impl MemDisk {
     fn map(&self) -> MutexGuard<'_, Map> {
-        self.0.lock().expect("no scenario goes on after a panic")
+        self.map.lock().expect("no scenario goes on after a panic")
     }
 
     /// All that is on it.

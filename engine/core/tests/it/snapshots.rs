@@ -15,11 +15,11 @@ use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, RANGE};
 
-fn small_log() -> Config {
+pub fn small_log() -> Config {
     Config { log_retain_entries: 4, log_lagging_bytes_max: 0, cache_bytes_max: 0, ..Config::default() }
 }
 
-fn write_many(cluster: &mut Cluster, tokens: std::ops::Range<u64>) {
+pub fn write_many(cluster: &mut Cluster, tokens: std::ops::Range<u64>) {
     for token in tokens {
         cluster.put(1, token, &format!("key-{}", token % 7), &format!("value-{token}"));
         cluster.settle();
@@ -27,7 +27,7 @@ fn write_many(cluster: &mut Cluster, tokens: std::ops::Range<u64>) {
 }
 
 /// A cluster whose node 3 needs a snapshot, and is still cut off.
-fn with_3_behind() -> Cluster {
+pub fn with_3_behind() -> Cluster {
     let mut cluster = Cluster::led_by_1(small_log());
     cluster.cut_off.insert(3);
     write_many(&mut cluster, 0..40);
@@ -35,11 +35,11 @@ fn with_3_behind() -> Cluster {
     cluster
 }
 
-fn level(cluster: &Cluster) -> bool {
+pub fn level(cluster: &Cluster) -> bool {
     (2..=3).all(|id| cluster.summary(id).applied == cluster.summary(1).applied)
 }
 
-fn state_of(cluster: &Cluster, id: u64) -> Vec<(Vec<u8>, bytes::Bytes)> {
+pub fn state_of(cluster: &Cluster, id: u64) -> Vec<(Vec<u8>, bytes::Bytes)> {
     let contents = cluster.node(id).disk.contents();
     contents
         .into_iter()
@@ -48,7 +48,7 @@ fn state_of(cluster: &Cluster, id: u64) -> Vec<(Vec<u8>, bytes::Bytes)> {
         .collect()
 }
 
-fn installed(cluster: &Cluster, id: u64) -> Vec<u64> {
+pub fn installed(cluster: &Cluster, id: u64) -> Vec<u64> {
     let events = cluster.events.iter().filter(|(node, _)| *node == id);
     events
         .filter_map(|(_, event)| if let Event::SnapshotApplied { index, .. } = event { Some(*index) } else { None })

@@ -1,4 +1,5 @@
-//! The staging area of [`MemDisk`]: files in a map, whose records are put when they are ingested.
+//! The staging area of [`MemDisk`]: files in a map, whose records are put when they are ingested. What a crash does to
+//! them is the matter of the real implementations and their suite.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -89,7 +90,8 @@ impl TableWriter for Writer {
 impl MemDisk {
     fn begin(&self) -> Writer {
         let mut files = self.files.files();
-        let name = format!("{}", files.len());
+        let last = files.keys().filter_map(|name| name.parse::<u64>().ok()).max();
+        let name = format!("{}", last.map_or(0, |last| last + 1));
         files.insert(name.clone(), Vec::new());
         Writer { files: self.files.clone(), name, records: Vec::new() }
     }
