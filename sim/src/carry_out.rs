@@ -2,18 +2,19 @@
 
 use flotilla_engine::apply::{ApplyTask, ApplyWork};
 use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
-use flotilla_engine::wire;
+use flotilla_engine::{membership, wire};
 use flotilla_proto::error::Action;
-use flotilla_proto::{Error, RangeId};
+use flotilla_proto::{Error, RangeId, v1};
 use raft::eraftpb::MessageType;
 
-use crate::clock::{ms, us};
+use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
 use crate::faults::CrashPoint;
 use crate::marks::Mark;
 use crate::network::Fate;
 use crate::node::index_of;
 use crate::schedule::{Event, Inner, Life};
+use crate::territory;
 
 impl Cluster {
     /// Carries a turn's effects out, the views first, and leaves `effects` empty.
@@ -56,12 +57,26 @@ impl Cluster {
         for (_, answer) in effects.transfers.drain(..) {
             self.marks.hit(if answer.is_ok() { Mark::TransferDone } else { Mark::TransferFailed });
         }
+        for (_, answer) in effects.splits.drain(..) {
+            self.trace.say(self.now, || format!("split answered: {answer:?}"));
+            self.marks.hit(if answer.is_ok() { Mark::SplitDone } else { Mark::SplitFailed });
+        }
+        for (_, answer) in effects.checks.drain(..) {
+            self.marks.hit(if answer.is_ok() { Mark::CheckStarted } else { Mark::CheckFailed });
+        }
+        for wanted in effects.split_keys_wanted.drain(..) {
+            let at = self.now + self.rng.delay(ms(3));
+            self.schedule.at(at, Event::Inner(life, Inner::FindSplitKeys(Box::new(wanted))));
+        }
+        if std::mem::take(&mut effects.range_ids_wanted) {
+            self.range_ids_wanted(index);
+        }
         effects.statuses.clear();
         self.crash_if_armed(index, CrashPoint::BeforeLogWrite);
     }
 
     fn publish(&mut self, index: usize, effects: &mut Effects) {
-        if effects.views.is_empty() {
+        if effects.views.is_empty() && effects.views_gone.is_empty() {
             return;
         }
         let clocks = self.clocks();
@@ -72,6 +87,13 @@ impl Cluster {
                 process.views.insert(view.range(), view);
             }
             self.check(verdict);
+        }
+        for range in effects.views_gone.drain(..) {
+            self.trace.note(self.now, "view gone", &[index as u64 + 1, range.0]);
+            self.invariants.view_gone(index, range);
+            if let Some(process) = &mut self.nodes[index].process {
+                process.views.remove(&range);
+            }
         }
     }
 
@@ -101,9 +123,36 @@ impl Cluster {
                 self.marks.hit(Mark::LogTruncated);
                 self.trace.note(self.now, "truncated", &[index as u64 + 1, range.0, at]);
             }
-            CoreEvent::MessageRefused { reason, .. } => {
-                let silent = reason.contains("restarted");
-                self.marks.hit(if silent { Mark::VoteSilence } else { Mark::MessageRefused });
+            CoreEvent::MessageRefused { reason, .. } => self.marks.hit(mark_of_refusal(&reason)),
+            CoreEvent::Split { range, ranges } => {
+                self.tally.splits += 1;
+                self.marks.hit(Mark::SplitApplied);
+                self.trace.note(self.now, "split", &[index as u64 + 1, range.0, ranges.len() as u64]);
+                if ranges[0].replicas.iter().any(|of| of.role() == v1::ReplicaRole::Learner) {
+                    self.marks.hit(Mark::SplitWithLearner);
+                }
+            }
+            CoreEvent::CannotSplit { .. } => self.marks.hit(Mark::CannotSplit),
+            CoreEvent::ReplicasChanged { descriptor } => {
+                self.tally.moves += 1;
+                let joint = membership::is_joint(&descriptor);
+                if !joint && self.invariants.territory.left_by_another(&descriptor) {
+                    self.marks.hit(Mark::JointLeftByNewLeader);
+                }
+                self.marks.hit(if joint { Mark::JointEntered } else { Mark::ReplicasChanged });
+                let age = territory::age(&descriptor);
+                self.trace.note(self.now, "replicas", &[index as u64 + 1, descriptor.range_id, age.0, age.1]);
+            }
+            CoreEvent::Born { descriptor } => {
+                self.marks.hit(Mark::ReplicaBorn);
+                if self.invariants.territory.has_left(index, RangeId(descriptor.range_id)) {
+                    self.marks.hit(Mark::ReplicaReturns);
+                }
+                self.trace.note(self.now, "born", &[index as u64 + 1, descriptor.range_id]);
+            }
+            CoreEvent::Removed { range, replica_id } => {
+                self.marks.hit(Mark::ReplicaRemoved);
+                self.trace.note(self.now, "removed", &[index as u64 + 1, range.0, replica_id]);
             }
         }
     }
@@ -148,7 +197,7 @@ impl Cluster {
     fn check_task(&mut self, index: usize, task: &ApplyTask) {
         let verdict = match &task.work {
             ApplyWork::Entries(entries) => self.invariants.committed(index, task.range, entries),
-            ApplyWork::Replaced { .. } => Ok(()),
+            ApplyWork::Replaced { .. } | ApplyWork::Removed => Ok(()),
         };
         self.check(verdict);
     }
@@ -216,9 +265,9 @@ impl Cluster {
         match self.network.send(self.now, from, to, extra) {
             Fate::Arrives(at, again) => {
                 if let Some(again) = again {
-                    self.schedule.at(again, Event::Deliver(Box::new(envelope.clone()), life));
+                    self.schedule.at(again, Event::Deliver(Box::new(envelope.clone()), life, self.now));
                 }
-                self.schedule.at(at, Event::Deliver(Box::new(envelope), life));
+                self.schedule.at(at, Event::Deliver(Box::new(envelope), life, self.now));
             }
             fate => self.lose(envelope, life, fate),
         }
@@ -243,7 +292,7 @@ impl Cluster {
     }
 
     /// A message arrives.
-    pub(crate) fn deliver(&mut self, envelope: Envelope, sender: Life) {
+    pub(crate) fn deliver(&mut self, envelope: Envelope, sender: Life, sent: Nanos) {
         let to = index_of(envelope.to);
         let message = &envelope.message;
         let numbers = [sender.node as u64 + 1, to as u64 + 1, message.range_id, u64::from(message.message_type)];
@@ -251,6 +300,9 @@ impl Cluster {
         self.trace.note_words(&[message.term, message.index, message.commit, message.entries.len() as u64]);
         if !self.nodes[to].is_up() {
             return self.lose(envelope, sender, Fate::Cut);
+        }
+        if sent + ms(1_000) < self.now {
+            self.marks.hit(Mark::AncientMessage);
         }
         self.mark_arrival(to, &envelope);
         if envelope.snapshot.is_some() {
@@ -289,7 +341,46 @@ impl Cluster {
         if envelope.snapshot.is_some() && waiting {
             self.marks.hit(Mark::SnapshotWhileApplying);
         }
+        self.mark_arrival_of_change(to, envelope, waiting);
     }
+
+    /// What arrives around splits and removals.
+    fn mark_arrival_of_change(&mut self, to: usize, envelope: &Envelope, waiting: bool) {
+        let range = RangeId(envelope.message.range_id);
+        let territory = &self.invariants.territory;
+        let is = |kind: MessageType| envelope.message.message_type == kind as u32;
+        let here = territory.on_store(to).find(|held| held.range_id == range.0);
+        if envelope.message.removed.is_some() && here.is_some() && waiting {
+            self.marks.hit(Mark::DoomedWhileApplying);
+        }
+        let brought = envelope.snapshot.as_ref().and_then(|data| data.header.descriptor.as_ref());
+        if let (Some(here), Some(brought)) = (here, brought)
+            && territory::age(here).0 < territory::age(brought).0
+        {
+            self.marks.hit(Mark::SplitLeapt);
+        }
+        // A child whose keys another range here still holds: its parent has not got to the split.
+        let Some(newest) = territory.newest(range).filter(|_| here.is_none()) else { return };
+        if territory.on_store(to).any(|held| territory::overlap(held, newest)) {
+            self.marks.hit(Mark::EarlyMessage);
+            if is(MessageType::MsgRequestVote) {
+                self.marks.hit(Mark::EarlyVote);
+            }
+        }
+    }
+}
+
+/// What the words of a refusal tell.
+fn mark_of_refusal(reason: &str) -> Mark {
+    let known = [
+        ("restarted", Mark::VoteSilence),
+        ("overlaps with", Mark::SnapshotOverlap),
+        ("is gone", Mark::TombstoneRefuses),
+        ("was removed", Mark::RemovedToldSo),
+        ("was never here", Mark::RemovalOfNothing),
+        ("goes as soon as", Mark::SuccessorWaits),
+    ];
+    known.into_iter().find(|(words, _)| reason.contains(words)).map_or(Mark::MessageRefused, |(_, mark)| mark)
 }
 
 /// A log batch for people.
@@ -298,8 +389,12 @@ fn words(batch: &LogBatch) -> String {
         let entries: Vec<(u64, u64)> = item.entries.iter().map(|entry| (entry.index, entry.term)).collect();
         let snapshot = item.snapshot.as_ref().map(|data| data.header.applied);
         format!(
-            "{} {:?} entries {entries:?} remove {:?} snapshot {snapshot:?}",
-            item.range, item.raft_state, item.remove
+            "{} {:?} entries {entries:?} remove {:?} snapshot {snapshot:?} begins {} destroy {:?}",
+            item.range,
+            item.raft_state,
+            item.remove,
+            item.begins.is_some(),
+            item.destroy.as_ref().map(|destroy| destroy.tombstone.replica_id)
         )
     };
     batch.items.iter().map(item).collect::<Vec<_>>().join(", ")
@@ -310,10 +405,13 @@ fn message_words(envelope: &Envelope) -> String {
     let of = &envelope.message;
     let kind = wire::from_wire(of.clone()).map(|message| message.get_msg_type());
     format!(
-        "{} to {} {}: {kind:?} term {} log term {} index {} entries {:?} commit {} reject {} stamp {} ack {}",
+        "{} to {} {} ({} to {}{}): {kind:?} term {} log term {} index {} entries {:?} commit {} reject {} stamp {} ack {}",
         envelope.from,
         envelope.to,
         RangeId(of.range_id),
+        of.from_replica,
+        of.to_replica,
+        if of.removed.is_some() { ", removed" } else { "" },
         of.term,
         of.log_term,
         of.index,

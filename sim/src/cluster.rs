@@ -28,6 +28,7 @@ use crate::marks::{Mark, Marks};
 use crate::network::Network;
 use crate::node::{Node, Process, id_of};
 use crate::ops::Keys;
+use crate::placement::Placement;
 use crate::recorder::Recorder;
 use crate::rng::Rng;
 use crate::run::Options;
@@ -41,6 +42,8 @@ pub(crate) struct Tally {
     pub elections: u64,
     pub crashes: u64,
     pub snapshots: u64,
+    pub splits: u64,
+    pub moves: u64,
     pub messages: u64,
     pub syncs: u64,
     pub faults: u64,
@@ -60,6 +63,7 @@ pub(crate) struct Cluster {
     pub network: Network,
     pub clients: Vec<Client>,
     pub keys: Keys,
+    pub placement: Placement,
     /// Answers to requests that no client sent.
     pub direct: BTreeMap<u64, CallOutcome>,
     pub layout: v1::Layout,
@@ -79,7 +83,7 @@ impl Cluster {
     /// A cluster that has never run, its nodes about to start.
     pub(crate) fn new(knobs: Knobs, options: Options) -> Self {
         let members: Vec<(NodeId, String)> =
-            (0..knobs.nodes).map(|index| (id_of(index), format!("sim:{index}"))).collect();
+            (0..knobs.members).map(|index| (id_of(index), format!("sim:{index}"))).collect();
         let layout = flotilla_placement::layout("sim", &members, knobs.ranges, knobs.replicas)
             .expect("the knobs describe a layout that is possible");
         let network = Network::new(knobs.nodes, knobs.network.clone(), Rng::new(knobs.seed, 3));
@@ -91,6 +95,7 @@ impl Cluster {
             network,
             clients: Vec::new(),
             keys: Keys::default(),
+            placement: Placement::new(&knobs, &layout),
             direct: BTreeMap::new(),
             plan: faults::plan(&knobs),
             undo: BTreeMap::new(),
@@ -113,6 +118,9 @@ impl Cluster {
             cluster.schedule.at(step.at, Event::FaultBegins(at));
         }
         cluster.schedule.at(cluster.knobs.duration, Event::Heal);
+        if cluster.knobs.placement.every > 0 {
+            cluster.schedule.at(ms(1_500), Event::Placement);
+        }
         cluster
     }
 
@@ -167,7 +175,7 @@ impl Cluster {
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Inner(life, inner) => self.dispatch_inner(life, inner),
-            Event::Deliver(envelope, sender) => self.deliver(*envelope, sender),
+            Event::Deliver(envelope, sender, sent) => self.deliver(*envelope, sender, sent),
             Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
             Event::Answer { reply_to, outcome } => self.client_outcome(reply_to, *outcome),
             Event::Routes { client, call, routes } => self.client_routes(client, call, routes),
@@ -176,6 +184,7 @@ impl Cluster {
             Event::FaultEnds(step) => self.fault_ends(step),
             Event::Restart(node) => self.start(node),
             Event::Heal => self.heal(),
+            Event::Placement => self.placement_round(),
             Event::CheckProgress => self.check_progress(),
         }
     }
@@ -199,6 +208,7 @@ impl Cluster {
             Inner::Apply => self.apply(life),
             Inner::Fetch(fetch) => self.fetch(life.node, fetch),
             Inner::MakeSnapshot(range) => self.make_snapshot(life.node, range),
+            Inner::FindSplitKeys(wanted) => self.find_split_keys(life.node, &wanted),
             Inner::Give(input) => self.give(life.node, *input),
             Inner::ReadAgain(token) => self.read_again(life.node, token),
         }
@@ -230,7 +240,11 @@ impl Cluster {
         };
         let verdict = self.invariants.recovered(index, &boot);
         self.check(verdict);
-        self.nodes[index].process = Some(Process::new(store, &boot, self.layout.clone()));
+        self.nodes[index].process = Some(Process::new(store, &boot));
+        if !boot.removed.is_empty() {
+            self.marks.hit(Mark::DoomedSeen);
+        }
+        self.introduce(index);
         self.trace.note(self.now, "start", &[index as u64 + 1, life.number]);
         let first_tick = self.rng.below(crate::clock::nanos(self.knobs.config.tick));
         self.schedule.at(self.now + first_tick, Event::Inner(life, Inner::Tick));
@@ -321,8 +335,8 @@ impl Cluster {
         self.nodes.iter().map(|node| node.clock.read(self.now)).collect()
     }
 
-    /// Ids of the ranges.
+    /// Ids of all ranges that any replica knows of.
     pub(crate) fn ranges(&self) -> Vec<RangeId> {
-        self.layout.ranges.iter().map(|range| RangeId(range.range_id)).collect()
+        self.invariants.territory.ranges()
     }
 }

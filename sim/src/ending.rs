@@ -6,9 +6,12 @@
 //!    that nobody wrote (I12).
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
-use flotilla_engine::snapshot;
+use flotilla_engine::storage::{Direction, Family, Read};
 use flotilla_engine::store::{Input, RangeSummary};
+use flotilla_engine::{keys, snapshot};
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::{RangeId, v1};
 use v1::request::Body;
 
@@ -18,6 +21,7 @@ use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::schedule::Event;
+use crate::territory::{self, Territory};
 
 const STEP: Nanos = ms(100);
 
@@ -38,8 +42,8 @@ pub(crate) struct Ending {
     phase: Phase,
     began: Nanos,
     last_recovery: Nanos,
-    /// Applied indexes, all added up: whether replicas that lag come on.
-    applied: u64,
+    /// Applied indexes and epochs, all added up, and the replicas: whether what lags comes on.
+    progress: (u64, u64, usize),
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
 }
@@ -96,8 +100,15 @@ impl Cluster {
         }
         self.ending.phase = Phase::Recovering;
         self.ending.began = self.now;
-        self.ending.waiting = self.ranges().into_iter().collect();
-        for range in self.layout.ranges.clone() {
+        let newest: Vec<v1::RangeDescriptor> = self
+            .invariants
+            .territory
+            .all_newest()
+            .filter(|range| range.keyspace_id == DEFAULT_KEYSPACE.0)
+            .map(|range| (**range).clone())
+            .collect();
+        self.ending.waiting = newest.iter().map(|range| RangeId(range.range_id)).collect();
+        for range in newest {
             let key = [&range.start[..], b"+probe"].concat();
             let client = self.add_client(Mode::Probe(RangeId(range.range_id), key.into()));
             self.nudge(client);
@@ -116,6 +127,7 @@ impl Cluster {
             }
             Phase::Levelling if self.clients_idle() && self.uneven().is_none() => {
                 self.compare_replicas();
+                self.check_territory();
                 self.read_all();
             }
             Phase::Reading if self.ending.readers.iter().all(|client| self.clients[*client].is_idle()) => {
@@ -140,11 +152,13 @@ impl Cluster {
     /// A replica that lags may take its time, as long as it comes on: with the tiniest limits one entry
     /// at a heartbeat.
     fn note_levelling(&mut self) {
-        let applied =
-            |node: &Node| node.process.as_ref().map_or(0, |of| of.store.ranges().map(|range| range.applied).sum());
-        let applied: u64 = self.nodes.iter().map(applied).sum();
-        if self.ending.phase == Phase::Levelling && applied > self.ending.applied {
-            self.ending.applied = applied;
+        let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        let progress = processes.flat_map(|of| of.store.ranges()).fold((0, 0, 0), |(applied, epochs, count), range| {
+            let age = territory::age(&range.descriptor);
+            (applied + range.applied, epochs + age.0 + age.1, count + 1)
+        });
+        if self.ending.phase == Phase::Levelling && progress != self.ending.progress {
+            self.ending.progress = progress;
             self.ending.began = self.now;
         }
     }
@@ -170,10 +184,19 @@ impl Cluster {
     fn uneven(&self) -> Option<String> {
         self.ranges().into_iter().find_map(|range| {
             let replicas = self.summaries(range);
+            let newest = self.invariants.territory.newest(range)?;
+            let on: Vec<(usize, u64)> = replicas.iter().map(|(node, of)| (*node, of.replica_id)).collect();
+            let mut named: Vec<(usize, u64)> =
+                newest.replicas.iter().map(|of| (of.node_id as usize - 1, of.replica_id)).collect();
+            named.sort_unstable();
+            let voters = newest.replicas.iter().all(|of| of.role() == v1::ReplicaRole::Voter);
+            if on != named || !voters {
+                return Some(format!("{} is on {on:?} (node, replica)", territory::words(newest)));
+            }
             let (_, first) = replicas.first()?;
             let level = |summary: &RangeSummary| {
-                (summary.applied, summary.last_index, summary.term, summary.leader)
-                    == (first.last_index, first.last_index, first.term, first.leader)
+                (summary.applied, summary.last_index, summary.term, summary.leader, &summary.descriptor)
+                    == (first.last_index, first.last_index, first.term, first.leader, newest)
             };
             let all = replicas.iter().all(|(_, summary)| level(summary)) && first.leader.is_some();
             (!all).then(|| {
@@ -217,6 +240,47 @@ impl Cluster {
                     Some(_) => {}
                 }
             }
+        }
+    }
+
+    /// I5: what leaders say tiles the keyspace. I6: no store holds data of ranges that it does not have.
+    fn check_territory(&mut self) {
+        let led = |node: &Node| -> Vec<_> {
+            let ranges = node.process.iter().flat_map(|process| process.store.ranges());
+            ranges.filter(|range| range.leads).map(|range| range.descriptor).collect()
+        };
+        let led: Vec<_> = self.nodes.iter().flat_map(led).collect();
+        let of_default = led.iter().filter(|range| range.keyspace_id == DEFAULT_KEYSPACE.0);
+        let verdict = Territory::check_tiles(of_default.map(|range| &**range));
+        self.check(verdict);
+        for index in 0..self.nodes.len() {
+            let verdict = self.check_disk(index);
+            self.check(verdict);
+        }
+    }
+
+    fn check_disk(&self, index: usize) -> Result<(), String> {
+        let mut spans: Vec<(Vec<u8>, Vec<u8>)> =
+            self.invariants.territory.on_store(index).flat_map(|range| snapshot::spans(range)).collect();
+        spans.sort_unstable();
+        let mut stray = None;
+        let (start, end) = keys::range_records();
+        self.nodes[index]
+            .disk
+            .scan(Family::State, &[], &[0xFF; 64], Direction::Forward, &mut |key, _| {
+                let record = key >= &start[..] && key < &end[..];
+                let after = spans.partition_point(|(start, _)| &start[..] <= key);
+                let held = after.checked_sub(1).is_some_and(|at| key < &spans[at].1[..]);
+                if !record && !held {
+                    stray = Some(key.to_vec());
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            })
+            .map_err(|error| format!("n{}: {error}", index + 1))?;
+        match stray {
+            Some(key) => Err(format!("I6: n{} holds key {}, of no range there", index + 1, key.escape_ascii())),
+            None => Ok(()),
         }
     }
 

@@ -6,10 +6,10 @@ use flotilla_proto::RangeId;
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
 use crate::disk::DiskFault;
-use crate::faults::{CrashPoint, Cut, Fault, Target};
+use crate::faults::{AfterSplit, CrashPoint, Cut, Fault, Target};
 use crate::marks::Mark;
 use crate::node::id_of;
-use crate::schedule::Event;
+use crate::schedule::{Event, Inner};
 
 /// What ends a fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,14 +85,16 @@ impl Cluster {
                 Some((Undo::NoSpace(node), *length))
             }
             Fault::LateTransfer { range, to, by } => {
-                let leader = self.leader_of(*range)?;
+                let range = self.living(*range);
+                let leader = self.leader_of(range)?;
                 let links: Links = self.others(leader).map(|other| (other, leader)).collect();
                 for (from, to) in &links {
                     self.network.slow_down(*from, *to, *by);
                 }
-                self.transfer(*range, *to);
+                self.transfer(range, *to);
                 Some((Undo::Slow(links), ms(1_500)))
             }
+            Fault::Split { range, then, length } => self.split_and(self.living(*range), *then, *length),
             Fault::Drain { target, down } => {
                 let node = self.resolve(*target)?;
                 self.marks.hit(Mark::Drained);
@@ -137,7 +139,7 @@ impl Cluster {
                 self.nodes[node].down_after_failure = *down;
             }
             Fault::ClockRate { node, rate } => self.nodes[*node].clock.set_rate(self.now, *rate),
-            Fault::Transfer { range, to } => self.transfer(*range, *to),
+            Fault::Transfer { range, to } => self.transfer(self.living(*range), *to),
             _ => {}
         }
     }
@@ -198,22 +200,66 @@ impl Cluster {
     }
 
     pub(crate) fn transfer(&mut self, range: RangeId, to: usize) {
+        self.transfer_in(0, range, to);
+    }
+
+    /// Orders a transfer that reaches the leader of now within about so long.
+    fn transfer_in(&mut self, mean: Nanos, range: RangeId, to: usize) {
         let Some(leader) = self.leader_of(range) else { return };
         let deadline = self.nodes[leader].clock.read(self.now) + self.knobs.config.tick * 30;
         let order = TransferLeader { token: Token(0), range, to: id_of(to), deadline };
-        self.give(leader, Input::TransferLeader(order));
+        let input = Input::TransferLeader(order);
+        if mean == 0 {
+            return self.give(leader, input);
+        }
+        let at = self.now + self.rng.delay(mean);
+        let life = self.nodes[leader].life();
+        self.schedule.at(at, Event::Inner(life, Inner::Give(Box::new(input))));
+    }
+
+    /// The range that a plan's number stands for: plans are drawn before ranges are born.
+    fn living(&self, range: RangeId) -> RangeId {
+        let ranges = self.ranges();
+        ranges[(range.0 as usize - 2) % ranges.len()]
+    }
+
+    fn split_and(&mut self, range: RangeId, then: AfterSplit, length: Nanos) -> Option<(Undo, Nanos)> {
+        let leader = self.leader_of(range)?;
+        self.split_somewhere(range);
+        match then {
+            AfterSplit::Nothing => None,
+            AfterSplit::HandOver(to) => {
+                self.transfer_in(ms(4), range, to);
+                None
+            }
+            AfterSplit::Isolation => {
+                let links = self.links_of(&Cut::Isolate(Target::Node(leader)))?;
+                self.network.cut(&links);
+                Some((Undo::Links(links), length))
+            }
+            AfterSplit::Deafness => {
+                let links = self.links_of(&Cut::Deaf(Target::Node(leader)))?;
+                self.network.cut(&links);
+                Some((Undo::Links(links), length))
+            }
+            AfterSplit::Crash => {
+                self.nodes[leader].armed = Some((CrashPoint::AfterSync, length, true));
+                None
+            }
+        }
     }
 
     fn resolve(&mut self, target: Target) -> Option<usize> {
         match target {
             Target::Node(node) => Some(node),
-            Target::LeaderOf(range) => self.leader_of(range),
+            Target::LeaderOf(range) => self.leader_of(self.living(range)),
             Target::FollowerOf(range) => {
+                let range = self.living(range);
                 let leader = self.leader_of(range);
-                let descriptor = self.layout.ranges.iter().find(|of| of.range_id == range.0)?;
+                let descriptor = self.invariants.territory.newest(range)?;
                 let replicas = descriptor.replicas.iter().map(|replica| replica.node_id as usize - 1);
                 let followers: Vec<usize> = replicas.filter(|node| Some(*node) != leader).collect();
-                Some(self.rng.pick(&followers))
+                if followers.is_empty() { leader } else { Some(self.rng.pick(&followers)) }
             }
         }
     }

@@ -29,6 +29,16 @@ pub(crate) enum CrashPoint {
     AfterSync,
     /// After entries were applied, before anybody hears of it.
     AfterApply,
+    /// As soon as a split is applied.
+    AfterSplit,
+    /// As soon as a change of replicas is applied.
+    AfterReplicas,
+    /// As soon as a change is applied that leaves this node's replica out.
+    AfterRemoval,
+    /// When a snapshot was written in place of what the range had, and not synced.
+    AfterSnapshotWrite,
+    /// When a removed replica's data was deleted, and that is not synced.
+    AfterDestroy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +53,16 @@ pub(crate) enum Cut {
     Isolate(Target),
     /// Two halves that share one node.
     Bridge(usize),
+}
+
+/// What happens to a leader that has just been told to split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterSplit {
+    Nothing,
+    HandOver(usize),
+    Isolation,
+    Crash,
+    Deafness,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +144,12 @@ pub(crate) enum Fault {
         to: usize,
         by: Nanos,
     },
+    /// A split by hand, and what comes upon its leader at once.
+    Split {
+        range: RangeId,
+        then: AfterSplit,
+        length: Nanos,
+    },
     Drain {
         target: Target,
         down: Nanos,
@@ -140,6 +166,7 @@ pub(crate) struct Step {
 /// Draws a run's plan.
 pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
     let mut rng = Rng::new(knobs.seed, 2);
+    let mut growth = Rng::new(knobs.seed, 8);
     let mut steps = Vec::new();
     if knobs.fault_every == 0 {
         return steps;
@@ -147,8 +174,14 @@ pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
     let mut at = ms(2_500);
     let healthy = knobs.duration.saturating_sub(ms(1_000));
     while at < healthy {
-        let fault =
-            if knobs.transfer_storm && rng.chance(600) { transfer(knobs, &mut rng) } else { draw(knobs, &mut rng) };
+        let splits = knobs.placement.split_per_mille > 0 && growth.chance(150);
+        let fault = if splits {
+            split(knobs, &mut growth)
+        } else if knobs.transfer_storm && rng.chance(600) {
+            transfer(knobs, &mut rng)
+        } else {
+            draw(knobs, &mut rng)
+        };
         let again = matches!(fault, Fault::Crash { .. }) && rng.chance(250);
         steps.push(Step { at, fault });
         // Faults of a kind come in pairs now and then: a second crash while the first heals.
@@ -162,7 +195,9 @@ fn node(knobs: &Knobs, rng: &mut Rng) -> usize {
 }
 
 fn range(knobs: &Knobs, rng: &mut Rng) -> RangeId {
-    RangeId(2 + rng.below(u64::from(knobs.ranges)))
+    // Counted round through those that there are when the fault begins.
+    let most = if knobs.placement.every > 0 { 64 } else { u64::from(knobs.ranges) };
+    RangeId(2 + rng.below(most))
 }
 
 fn target(knobs: &Knobs, rng: &mut Rng) -> Target {
@@ -185,6 +220,17 @@ fn transfer(knobs: &Knobs, rng: &mut Rng) -> Fault {
     Fault::Transfer { range, to }
 }
 
+fn split(knobs: &Knobs, rng: &mut Rng) -> Fault {
+    let then = match rng.below(6) {
+        0 => AfterSplit::Nothing,
+        1 | 2 => AfterSplit::HandOver(node(knobs, rng)),
+        3 => AfterSplit::Isolation,
+        4 => AfterSplit::Crash,
+        _ => AfterSplit::Deafness,
+    };
+    Fault::Split { range: range(knobs, rng), then, length: length(rng) }
+}
+
 fn cut(knobs: &Knobs, rng: &mut Rng) -> Cut {
     match rng.below(6) {
         0 => Cut::Split((0..knobs.nodes).map(|_| rng.chance(500)).collect()),
@@ -205,6 +251,12 @@ fn crash(knobs: &Knobs, rng: &mut Rng) -> Fault {
         CrashPoint::BeforeSync,
         CrashPoint::AfterSync,
         CrashPoint::AfterApply,
+        CrashPoint::AfterSplit,
+        CrashPoint::AfterSplit,
+        CrashPoint::AfterReplicas,
+        CrashPoint::AfterRemoval,
+        CrashPoint::AfterSnapshotWrite,
+        CrashPoint::AfterDestroy,
     ];
     let point = rng.pick(&points);
     let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(6_000)]) + rng.below(ms(200));

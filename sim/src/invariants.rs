@@ -1,18 +1,21 @@
-//! The invariants that are checked at every event: I1 to I4, I7 and I8 of the reliability goals.
+//! The invariants that are checked at every event: I1 to I4, I7 and I8 of the reliability goals; I5 and I6 are in
+//! `territory`.
 //!
 //! The checkers watch what the cores want done, and what was made durable; they know what Raft
 //! promises, not how it keeps it.
 
 use std::collections::BTreeMap;
 
-use flotilla_engine::apply::Applied;
+use flotilla_engine::apply::{Applied, EntryResults, RangeChange};
+use flotilla_engine::{command, membership};
 use flotilla_engine::recover::Boot;
-use flotilla_engine::store::{Envelope, LogBatch, ReadView};
+use flotilla_engine::store::{Envelope, LogBatch, LogItem, ReadView};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{RangeId, v1};
-use raft::eraftpb::{Entry, MessageType};
+use raft::eraftpb::{Entry, EntryType, MessageType};
 
-use crate::mirror::{self, Mirror};
+use crate::mirror::{self, LogMirror, Mirror, replica_on};
+use crate::territory::{self, Territory};
 
 /// What is wrong, in words.
 pub(crate) type Check = Result<(), String>;
@@ -32,15 +35,22 @@ pub(crate) struct Invariants {
     /// Of each node, as written and as known to be durable.
     written: Vec<Mirror>,
     durable: Vec<Mirror>,
+    /// Replicas that began with a split which no sync has covered yet.
+    born: Vec<Mirror>,
     /// Applied index of each range that a completed sync covered.
     applied_synced: Vec<BTreeMap<RangeId, u64>>,
-    descriptors: BTreeMap<RangeId, v1::RangeDescriptor>,
+    pub territory: Territory,
     leaders: BTreeMap<(RangeId, u64), usize>,
-    votes: BTreeMap<(usize, RangeId, u64), u64>,
+    /// (range, replica, term): whom it voted for.
+    votes: BTreeMap<(RangeId, u64, u64), u64>,
     entries: BTreeMap<(RangeId, u64, u64), Seen>,
     committed: BTreeMap<(RangeId, u64), (u64, u64)>,
     checksums: BTreeMap<(RangeId, u64), u32>,
     results: BTreeMap<(RangeId, u64), u64>,
+    /// The keys that each committed entry is to write.
+    keys: BTreeMap<(RangeId, u64), Vec<bytes::Bytes>>,
+    /// What the data was where a check asked for it.
+    checkpoints: BTreeMap<(RangeId, u64), u64>,
     /// The newest view of each node and range.
     views: BTreeMap<(RangeId, usize), std::sync::Arc<ReadView>>,
 }
@@ -53,14 +63,45 @@ fn fail(what: String) -> Check {
     Err(what)
 }
 
+/// Keys that an entry writes, in the order of its results.
+fn keys_of(entry: &Entry) -> Vec<bytes::Bytes> {
+    if entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
+        return Vec::new();
+    }
+    let Ok((command, _)) = command::decode(entry.data.clone()) else { return Vec::new() };
+    let ops = command.requests.iter().flat_map(|request| &request.ops);
+    ops.map(|op| command::op_key(op).cloned().unwrap_or_default()).collect()
+}
+
+/// A replica that begins or ends with a log batch; true: it ends.
+fn begins_or_ends(mirror: &mut Mirror, node: usize, item: &LogItem) -> bool {
+    if item.destroy.is_some() {
+        mirror.remove(&item.range);
+        return true;
+    }
+    let snapshot = item.snapshot.as_ref().and_then(|data| data.header.descriptor.as_ref());
+    if let Some(replica) = snapshot.and_then(|descriptor| replica_on(descriptor, node)) {
+        let log = mirror.entry(item.range).or_default();
+        if log.replica != replica {
+            *log = LogMirror { replica, ..LogMirror::default() };
+        }
+    }
+    if let Some(descriptor) = &item.begins {
+        let replica = replica_on(descriptor, node).unwrap_or_default();
+        mirror.insert(item.range, LogMirror::initial(replica));
+    }
+    false
+}
+
 impl Invariants {
     pub(crate) fn new(nodes: usize, layout: &v1::Layout, black_box: bool) -> Self {
         Self {
             black_box,
             written: vec![Mirror::new(); nodes],
             durable: vec![Mirror::new(); nodes],
+            born: vec![Mirror::new(); nodes],
             applied_synced: vec![BTreeMap::new(); nodes],
-            descriptors: layout.ranges.iter().map(|of| (RangeId(of.range_id), of.clone())).collect(),
+            territory: Territory::new(nodes, layout),
             ..Self::default()
         }
     }
@@ -70,17 +111,21 @@ impl Invariants {
         self.entries.len()
     }
 
-    fn replicas(&self, range: RangeId) -> &[v1::ReplicaDescriptor] {
-        self.descriptors.get(&range).map_or(&[], |descriptor| &descriptor.replicas)
-    }
-
     /// I8: what recovery found is not behind what was known to be durable.
     pub(crate) fn recovered(&mut self, node: usize, boot: &Boot) -> Check {
-        let found = mirror::of_boot(boot);
+        self.territory.recovered(node, boot)?;
+        let found = mirror::of_boot(node, boot);
         for (range, before) in &self.durable[node] {
+            let gone = boot.tombstones.get(range).is_some_and(|upto| before.replica <= *upto);
             let Some(after) = found.get(range) else {
+                if gone {
+                    continue;
+                }
                 return fail(format!("I8: n{} lost range {range} over a restart", node + 1));
             };
+            if after.replica > before.replica && gone {
+                continue;
+            }
             let votes_differ = after.term == before.term && before.vote != 0 && after.vote != before.vote;
             if after.term < before.term || votes_differ || after.truncated.0 < before.truncated.0 {
                 return fail(format!(
@@ -97,8 +142,9 @@ impl Invariants {
         }
         for range in &boot.ranges {
             let id = RangeId(range.descriptor.range_id);
+            let same = self.durable[node].get(&id).map(|of| of.replica) == found.get(&id).map(|of| of.replica);
             let synced = self.applied_synced[node].get(&id).copied().unwrap_or(0);
-            if range.applied.index < synced {
+            if same && range.applied.index < synced {
                 return fail(format!(
                     "I8: n{} {id}: applied index {synced} was synced, {} came back",
                     node + 1,
@@ -109,6 +155,10 @@ impl Invariants {
         }
         self.written[node] = found.clone();
         self.durable[node] = found;
+        self.born[node].clear();
+        let applied = boot.ranges.iter().map(|range| (RangeId(range.descriptor.range_id), range.applied.index));
+        // A restart found it, so it was durable.
+        self.applied_synced[node] = applied.collect();
         Ok(())
     }
 
@@ -121,6 +171,9 @@ impl Invariants {
     pub(crate) fn log_batch(&mut self, node: usize, batch: &LogBatch) -> Result<u64, String> {
         let mut overwritten = 0;
         for item in &batch.items {
+            if begins_or_ends(&mut self.written[node], node, item) {
+                continue;
+            }
             let log = self.written[node].entry(item.range).or_default();
             overwritten += u64::from(item.entries.first().is_some_and(|first| first.index <= log.last_index()));
             let after_snapshot = item.snapshot.is_some();
@@ -150,10 +203,17 @@ impl Invariants {
 
     /// The store was told that these batches are durable.
     pub(crate) fn persisted(&mut self, node: usize, batches: &[LogBatch], applied: BTreeMap<RangeId, u64>) {
+        let born = std::mem::take(&mut self.born[node]);
+        self.durable[node].extend(born);
         for item in batches.iter().flat_map(|batch| &batch.items) {
+            if begins_or_ends(&mut self.durable[node], node, item) {
+                self.applied_synced[node].remove(&item.range);
+                continue;
+            }
             self.durable[node].entry(item.range).or_default().write(item);
         }
         self.applied_synced[node].extend(applied);
+        self.territory.synced(node);
     }
 
     /// I1: a range has one leader in a term.
@@ -174,7 +234,9 @@ impl Invariants {
         let message = &envelope.message;
         let range = RangeId(message.range_id);
         let is = |kind: MessageType| message.message_type == kind as u32;
-        let Some(durable) = self.durable[node].get(&range) else { return Ok(()) };
+        let initial = LogMirror::initial(message.from_replica);
+        let known = self.durable[node].get(&range);
+        let durable = known.filter(|log| log.replica == message.from_replica).unwrap_or(&initial);
         // What was promised in an older term may have been replaced in the same turn, by a newer leader.
         let current = message.term >= durable.term;
         let acknowledges = is(MessageType::MsgAppendResponse) && !message.reject && current;
@@ -200,7 +262,7 @@ impl Invariants {
                 durable.term
             ));
         }
-        let known = *self.votes.entry((node, range, message.term)).or_insert(candidate);
+        let known = *self.votes.entry((range, message.from_replica, message.term)).or_insert(candidate);
         if known != candidate {
             return fail(format!(
                 "I1: n{} {range} votes for replicas {known} and {candidate} in term {}",
@@ -214,43 +276,54 @@ impl Invariants {
     /// Whether another replica asked for votes in this term already.
     pub(crate) fn is_split_vote(&self, envelope: &Envelope) -> bool {
         let (range, term) = (RangeId(envelope.message.range_id), envelope.message.term);
-        let from = crate::node::index_of(envelope.from);
-        self.votes.iter().any(|((node, of, at), vote)| {
-            (*of, *at) == (range, term) && *node != from && *vote != envelope.message.from_replica
-        })
+        let from = envelope.message.from_replica;
+        let votes = self.votes.range((range, 0, 0)..=(range, u64::MAX, u64::MAX));
+        votes.into_iter().any(|((_, replica, at), vote)| *at == term && *replica != from && *vote != from)
     }
 
     /// I3: what is committed is durable on a quorum. I2: it never changes.
     pub(crate) fn committed(&mut self, node: usize, range: RangeId, entries: &[Entry]) -> Check {
+        let mut last_new = None;
         for entry in entries {
             let what = (entry.term, hash(&entry.data));
-            let known = *self.committed.entry((range, entry.index)).or_insert(what);
-            if known != what {
-                return fail(format!(
-                    "I2: n{} {range} applies entry {} of term {}, another replica applied one of term {} there",
-                    node + 1,
-                    entry.index,
-                    entry.term,
-                    known.0
-                ));
+            if let Some(known) = self.committed.get(&(range, entry.index)) {
+                if *known != what {
+                    return fail(format!(
+                        "I2: n{} {range} applies entry {} of term {}, another replica applied one of term {} there",
+                        node + 1,
+                        entry.index,
+                        entry.term,
+                        known.0
+                    ));
+                }
+                continue;
             }
+            self.committed.insert((range, entry.index), what);
+            self.keys.insert((range, entry.index), keys_of(entry));
+            last_new = Some(entry);
         }
-        let Some(last) = entries.last().filter(|_| !self.black_box) else { return Ok(()) };
-        let replicas = self.replicas(range);
-        let durable = replicas
-            .iter()
-            .filter(|replica| {
-                let log = self.durable[replica.node_id as usize - 1].get(&range);
-                log.is_some_and(|log| log.holds(last.index, last.term))
+        let Some(last) = last_new.filter(|_| !self.black_box) else { return Ok(()) };
+        let configurations = self.territory.committing(range, last.index);
+        let holds = |replica: u64, on: u64| {
+            let log = self.durable[on as usize - 1].get(&range);
+            log.is_some_and(|log| log.replica == replica && log.holds(last.index, last.term))
+        };
+        let agreed = |descriptor: &&v1::RangeDescriptor| {
+            let replicas = &descriptor.replicas;
+            let sets = [membership::voters(replicas), membership::old_voters(replicas)];
+            sets.iter().filter(|set| !set.is_empty()).all(|set| {
+                let voters = replicas.iter().filter(|of| set.contains(&of.replica_id));
+                voters.filter(|of| holds(of.replica_id, of.node_id)).count() > set.len() / 2
             })
-            .count();
-        if durable <= replicas.len() / 2 {
+        };
+        if !configurations.iter().any(|descriptor| agreed(&&***descriptor)) {
+            let words: Vec<String> = configurations.iter().map(|of| territory::words(of)).collect();
             return fail(format!(
-                "I3: n{} {range} applies entry {} of term {}, which is durable on {durable} of {} replicas",
+                "I3: n{} applies entry {} of term {}, which is not durable on a quorum of {}",
                 node + 1,
                 last.index,
                 last.term,
-                replicas.len()
+                words.join(" or ")
             ));
         }
         Ok(())
@@ -259,7 +332,10 @@ impl Invariants {
     /// I4: equal applied index, equal checksum; and equal results.
     pub(crate) fn applied(&mut self, node: usize, done: &Applied) -> Check {
         self.check_checksum(node, done.range, done.index, done.checksum)?;
+        self.territory.applied(node, done)?;
+        self.note_births(node, done)?;
         for entry in &done.results {
+            self.check_keys(node, done.range, entry)?;
             let results = hash(format!("{:?}", entry.requests).as_bytes());
             let known = *self.results.entry((done.range, entry.index)).or_insert(results);
             if known != results {
@@ -273,6 +349,51 @@ impl Invariants {
             }
         }
         Ok(())
+    }
+
+    /// Replicas that begin with a split.
+    fn note_births(&mut self, node: usize, done: &Applied) -> Check {
+        for change in &done.changes {
+            let Ok(RangeChange::Split { children, .. }) = &change.outcome else { continue };
+            for child in children.iter().filter(|child| child.born) {
+                let id = RangeId(child.descriptor.range_id);
+                let log = LogMirror::initial(replica_on(&child.descriptor, node).unwrap_or_default());
+                self.check_checksum(node, id, child.applied.index, child.applied.checksum)?;
+                if let Some(known) = self.written[node].get(&id).filter(|known| known.term > log.term) {
+                    return fail(format!("I8: n{}: a split puts range {id} back from term {}", node + 1, known.term));
+                }
+                self.written[node].insert(id, log.clone());
+                self.born[node].insert(id, log);
+            }
+        }
+        Ok(())
+    }
+
+    /// I6: nothing is written outside of the range as it is where the entry stands.
+    fn check_keys(&self, node: usize, range: RangeId, entry: &EntryResults) -> Check {
+        let (Ok(requests), Some(descriptor)) = (&entry.requests, self.territory.in_force(range, entry.index)) else {
+            return Ok(());
+        };
+        let keys = self.keys.get(&(range, entry.index)).map_or(&[][..], |keys| keys);
+        let applied = requests.iter().flatten().zip(keys).filter(|(result, _)| result.applied);
+        match applied.map(|(_, key)| key).find(|key| !territory::holds_key(descriptor, key)) {
+            Some(key) => fail(format!(
+                "I6: n{}: entry {} writes {key:?}, which is not in {}",
+                node + 1,
+                entry.index,
+                territory::words(descriptor)
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Every replica computes the same checksum at the index of a check. True: another one has before.
+    pub(crate) fn checkpoint(&mut self, node: usize, range: RangeId, index: u64, found: u64) -> Result<bool, String> {
+        let known = self.checkpoints.insert((range, index), found);
+        if known.is_some_and(|known| known != found) {
+            return Err(format!("I4: n{} {range}: the check at {index} finds other data than on another replica", node + 1));
+        }
+        Ok(known.is_some())
     }
 
     fn check_checksum(&mut self, node: usize, range: RangeId, index: u64, checksum: u32) -> Check {
@@ -296,10 +417,33 @@ impl Invariants {
         Ok(())
     }
 
+    /// The replica can no longer be read.
+    pub(crate) fn view_gone(&mut self, node: usize, range: RangeId) {
+        self.views.remove(&(range, node));
+    }
+
     /// I7, from the other side: nobody acknowledges a write while another replica may serve reads alone.
     /// A write of an older term than the lease's is in that leader's log, and applied there.
     pub(crate) fn write_answered(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime]) -> Check {
-        self.no_older_lease(node, range, term, clocks, "acknowledges a write")
+        self.no_older_lease(node, range, term, clocks, "acknowledges a write")?;
+        let Some(own) = self.views.get(&(range, node)).filter(|_| !self.black_box) else { return Ok(()) };
+        // A range that was split on other nodes and not on that one must not be read there by its lease.
+        let overlaps = |other: &ReadView| {
+            other.range() != range
+                && other.descriptor.epoch.unwrap_or_default().version < own.descriptor.epoch.unwrap_or_default().version
+                && territory::overlap(&other.descriptor, &own.descriptor)
+        };
+        let leased = |(_, other): &(RangeId, usize), view: &ReadView| view.lease_covers(clocks[*other]);
+        match self.views.iter().find(|(key, view)| key.1 != node && overlaps(view) && leased(key, view)) {
+            Some(((_, other), view)) => fail(format!(
+                "I7: n{} holds the lease of {} while n{} acknowledges a write to {}",
+                other + 1,
+                territory::words(&view.descriptor),
+                node + 1,
+                territory::words(&own.descriptor)
+            )),
+            None => Ok(()),
+        }
     }
 
     fn no_older_lease(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime], what: &str) -> Check {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use flotilla_engine::config::{Config, ReadMode};
+use flotilla_proto::v1;
 
 use crate::clock::{Nanos, ms, us};
 use crate::rng::Rng;
@@ -19,6 +20,8 @@ pub(crate) struct NetworkKnobs {
     pub straggler_delay: Nanos,
     /// Answers to clients that are lost on their way.
     pub answer_loss_per_mille: u64,
+    /// Messages that come a second time, long after.
+    pub ancient_per_mille: u64,
     /// Whether the messages of one link keep their order.
     pub ordered: bool,
 }
@@ -33,7 +36,43 @@ impl NetworkKnobs {
             straggler_per_mille: 0,
             straggler_delay: 0,
             answer_loss_per_mille: 0,
+            ancient_per_mille: 0,
             ordered: true,
+        }
+    }
+}
+
+/// What the toy placement does.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PlacementKnobs {
+    /// Mean time between two rounds; 0: ranges and replicas stay as they are.
+    pub every: Nanos,
+    /// Replicas of a range that are aimed at.
+    pub replicas: usize,
+    /// In each round.
+    pub order_per_mille: u64,
+    pub split_per_mille: u64,
+    pub check_per_mille: u64,
+    pub birth_per_mille: u64,
+    /// No splits by hand beyond so many ranges.
+    pub ranges_max: usize,
+    pub split_bytes: u64,
+    pub boundary: v1::SplitBoundary,
+}
+
+impl PlacementKnobs {
+    /// None at all.
+    pub(crate) fn still(replicas: usize) -> Self {
+        Self {
+            every: 0,
+            replicas,
+            order_per_mille: 0,
+            split_per_mille: 0,
+            check_per_mille: 0,
+            birth_per_mille: 0,
+            ranges_max: 0,
+            split_bytes: 0,
+            boundary: v1::SplitBoundary::default(),
         }
     }
 }
@@ -43,6 +82,9 @@ impl NetworkKnobs {
 pub(crate) struct Knobs {
     pub seed: u64,
     pub nodes: usize,
+    /// The first so many nodes hold the first ranges; the others begin with none.
+    pub members: usize,
+    pub placement: PlacementKnobs,
     pub ranges: u32,
     pub replicas: usize,
     pub config: Config,
@@ -67,6 +109,13 @@ pub(crate) struct Knobs {
 
 impl Knobs {
     pub(crate) fn draw(seed: u64) -> Self {
+        let mut knobs = Self::draw_still(seed);
+        knobs.draw_growth(&mut Rng::new(seed, 6));
+        knobs
+    }
+
+    /// Ranges and replicas stay as they are.
+    fn draw_still(seed: u64) -> Self {
         let rng = &mut Rng::new(seed, 1);
         let nodes = if rng.chance(700) { 3 } else { 5 };
         let replicas = if nodes == 5 && rng.chance(500) { 5 } else { 3 };
@@ -75,6 +124,8 @@ impl Knobs {
         Self {
             seed,
             nodes,
+            members: nodes,
+            placement: PlacementKnobs::still(replicas),
             ranges: rng.pick(&[1, 1, 2, 3, 4, 8, 16]),
             replicas,
             config: config(seed, rng),
@@ -93,12 +144,44 @@ impl Knobs {
         }
     }
 
+    /// Splits and moves, in most runs.
+    fn draw_growth(&mut self, rng: &mut Rng) {
+        if rng.chance(150) {
+            return;
+        }
+        self.nodes = rng.pick(&[3, 3, 4, 5, 5]);
+        self.members = rng.between(1, self.nodes as u64 + 1) as usize;
+        self.replicas = self.replicas.min(self.members);
+        self.network.ancient_per_mille = rng.pick(&[0, 1, 5]);
+        self.cold_keys = rng.pick(&[16, 16, 60, 150]);
+        let rule = match rng.below(5) {
+            0 => Some(v1::split_boundary::Rule::AfterDelimiter(u32::from(b'-'))),
+            1 => Some(v1::split_boundary::Rule::PrefixLen(rng.pick(&[1, 2, 4]))),
+            _ => None,
+        };
+        // Either splits or moves may be what a run is about.
+        let (splits, orders) = rng.pick(&[(60, 250), (250, 60), (150, 150), (0, 250), (250, 0), (400, 400)]);
+        self.placement = PlacementKnobs {
+            every: rng.pick(&[ms(150), ms(400), ms(1_000)]),
+            replicas: rng.pick(&[3, 3, 3, 2, 4, 5, 1]),
+            order_per_mille: orders,
+            split_per_mille: splits,
+            check_per_mille: rng.pick(&[0, 30, 200]),
+            birth_per_mille: rng.pick(&[0, 0, 60]),
+            ranges_max: rng.pick(&[8, 24, 48]),
+            split_bytes: rng.pick(&[0, 1 << 10, 4 << 10, 4 << 10, 16 << 10]),
+            boundary: v1::SplitBoundary { rule },
+        };
+    }
+
     /// A cluster that nothing happens to, for scenarios.
     #[cfg(test)]
     pub(crate) fn calm(seed: u64) -> Self {
         Self {
             seed,
             nodes: 3,
+            members: 3,
+            placement: PlacementKnobs::still(3),
             ranges: 1,
             replicas: 3,
             config: Config { seed, expiry_clock_drift: Config::default().clock_drift, ..Config::default() },
@@ -181,6 +264,7 @@ fn network(rng: &mut Rng) -> NetworkKnobs {
         straggler_per_mille: rng.pick(&[0, 5, 30]),
         straggler_delay: rng.pick(&[ms(30), ms(300), ms(1_500)]),
         answer_loss_per_mille: rng.pick(&[0, 3, 20]),
+        ancient_per_mille: 0,
         ordered: rng.chance(400),
     }
 }

@@ -27,12 +27,14 @@ mod mirror;
 mod network;
 mod node;
 mod ops;
+mod placement;
 mod recorder;
 mod rng;
 pub mod run;
 mod schedule;
 mod serve;
 mod stages;
+mod territory;
 #[cfg(test)]
 mod tests;
 mod trace;

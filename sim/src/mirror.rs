@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_engine::apply::initial_raft_state;
 use flotilla_engine::recover::Boot;
 use flotilla_engine::store::LogItem;
-use flotilla_proto::RangeId;
+use flotilla_proto::{RangeId, v1};
 
 /// One range's log and Raft state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogMirror {
+    /// Whose log it is: a range may have several replicas on a node, one after the other.
+    pub replica: u64,
     pub term: u64,
     pub vote: u64,
     pub truncated: (u64, u64),
@@ -18,6 +21,13 @@ pub(crate) struct LogMirror {
 }
 
 impl LogMirror {
+    /// What a replica begins with, unless by a snapshot.
+    pub(crate) fn initial(replica: u64) -> Self {
+        let state = initial_raft_state();
+        let truncated = (state.truncated_index, state.truncated_term);
+        Self { replica, term: state.term, vote: state.vote, truncated, terms: BTreeMap::new() }
+    }
+
     pub(crate) fn last_index(&self) -> u64 {
         self.terms.last_key_value().map_or(self.truncated.0, |(index, _)| *index)
     }
@@ -55,11 +65,17 @@ impl LogMirror {
     }
 }
 
+/// The replica on a node, counted from 0.
+pub(crate) fn replica_on(descriptor: &v1::RangeDescriptor, node: usize) -> Option<u64> {
+    let own = descriptor.replicas.iter().find(|replica| replica.node_id == node as u64 + 1);
+    own.map(|replica| replica.replica_id)
+}
+
 /// A store's logs, by range.
 pub(crate) type Mirror = BTreeMap<RangeId, LogMirror>;
 
 /// The mirror of what recovery found.
-pub(crate) fn of_boot(boot: &Boot) -> Mirror {
+pub(crate) fn of_boot(node: usize, boot: &Boot) -> Mirror {
     let ranges = boot.ranges.iter().map(|range| {
         let raft = &range.raft;
         let mut terms = BTreeMap::new();
@@ -70,7 +86,8 @@ pub(crate) fn of_boot(boot: &Boot) -> Mirror {
             index = end + 1;
         }
         let truncated = (raft.truncated_index, raft.truncated_term);
-        (RangeId(range.descriptor.range_id), LogMirror { term: raft.term, vote: raft.vote, truncated, terms })
+        let replica = replica_on(&range.descriptor, node).unwrap_or_default();
+        (RangeId(range.descriptor.range_id), LogMirror { replica, term: raft.term, vote: raft.vote, truncated, terms })
     });
     ranges.collect()
 }

@@ -87,7 +87,11 @@ impl Network {
             return Fate::Lost;
         }
         let arrival = self.arrival(now, from, to, extra);
-        let again = self.rng.chance(self.knobs.duplicate_per_mille).then(|| self.arrival(now, from, to, extra));
+        let mut again = self.rng.chance(self.knobs.duplicate_per_mille).then(|| self.arrival(now, from, to, extra));
+        // Some come back when everything about them is long over, whatever order the link keeps.
+        if self.knobs.ancient_per_mille > 0 && self.rng.chance(self.knobs.ancient_per_mille) {
+            again = Some(now + self.rng.between(ms(1_000), ms(15_000)));
+        }
         Fate::Arrives(arrival, again)
     }
 

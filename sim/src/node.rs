@@ -14,6 +14,7 @@ use crate::clock::{Clock, Nanos};
 use crate::disk::SimDisk;
 use crate::faults::CrashPoint;
 use crate::schedule::{Life, ReplyTo};
+use crate::territory::{self, age};
 
 /// What outlives a crash.
 pub(crate) struct Node {
@@ -43,12 +44,13 @@ pub(crate) struct Node {
 pub(crate) struct Process {
     pub store: Store,
     pub apply: ApplyStage,
-    pub layout: v1::Layout,
     pub cluster_id: u64,
     pub inbox: Vec<Input>,
     pub turn_due: bool,
     pub turns: u64,
     pub views: BTreeMap<RangeId, Arc<ReadView>>,
+    /// All ranges of the cluster, as placement has last told.
+    pub table: BTreeMap<RangeId, v1::RangeStatus>,
     /// Batches that wait for the log writer, and those that it has written and not synced.
     pub log_queue: VecDeque<LogBatch>,
     pub log_written: Vec<LogBatch>,
@@ -59,6 +61,8 @@ pub(crate) struct Process {
     pub applied_written: BTreeMap<RangeId, u64>,
     pub pending: BTreeMap<Token, Pending>,
     pub last_token: u64,
+    /// Ids for new ranges were asked for, and are not asked for again before.
+    pub ids_asked_until: Nanos,
 }
 
 /// A request that the node has not answered.
@@ -93,17 +97,17 @@ pub(crate) fn index_of(node: NodeId) -> usize {
 }
 
 impl Process {
-    pub(crate) fn new(store: Store, boot: &Boot, layout: v1::Layout) -> Self {
+    pub(crate) fn new(store: Store, boot: &Boot) -> Self {
         let views = store.initial_views().into_iter().map(|view| (view.range(), view)).collect();
         Self {
             apply: ApplyStage::new(boot),
-            layout,
             cluster_id: boot.identity.cluster_id,
             store,
             inbox: Vec::new(),
             turn_due: false,
             turns: 0,
             views,
+            table: BTreeMap::new(),
             log_queue: VecDeque::new(),
             log_written: Vec::new(),
             log_busy: false,
@@ -112,6 +116,7 @@ impl Process {
             applied_written: BTreeMap::new(),
             pending: BTreeMap::new(),
             last_token: 0,
+            ids_asked_until: 0,
         }
     }
 
@@ -123,17 +128,25 @@ impl Process {
         token
     }
 
-    /// The ranges as this node knows them.
+    /// The ranges as this node knows them: its own replicas', and what placement has told.
     pub(crate) fn routes(&self) -> v1::ListRangesResponse {
-        let ranges = self.layout.ranges.iter().map(|born| match self.views.get(&RangeId(born.range_id)) {
-            Some(view) => v1::RangeStatus {
-                descriptor: Some((*view.descriptor).clone()),
-                leader_node_id: view.leader.map_or(0, |node| node.0),
-                term: view.term,
-                data_bytes: 0,
-            },
-            None => v1::RangeStatus { descriptor: Some(born.clone()), leader_node_id: 0, term: 0, data_bytes: 0 },
-        });
-        v1::ListRangesResponse { ranges: ranges.collect(), nodes: vec![], keyspaces: vec![] }
+        let mut ranges = self.table.clone();
+        for view in self.views.values() {
+            let known = ranges.get(&view.range());
+            let newer = |known: &v1::RangeStatus| {
+                let age = known.descriptor.as_ref().map(age);
+                age > Some(territory::age(&view.descriptor)) || known.term > view.term
+            };
+            if !known.is_some_and(newer) {
+                let status = v1::RangeStatus {
+                    descriptor: Some((*view.descriptor).clone()),
+                    leader_node_id: view.leader.map_or(0, |node| node.0),
+                    term: view.term,
+                    data_bytes: 0,
+                };
+                ranges.insert(view.range(), status);
+            }
+        }
+        v1::ListRangesResponse { ranges: ranges.into_values().collect(), nodes: vec![], keyspaces: vec![] }
     }
 }

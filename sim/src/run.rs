@@ -136,6 +136,8 @@ impl Summary {
         all.elections += one.elections;
         all.crashes += one.crashes;
         all.snapshots += one.snapshots;
+        all.splits += one.splits;
+        all.moves += one.moves;
         all.messages += one.messages;
         all.syncs += one.syncs;
         all.faults += one.faults;
@@ -158,7 +160,7 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "sim: {} seeds, {} events ({:.2} M/min), {:.0} s simulated in {:.1} s; {} faults, {} crashes, {} elections, \
-             {} snapshots, {} messages, {} syncs, {} log entries compared",
+             {} snapshots, {} splits and {} changes of replicas applied, {} messages, {} syncs, {} log entries compared",
             self.seeds,
             tally.events,
             tally.events as f64 / 1e6 / (self.took.as_secs_f64() / 60.0).max(1e-9),
@@ -168,6 +170,8 @@ impl fmt::Display for Summary {
             tally.crashes,
             tally.elections,
             tally.snapshots,
+            tally.splits,
+            tally.moves,
             tally.messages,
             tally.syncs,
             self.entries,

@@ -85,6 +85,7 @@ impl Cluster {
 
     fn begin_read(&mut self, index: usize, token: Token) {
         let Some((admission, view)) = self.admit(index, token) else {
+            self.marks.hit(Mark::RangeMissing);
             return self.respond(index, token, Err(self.no_range(index, token)));
         };
         match admission {
@@ -107,7 +108,9 @@ impl Cluster {
 
     /// The second check of a read.
     pub(crate) fn read_again(&mut self, index: usize, token: Token) {
-        let Some((admission, _)) = self.admit(index, token) else { return };
+        let Some((admission, _)) = self.admit(index, token) else {
+            return self.respond(index, token, Err(self.no_range(index, token)));
+        };
         let Some(process) = &mut self.nodes[index].process else { return };
         let Some(pending) = process.pending.get_mut(&token) else { return };
         let answer = pending.answer.take();
@@ -144,8 +147,8 @@ impl Cluster {
         let done = answer.and_then(|view| {
             let answer = self.execute(index, token, &view)?;
             let newest = self.nodes[index].process.as_ref().and_then(|process| process.views.get(&view.range()));
-            let newest = newest.map_or(&view, |newest| newest);
-            read::check_epoch(&newest.descriptor, view.descriptor.epoch.as_ref())?;
+            let newest = newest.ok_or(Error::RangeNotFound { range: view.range() })?;
+            read::check_epoch(&newest.descriptor, &newest.siblings, view.descriptor.epoch.as_ref())?;
             Ok(answer)
         });
         self.respond(index, token, done);

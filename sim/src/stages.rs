@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_engine::apply::{ApplyRefusal, ApplyWork};
-use flotilla_engine::storage::{Storage, StorageError};
-use flotilla_engine::store::{FetchLog, Input};
-use flotilla_engine::{log_writer, recover, snapshot};
+use flotilla_engine::apply::{Applied, ApplyRefusal, ApplyWork, Checkpoint, RangeChange};
+use flotilla_engine::storage::{self, Storage, StorageError};
+use flotilla_engine::store::{FetchLog, Input, SnapshotData, SplitKeysWanted};
+use flotilla_engine::{log_writer, recover, snapshot, split_keys};
 use flotilla_proto::RangeId;
 
 use crate::cluster::Cluster;
+use crate::disk::SimDisk;
 use crate::faults::CrashPoint;
 use crate::marks::Mark;
 use crate::schedule::{Event, Inner, Life};
@@ -24,16 +25,26 @@ impl Cluster {
         if process.log_written.len() > 1 {
             self.marks.hit(Mark::GroupSync);
         }
-        let mut written = Ok(());
+        let (mut written, mut verdict) = (Ok(()), Ok(()));
+        let (mut installs, mut destroys) = (false, false);
         for batch in &process.log_written {
             let mut storage_batch = node.disk.batch();
             written = log_writer::fill(&mut storage_batch, batch).and_then(|()| node.disk.write(storage_batch));
             if written.is_err() {
                 break;
             }
+            verdict = verdict.and(self.invariants.territory.written(life.node, batch));
+            installs |= batch.items.iter().any(|item| item.snapshot.is_some());
+            destroys |= batch.items.iter().any(|item| item.destroy.is_some());
         }
+        self.check(verdict);
         if let Err(error) = written {
             return self.disk_failed(life.node, &error, Mark::WriteFailed);
+        }
+        if installs && self.crash_if_armed(life.node, CrashPoint::AfterSnapshotWrite)
+            || destroys && self.crash_if_armed(life.node, CrashPoint::AfterDestroy)
+        {
+            return;
         }
         if self.crash_if_armed(life.node, CrashPoint::BeforeSync) {
             return;
@@ -87,11 +98,18 @@ impl Cluster {
         process.apply_due = false;
         let tasks = std::mem::take(&mut process.apply_queue);
         for task in &tasks {
-            if let ApplyWork::Replaced { applied, .. } = &task.work {
-                process.applied_written.insert(task.range, applied.index);
+            match &task.work {
+                ApplyWork::Replaced { applied, .. } => drop(process.applied_written.insert(task.range, applied.index)),
+                ApplyWork::Removed => drop(process.applied_written.remove(&task.range)),
+                ApplyWork::Entries(_) => {}
             }
         }
-        let done = match process.apply.apply(&node.disk, tasks) {
+        let mut seen = Vec::new();
+        let mut show = |disk: &SimDisk, at: Checkpoint| {
+            let range = RangeId(at.descriptor.range_id);
+            seen.push((range, at.index, snapshot::make(disk, range).map(|data| digest(&data))));
+        };
+        let done = match process.apply.apply(&node.disk, tasks, &mut show) {
             Ok(done) => done,
             Err(flotilla_engine::apply::ApplyError::Storage(error)) => {
                 return self.disk_failed(life.node, &error, Mark::WriteFailed);
@@ -101,6 +119,7 @@ impl Cluster {
         for applied in &done {
             process.applied_written.insert(applied.range, applied.index);
         }
+        self.compare_checkpoints(life.node, seen);
         for applied in &done {
             self.trace.note(
                 self.now,
@@ -111,11 +130,14 @@ impl Cluster {
                 match entry.requests {
                     Err(ApplyRefusal::Stamp) => self.marks.hit(Mark::StampRefused),
                     Err(ApplyRefusal::Epoch) => self.marks.hit(Mark::EpochRefused),
-                    Ok(_) => {}
+                    Ok(_) | Err(ApplyRefusal::Change) => {}
                 }
             }
             let verdict = self.invariants.applied(life.node, applied);
             self.check(verdict);
+            if self.crash_after_change(life.node, applied) {
+                return;
+            }
         }
         if !done.is_empty() && self.crash_if_armed(life.node, CrashPoint::AfterApply) {
             self.marks.hit(Mark::CrashMidApply);
@@ -124,6 +146,56 @@ impl Cluster {
         for applied in done {
             self.give(life.node, Input::Applied(applied));
         }
+    }
+
+    /// Notes what entries have changed about a range; true: the node crashes, as planned for such a moment.
+    fn crash_after_change(&mut self, index: usize, done: &Applied) -> bool {
+        for change in &done.changes {
+            let point = match &change.outcome {
+                Ok(RangeChange::Split { children, .. }) => {
+                    if let Some(process) = &mut self.nodes[index].process {
+                        let born = children.iter().filter(|child| child.born);
+                        let ids = born.map(|child| (RangeId(child.descriptor.range_id), child.applied.index));
+                        process.applied_written.extend(ids);
+                    }
+                    CrashPoint::AfterSplit
+                }
+                Ok(RangeChange::Replicas { removed: true, .. }) => CrashPoint::AfterRemoval,
+                Ok(RangeChange::Replicas { .. }) => CrashPoint::AfterReplicas,
+                Ok(RangeChange::Checksum { .. }) => continue,
+                Err(ApplyRefusal::Epoch) => {
+                    self.marks.hit(Mark::SplitRefusedAtApply);
+                    continue;
+                }
+                Err(_) => {
+                    self.marks.hit(Mark::ChangeRefusedAtApply);
+                    continue;
+                }
+            };
+            if self.crash_if_armed(index, point) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn compare_checkpoints(&mut self, index: usize, seen: Vec<(RangeId, u64, storage::Result<u64>)>) {
+        for (range, at, found) in seen {
+            let verdict = match found {
+                Ok(found) => self.invariants.checkpoint(index, range, at, found),
+                Err(error) => Err(format!("n{} {range}: checking the data: {error}", index + 1)),
+            };
+            if verdict == Ok(true) {
+                self.marks.hit(Mark::CheckEqual);
+            }
+            self.check(verdict.map(|_| ()));
+        }
+    }
+
+    pub(crate) fn find_split_keys(&mut self, index: usize, wanted: &SplitKeysWanted) {
+        let range = RangeId(wanted.descriptor.range_id);
+        let found = split_keys::find(&self.nodes[index].disk, wanted);
+        self.give(index, Input::SplitKeys { range, found });
     }
 
     pub(crate) fn fetch(&mut self, index: usize, fetch: FetchLog) {
@@ -140,6 +212,10 @@ impl Cluster {
     }
 
     pub(crate) fn make_snapshot(&mut self, index: usize, range: RangeId) {
+        // It may have been removed since it was asked for.
+        if !self.invariants.territory.on_store(index).any(|held| held.range_id == range.0) {
+            return self.give(index, Input::SnapshotMade { range, snapshot: None });
+        }
         match snapshot::make(&self.nodes[index].disk, range) {
             Ok(snapshot) => {
                 self.marks.hit(Mark::SnapshotMade);
@@ -156,4 +232,13 @@ impl Cluster {
         let down = self.nodes[index].down_after_failure;
         self.crash_for(index, down, true);
     }
+}
+
+/// A hash of a range's whole state.
+fn digest(data: &SnapshotData) -> u64 {
+    let mut trace = crate::trace::Trace::new(false);
+    for chunk in data.chunks.iter() {
+        trace.bytes(chunk);
+    }
+    trace.hash()
 }
