@@ -44,6 +44,9 @@ pub(crate) struct Invariants {
     /// (range, replica, term): whom it voted for.
     votes: BTreeMap<(RangeId, u64, u64), u64>,
     entries: BTreeMap<(RangeId, u64, u64), Seen>,
+    /// Entries that one node alone has, neither durable nor sent: a crash undoes them, and a sole voter may then
+    /// lead in the same term again.
+    unproven: BTreeMap<(RangeId, u64, u64), usize>,
     committed: BTreeMap<(RangeId, u64), (u64, u64)>,
     checksums: BTreeMap<(RangeId, u64), u32>,
     results: BTreeMap<(RangeId, u64), u64>,
@@ -165,6 +168,10 @@ impl Invariants {
     /// The node's process is gone, and with it its promises about reads.
     pub(crate) fn stopped(&mut self, node: usize) {
         self.views.retain(|(_, of), _| *of != node);
+        let undone = self.unproven.extract_if(.., |_, of| *of == node);
+        for (key, _) in undone {
+            self.entries.remove(&key);
+        }
     }
 
     /// I2: the same index and term mean the same entry, and the same entry before it.
@@ -183,6 +190,11 @@ impl Invariants {
                 log.terms.insert(entry.index, entry.term);
                 let seen = Seen { hash: hash(&entry.data), previous_term };
                 let key = (item.range, entry.index, entry.term);
+                if !self.entries.contains_key(&key) {
+                    self.unproven.insert(key, node);
+                } else if self.unproven.get(&key).is_some_and(|first| *first != node) {
+                    self.unproven.remove(&key);
+                }
                 let known = *self.entries.entry(key).or_insert(seen);
                 let terms_differ =
                     known.previous_term.zip(seen.previous_term).is_some_and(|(known, seen)| known != seen);
@@ -211,6 +223,9 @@ impl Invariants {
                 continue;
             }
             self.durable[node].entry(item.range).or_default().write(item);
+            for entry in &item.entries {
+                self.unproven.remove(&(item.range, entry.index, entry.term));
+            }
         }
         self.applied_synced[node].extend(applied);
         self.territory.synced(node);
@@ -234,6 +249,9 @@ impl Invariants {
         let message = &envelope.message;
         let range = RangeId(message.range_id);
         let is = |kind: MessageType| message.message_type == kind as u32;
+        for entry in &message.entries {
+            self.unproven.remove(&(range, entry.index, entry.term));
+        }
         let initial = LogMirror::initial(message.from_replica);
         let known = self.durable[node].get(&range);
         let durable = known.filter(|log| log.replica == message.from_replica).unwrap_or(&initial);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flotilla_proto::Error;
 
+use crate::read;
 use crate::store::{ReadBarrier, ReadView, Token};
 use crate::time::BootTime;
 
@@ -65,13 +66,18 @@ impl Barriers {
         }
     }
 
-    /// Lets those read whose index is applied.
+    /// Lets those read whose index is applied. One that was admitted by an older epoch is refused: the range may hold
+    /// fewer keys by now than it asked for.
     pub(crate) fn release(&mut self, applied: u64, view: &Arc<ReadView>, answers: &mut Answers) {
         self.confirmed.retain(|(index, barriers)| {
             if *index > applied {
                 return true;
             }
-            answers.extend(barriers.iter().map(|barrier| (barrier.token, Ok(view.clone()))));
+            let verdict = |barrier: &ReadBarrier| {
+                let epoch = Some(&barrier.epoch);
+                read::check_epoch(&view.descriptor, &view.siblings, epoch).map(|()| view.clone())
+            };
+            answers.extend(barriers.iter().map(|barrier| (barrier.token, verdict(barrier))));
             false
         });
     }

@@ -164,6 +164,8 @@ struct Unpersisted {
     ready: u64,
     messages: Vec<Message>,
     snapshot: Option<SnapshotData>,
+    /// It makes a new term, or a vote, durable.
+    new_term: bool,
 }
 
 /// A replica. See the module.

@@ -62,7 +62,7 @@ impl Range {
         self.install_snapshot(&ready, &mut item);
         item.entries = ready.take_entries();
         let state_changed = ready.must_sync();
-        let held = ready.take_persisted_messages();
+        let mut held = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let number = ready.number();
         item.remove.extend(self.raft.mut_store().append(&item.entries));
@@ -70,14 +70,22 @@ impl Range {
         // A replica that holds a change of replicas in its log must remember, over a restart, that the one before is
         // committed: it must not campaign under a configuration that is over (etcd#7280, #11284).
         let reconfigures = item.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        let hard = self.raft.raft.hard_state();
+        let new_term = state_changed && (hard.term, hard.vote) != (self.written_state.term, self.written_state.vote);
         if state_changed || reconfigures {
             item.raft_state = self.changed_raft_state(item.snapshot.is_some() || reconfigures);
         }
-        self.send(turn, at_once);
+        // A sole voter leads before its vote for itself is durable. No learner may hear of that term until it is: after
+        // a crash the replica would lead in the same term again, with other entries.
+        if new_term || self.unpersisted.iter().any(|waits| waits.new_term) {
+            held.splice(0..0, at_once);
+        } else {
+            self.send(turn, at_once);
+        }
         if item.snapshot.as_ref().is_some_and(SnapshotData::is_staged) {
             self.begin_ingest(turn, number, held, item);
         } else {
-            self.hold_or_send(turn, number, held, item);
+            self.hold_or_send(turn, number, held, item, new_term);
         }
         self.schedule_apply(turn, committed);
     }
@@ -101,7 +109,7 @@ impl Range {
         v1::RaftState { term: hard.term, vote, commit: hard.commit, truncated_index, truncated_term }
     }
 
-    fn hold_or_send(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem) {
+    fn hold_or_send(&mut self, turn: &mut Turn<'_>, ready: u64, messages: Vec<Message>, item: LogItem, new_term: bool) {
         let writes = !item.is_empty();
         if !writes && self.unpersisted.is_empty() {
             self.raft.on_persist_ready(ready);
@@ -118,7 +126,7 @@ impl Range {
         if writes {
             turn.items.push(item);
         }
-        self.unpersisted.push_back(Unpersisted { sequence, ready, messages, snapshot });
+        self.unpersisted.push_back(Unpersisted { sequence, ready, messages, snapshot, new_term });
     }
 
     /// The log is durable up to this batch.
