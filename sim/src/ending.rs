@@ -44,6 +44,8 @@ pub(crate) struct Ending {
     last_recovery: Nanos,
     /// Applied indexes and epochs, all added up, and the replicas: whether what lags comes on.
     progress: (u64, u64, usize),
+    /// Requests answered, as long as all keys are read.
+    answered: u64,
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
 }
@@ -157,6 +159,12 @@ impl Cluster {
             let age = territory::age(&range.descriptor);
             (applied + range.applied, epochs + age.0 + age.1, count + 1)
         });
+        // So may many reads, one after the other.
+        let answered = self.recorder.acknowledged;
+        if self.ending.phase == Phase::Reading && answered != self.ending.answered {
+            self.ending.answered = answered;
+            self.ending.began = self.now;
+        }
         if self.ending.phase == Phase::Levelling && progress != self.ending.progress {
             self.ending.progress = progress;
             self.ending.began = self.now;
@@ -287,7 +295,7 @@ impl Cluster {
     /// Has every key read, by several clients.
     fn read_all(&mut self) {
         self.next_phase(Phase::Reading);
-        self.ending.readers = (0..4).map(|_| self.add_client(Mode::Script)).collect();
+        self.ending.readers = (0..8).map(|_| self.add_client(Mode::Script)).collect();
         let readers = self.ending.readers.clone();
         let keys = self.recorder.keys.clone();
         for (at, key) in keys.into_iter().enumerate() {
