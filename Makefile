@@ -10,7 +10,8 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 # Seeds of one `make sim`; CI's share is CI_SEEDS.
 SEEDS := 3000
 CI_SEEDS := 1000
-MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now
+MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
+	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart
 
 .PHONY: run test bench sim mutants lint fmt docs bin setup
 

@@ -50,6 +50,13 @@ impl Cluster {
             let at = self.now + self.rng.delay(us(300));
             self.schedule.at(at, Event::Inner(life, Inner::Fetch(fetch)));
         }
+        for item in effects.ingests.drain(..) {
+            let batch = LogBatch { sequence: 0, items: vec![item.clone()] };
+            let verdict = self.invariants.log_batch(index, &batch).map(|_| ());
+            self.check(verdict);
+            let at = self.now + self.rng.delay(ms(15));
+            self.schedule.at(at, Event::Inner(life, Inner::Ingest(Box::new(item))));
+        }
         for range in effects.snapshots_wanted.drain(..) {
             let at = self.now + self.rng.delay(ms(2));
             self.schedule.at(at, Event::Inner(life, Inner::MakeSnapshot(range)));
@@ -259,7 +266,7 @@ impl Cluster {
         self.mark_message(&envelope);
         let (from, to) = (index_of(envelope.from), index_of(envelope.to));
         let life = self.nodes[from].life();
-        let bytes = envelope.snapshot.as_ref().map_or(0, |snapshot| snapshot.size_bytes() as u64);
+        let bytes = envelope.snapshot.as_ref().map_or(0, |snapshot| snapshot.size_bytes());
         // Snapshots go over a connection of their own, and take their time.
         let extra = if envelope.snapshot.is_some() { us(bytes) + self.rng.delay(ms(10)) } else { 0 };
         match self.network.send(self.now, from, to, extra) {
@@ -292,7 +299,7 @@ impl Cluster {
     }
 
     /// A message arrives.
-    pub(crate) fn deliver(&mut self, envelope: Envelope, sender: Life, sent: Nanos) {
+    pub(crate) fn deliver(&mut self, mut envelope: Envelope, sender: Life, sent: Nanos) {
         let to = index_of(envelope.to);
         let message = &envelope.message;
         let numbers = [sender.node as u64 + 1, to as u64 + 1, message.range_id, u64::from(message.message_type)];
@@ -305,7 +312,9 @@ impl Cluster {
             self.marks.hit(Mark::AncientMessage);
         }
         self.mark_arrival(to, &envelope);
-        if envelope.snapshot.is_some() {
+        if let Some(data) = &envelope.snapshot {
+            let Some(received) = self.receive(to, data) else { return self.lose(envelope, sender, Fate::Lost) };
+            envelope.snapshot = Some(received);
             self.snapshot_sent(&envelope, sender, true);
         }
         self.give(to, Input::Message(envelope));

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_engine::store::{Effects, Input, Store};
-use flotilla_engine::{bootstrap, recover};
+use flotilla_engine::{bootstrap, recover, snapshot};
 use flotilla_proto::{NodeId, RangeId, v1};
 use flotilla_router::core::CallOutcome;
 
@@ -208,6 +208,7 @@ impl Cluster {
             Inner::Apply => self.apply(life),
             Inner::Fetch(fetch) => self.fetch(life.node, fetch),
             Inner::MakeSnapshot(range) => self.make_snapshot(life.node, range),
+            Inner::Ingest(item) => self.ingest(life, *item),
             Inner::FindSplitKeys(wanted) => self.find_split_keys(life.node, &wanted),
             Inner::Give(input) => self.give(life.node, *input),
             Inner::ReadAgain(token) => self.read_again(life.node, token),
@@ -224,6 +225,10 @@ impl Cluster {
         node.life += 1;
         let life = node.life();
         let now = node.clock.read(self.now);
+        let resumed = match snapshot::resume(&node.disk) {
+            Ok(resumed) => resumed,
+            Err(what) => return self.check(Err(format!("n{} cannot resume its snapshots: {what}", index + 1))),
+        };
         let boot = match recover::load(&node.disk) {
             Ok(Some(boot)) => boot,
             other => {
@@ -241,6 +246,9 @@ impl Cluster {
         let verdict = self.invariants.recovered(index, &boot);
         self.check(verdict);
         self.nodes[index].process = Some(Process::new(store, &boot));
+        if !resumed.finished.is_empty() {
+            self.marks.hit(Mark::IngestResumed);
+        }
         if !boot.removed.is_empty() {
             self.marks.hit(Mark::DoomedSeen);
         }

@@ -2,6 +2,7 @@
 //!
 //! A target may be "the leader of that range": which node that is shows only when the fault begins.
 
+use flotilla_engine::snapshot::Step as IngestStep;
 use flotilla_proto::RangeId;
 
 use crate::clock::{Clock, Nanos, ms};
@@ -37,6 +38,8 @@ pub(crate) enum CrashPoint {
     AfterRemoval,
     /// When a snapshot was written in place of what the range had, and not synced.
     AfterSnapshotWrite,
+    /// Between the steps that put a large snapshot in place.
+    AfterIngestStep(IngestStep),
     /// When a removed replica's data was deleted, and that is not synced.
     AfterDestroy,
 }
@@ -258,7 +261,10 @@ fn crash(knobs: &Knobs, rng: &mut Rng) -> Fault {
         CrashPoint::AfterSnapshotWrite,
         CrashPoint::AfterDestroy,
     ];
-    let point = rng.pick(&points);
+    let mut point = rng.pick(&points);
+    if knobs.placement.every > 0 && rng.chance(100) {
+        point = CrashPoint::AfterIngestStep(rng.pick(&IngestStep::ALL));
+    }
     let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(6_000)]) + rng.below(ms(200));
     Fault::Crash { target: target(knobs, rng), point, down, power_cut: rng.chance(600) }
 }

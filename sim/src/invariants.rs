@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use flotilla_engine::apply::{Applied, EntryResults, RangeChange};
-use flotilla_engine::{command, membership};
 use flotilla_engine::recover::Boot;
 use flotilla_engine::store::{Envelope, LogBatch, LogItem, ReadView};
 use flotilla_engine::time::BootTime;
+use flotilla_engine::{command, membership};
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Entry, EntryType, MessageType};
 
@@ -409,7 +409,10 @@ impl Invariants {
     pub(crate) fn checkpoint(&mut self, node: usize, range: RangeId, index: u64, found: u64) -> Result<bool, String> {
         let known = self.checkpoints.insert((range, index), found);
         if known.is_some_and(|known| known != found) {
-            return Err(format!("I4: n{} {range}: the check at {index} finds other data than on another replica", node + 1));
+            return Err(format!(
+                "I4: n{} {range}: the check at {index} finds other data than on another replica",
+                node + 1
+            ));
         }
         Ok(known.is_some())
     }

@@ -154,6 +154,11 @@ impl Knobs {
         self.replicas = self.replicas.min(self.members);
         self.network.ancient_per_mille = rng.pick(&[0, 1, 5]);
         self.cold_keys = rng.pick(&[16, 16, 60, 150]);
+        if rng.chance(300) {
+            self.config.snapshot_batch_bytes_max = rng.pick(&[0, 200]);
+            self.config.snapshot_file_bytes = rng.pick(&[100, 1_000, 1 << 20]);
+        }
+        self.config.level_lag_entries = rng.pick(&[128, 128, 0, 5]);
         let rule = match rng.below(5) {
             0 => Some(v1::split_boundary::Rule::AfterDelimiter(u32::from(b'-'))),
             1 => Some(v1::split_boundary::Rule::PrefixLen(rng.pick(&[1, 2, 4]))),

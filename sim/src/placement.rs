@@ -170,9 +170,8 @@ impl Placement {
 
 /// Whether a range is as an order wants it.
 fn fulfils(descriptor: &v1::RangeDescriptor, order: &v1::RangeOrder) -> bool {
-    let voter = |node: &u64| {
-        descriptor.replicas.iter().any(|of| of.node_id == *node && of.role() == v1::ReplicaRole::Voter)
-    };
+    let voter =
+        |node: &u64| descriptor.replicas.iter().any(|of| of.node_id == *node && of.role() == v1::ReplicaRole::Voter);
     let gone = |node: &u64| descriptor.replicas.iter().all(|of| of.node_id != *node);
     !membership::is_joint(descriptor) && order.add_nodes.iter().all(voter) && order.remove_nodes.iter().all(gone)
 }

@@ -213,6 +213,10 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-no-term-stamp-check"), "mutant-no-term-stamp-check"),
         (cfg!(feature = "fault-late-proposals"), "fault-late-proposals"),
         (cfg!(feature = "mutant-lease-after-timeout-now"), "mutant-lease-after-timeout-now"),
+        (cfg!(feature = "mutant-replayed-split-overwrites"), "mutant-replayed-split-overwrites"),
+        (cfg!(feature = "mutant-no-epoch-check"), "mutant-no-epoch-check"),
+        (cfg!(feature = "mutant-snapshot-over-overlap"), "mutant-snapshot-over-overlap"),
+        (cfg!(feature = "mutant-tombstone-apart"), "mutant-tombstone-apart"),
     ]
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use flotilla_engine::store::{Envelope, FetchLog, Input, SplitKeysWanted, Token};
+use flotilla_engine::store::{Envelope, FetchLog, Input, LogItem, SplitKeysWanted, Token};
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::core::CallOutcome;
 
@@ -34,6 +34,7 @@ pub(crate) enum Inner {
     Apply,
     Fetch(FetchLog),
     MakeSnapshot(RangeId),
+    Ingest(Box<LogItem>),
     FindSplitKeys(Box<SplitKeysWanted>),
     Give(Box<Input>),
     ReadAgain(Token),
@@ -44,10 +45,24 @@ pub(crate) enum Event {
     Inner(Life, Inner),
     /// A message from that process, sent then.
     Deliver(Box<Envelope>, Life, Nanos),
-    Request { node: usize, reply_to: ReplyTo, request: Box<v1::Request> },
-    Answer { reply_to: ReplyTo, outcome: Box<CallOutcome> },
-    Routes { client: usize, call: u64, routes: Result<Box<v1::ListRangesResponse>, Error> },
-    ClientWake { client: usize, wake: u64 },
+    Request {
+        node: usize,
+        reply_to: ReplyTo,
+        request: Box<v1::Request>,
+    },
+    Answer {
+        reply_to: ReplyTo,
+        outcome: Box<CallOutcome>,
+    },
+    Routes {
+        client: usize,
+        call: u64,
+        routes: Result<Box<v1::ListRangesResponse>, Error>,
+    },
+    ClientWake {
+        client: usize,
+        wake: u64,
+    },
     FaultBegins(usize),
     FaultEnds(usize),
     Restart(usize),

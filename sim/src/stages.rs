@@ -2,10 +2,12 @@
 //! snapshots. What they do to the disk is the production code's doing; when, is decided here.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use flotilla_engine::apply::{Applied, ApplyRefusal, ApplyWork, Checkpoint, RangeChange};
+use flotilla_engine::snapshot::{Limits, Receiver, Step};
 use flotilla_engine::storage::{self, Storage, StorageError};
-use flotilla_engine::store::{FetchLog, Input, SnapshotData, SplitKeysWanted};
+use flotilla_engine::store::{FetchLog, Input, LogBatch, LogItem, SnapshotData, SplitKeysWanted};
 use flotilla_engine::{log_writer, recover, snapshot, split_keys};
 use flotilla_proto::RangeId;
 
@@ -216,13 +218,57 @@ impl Cluster {
         if !self.invariants.territory.on_store(index).any(|held| held.range_id == range.0) {
             return self.give(index, Input::SnapshotMade { range, snapshot: None });
         }
-        match snapshot::make(&self.nodes[index].disk, range) {
+        let most = self.knobs.config.snapshot_batch_bytes_max;
+        match snapshot::make_staged(&self.nodes[index].disk, range, most, |_| ControlFlow::Continue(())) {
             Ok(snapshot) => {
                 self.marks.hit(Mark::SnapshotMade);
                 self.give(index, Input::SnapshotMade { range, snapshot: Some(snapshot) });
             }
+            // No room for its file.
+            Err(StorageError::NoSpace { .. }) => self.give(index, Input::SnapshotMade { range, snapshot: None }),
+            Err(error) if self.nodes[index].disk.is_poisoned() => self.disk_failed(index, &error, Mark::WriteFailed),
             Err(error) => self.check(Err(format!("n{}: making a snapshot: {error}", index + 1))),
         }
+    }
+
+    /// A snapshot arrives, chunk by chunk; `None`: the sender's file is gone, or there is no room here.
+    pub(crate) fn receive(&self, index: usize, data: &SnapshotData) -> Option<SnapshotData> {
+        let limits = Limits::from(&self.knobs.config);
+        let disk = &self.nodes[index].disk;
+        let mut receiver = Receiver::new(limits, data.header.clone()).ok()?;
+        for at in 0..data.chunks.count() {
+            receiver.push(disk, data.chunks.read(at).ok()?).ok()?;
+        }
+        receiver.finish(disk).ok()
+    }
+
+    /// A large snapshot takes the place of what a replica has.
+    pub(crate) fn ingest(&mut self, life: Life, item: LogItem) {
+        let node = &mut self.nodes[life.node];
+        let armed = node.armed.map(|(point, ..)| point);
+        let at = |step: Step| match armed {
+            Some(CrashPoint::AfterIngestStep(point)) if point == step => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let range = item.range;
+        match snapshot::install(&node.disk, &item, at) {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => {
+                self.marks.hit(Mark::CrashMidIngest);
+                if let Some(CrashPoint::AfterIngestStep(step)) = armed {
+                    self.crash_if_armed(life.node, CrashPoint::AfterIngestStep(step));
+                }
+                return;
+            }
+            Err(error) => return self.disk_failed(life.node, &error, Mark::WriteFailed),
+        }
+        self.marks.hit(Mark::SnapshotIngested);
+        let batch = LogBatch { sequence: 0, items: vec![item] };
+        let verdict = self.invariants.territory.written(life.node, &batch);
+        self.check(verdict);
+        let applied = self.applied_on_disk(life.node);
+        self.invariants.persisted(life.node, std::slice::from_ref(&batch), applied);
+        self.give(life.node, Input::Ingested { range });
     }
 
     /// The disk failed: the process ends for good, and is started again after a while.
@@ -237,8 +283,8 @@ impl Cluster {
 /// A hash of a range's whole state.
 fn digest(data: &SnapshotData) -> u64 {
     let mut trace = crate::trace::Trace::new(false);
-    for chunk in data.chunks.iter() {
-        trace.bytes(chunk);
+    for chunk in (0..data.chunks.count()).filter_map(|at| data.chunks.read(at).ok()) {
+        trace.bytes(&chunk);
     }
     trace.hash()
 }
