@@ -119,7 +119,7 @@ impl Invariants {
         self.territory.recovered(node, boot)?;
         let found = mirror::of_boot(node, boot);
         for (range, before) in &self.durable[node] {
-            let gone = boot.tombstones.get(range).is_some_and(|upto| before.replica <= *upto);
+            let gone = boot.tombstones.get(range).is_some_and(|gone| before.replica <= gone.replica_id);
             let Some(after) = found.get(range) else {
                 if gone {
                     continue;

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use flotilla_engine::expiry::ExpiryWanted;
 use flotilla_engine::store::{Envelope, FetchLog, Input, LogItem, SplitKeysWanted, Token};
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::core::CallOutcome;
@@ -35,6 +36,7 @@ pub(crate) enum Inner {
     Fetch(FetchLog),
     MakeSnapshot(RangeId),
     Ingest(Box<LogItem>),
+    FindExpiries(Box<ExpiryWanted>),
     FindSplitKeys(Box<SplitKeysWanted>),
     Give(Box<Input>),
     ReadAgain(Token),

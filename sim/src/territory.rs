@@ -148,7 +148,7 @@ impl Territory {
     pub(crate) fn recovered(&mut self, node: usize, boot: &Boot) -> Check {
         let store = &mut self.stores[node];
         for (range, upto) in &store.durable_tombstones {
-            if boot.tombstones.get(range).is_none_or(|found| found < upto) {
+            if boot.tombstones.get(range).is_none_or(|found| found.replica_id < *upto) {
                 let found = boot.tombstones.get(range);
                 return Err(format!(
                     "I8: n{}: a tombstone for replicas up to {upto} of range {range} was durable, {found:?} came back",
@@ -156,12 +156,12 @@ impl Territory {
                 ));
             }
         }
-        store.tombstones.clone_from(&boot.tombstones);
+        store.tombstones = boot.tombstones.iter().map(|(range, gone)| (*range, gone.replica_id)).collect();
         store.ranges.clear();
         for descriptor in boot.ranges.iter().map(|range| &range.descriptor) {
             let range = RangeId(descriptor.range_id);
             let own = replica_on(descriptor, node).unwrap_or_default();
-            if boot.tombstones.get(&range).is_some_and(|upto| own <= *upto) {
+            if boot.tombstones.get(&range).is_some_and(|gone| own <= gone.replica_id) {
                 return Err(format!("I5: n{}: replica {own} of range {range} is alive beside its tombstone", node + 1));
             }
             self.settle(node, descriptor.clone())?;

@@ -30,7 +30,7 @@ pub struct Boot {
     /// Replicas whose removal was applied, and that have not gone from the disk yet.
     pub removed: Vec<Destroy>,
     /// Replicas of a range up to this id are gone from this store.
-    pub tombstones: BTreeMap<RangeId, u64>,
+    pub tombstones: BTreeMap<RangeId, v1::Tombstone>,
 }
 
 /// One replica's records.
@@ -103,17 +103,18 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
 }
 
 /// Takes out what was removed from its range, by its descriptor or by a tombstone, before the process ended.
-fn take_removed(ranges: &mut Ranges, tombstones: &BTreeMap<RangeId, u64>, node: u64) -> Vec<Destroy> {
+fn take_removed(ranges: &mut Ranges, tombstones: &BTreeMap<RangeId, v1::Tombstone>, node: u64) -> Vec<Destroy> {
     let gone = |range: &RangeId, boot: &RangeBoot| {
-        let upto = tombstones.get(range).copied().unwrap_or_default();
-        own_replica(&boot.descriptor, node).is_none_or(|own| own <= upto).then_some(upto)
+        let tombstone = tombstones.get(range).copied().unwrap_or_default();
+        let upto = tombstone.replica_id;
+        own_replica(&boot.descriptor, node).is_none_or(|own| own <= upto).then_some(tombstone)
     };
-    let gone: Vec<(RangeId, u64)> =
-        ranges.iter().filter_map(|(range, boot)| gone(range, boot).map(|upto| (*range, upto))).collect();
+    let gone: Vec<(RangeId, v1::Tombstone)> =
+        ranges.iter().filter_map(|(range, boot)| gone(range, boot).map(|tombstone| (*range, tombstone))).collect();
     gone.into_iter()
-        .filter_map(|(range, replica_id)| {
+        .filter_map(|(range, tombstone)| {
             let descriptor = ranges.remove(&range)?.descriptor;
-            Some(Destroy { descriptor, tombstone: v1::Tombstone { replica_id } })
+            Some(Destroy { descriptor, tombstone })
         })
         .collect()
 }
@@ -138,7 +139,7 @@ fn scan<S: Storage>(
     failed.map_or(Ok(()), Err)
 }
 
-fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<RangeId, u64>)> {
+fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<RangeId, v1::Tombstone>)> {
     let mut descriptors = BTreeMap::new();
     let mut tombstones = BTreeMap::new();
     let mut applied: BTreeMap<RangeId, v1::AppliedState> = BTreeMap::new();
@@ -153,7 +154,7 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
             applied.insert(range, record::decode(value, &format!("applied state of range {range}"))?);
         } else if what == RangeRecord::Tombstone as u8 {
             let tombstone: v1::Tombstone = record::decode(value, &format!("tombstone of range {range}"))?;
-            tombstones.insert(range, tombstone.replica_id);
+            tombstones.insert(range, tombstone);
         } else {
             return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
         }

@@ -113,6 +113,7 @@ impl RangeApply {
         pass: &mut Pass<'_, S>,
         node: u64,
         change: &v1::ChangeReplicas,
+        term: u64,
     ) -> Result<RangeChange, ApplyRefusal> {
         let before = self.descriptor.clone();
         let epoch = before.epoch.unwrap_or_default();
@@ -128,8 +129,9 @@ impl RangeApply {
             next_replica_id: change.next_replica_id,
             ..(*before).clone()
         };
-        if let Some(own) = own.filter(|_| removed && !cfg!(feature = "mutant-tombstone-apart")) {
-            write_tombstone(&mut pass.batch, RangeId(before.range_id), own);
+        if let Some(replica_id) = own.filter(|_| removed && !cfg!(feature = "mutant-tombstone-apart")) {
+            let tombstone = v1::Tombstone { replica_id, index: self.applied.index + 1, term };
+            write_tombstone(&mut pass.batch, RangeId(before.range_id), &tombstone);
         }
         self.set_descriptor(pass, descriptor);
         Ok(RangeChange::Replicas { before, descriptor: self.descriptor.clone(), removed })
@@ -148,9 +150,8 @@ pub(crate) fn own_replica(descriptor: &v1::RangeDescriptor, node: u64) -> Option
 }
 
 /// Adds a tombstone to a batch.
-pub(crate) fn write_tombstone<B: WriteBatch>(batch: &mut B, range: RangeId, replica_id: u64) {
-    let tombstone = v1::Tombstone { replica_id };
-    batch.put(Family::State, &keys::range_record(range, RangeRecord::Tombstone), &record::encode(&tombstone));
+pub(crate) fn write_tombstone<B: WriteBatch>(batch: &mut B, range: RangeId, tombstone: &v1::Tombstone) {
+    batch.put(Family::State, &keys::range_record(range, RangeRecord::Tombstone), &record::encode(tombstone));
 }
 
 /// The range and its children after a split; `None` if it cannot be split so.

@@ -370,7 +370,7 @@ impl RangeApply {
         use v1::command::Change;
         match &command.change {
             Some(Change::Split(split)) => self.apply_split(pass, node, split),
-            Some(Change::Replicas(change)) => Ok(self.apply_replicas(pass, node, change)),
+            Some(Change::Replicas(change)) => Ok(self.apply_replicas(pass, node, change, command.term)),
             Some(Change::Checksum(check)) => Ok(Ok(RangeChange::Checksum { check_id: check.check_id })),
             None => Ok(Err(ApplyRefusal::Change)),
         }

@@ -212,12 +212,14 @@ impl Range {
             turn.effects.messages.extend(notices);
         }
         if removed {
-            return self.doom(turn, self.replica);
+            let (index, term) = self.applied;
+            return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
         }
         if let Err(error) = self.raft.apply_conf_change(&change) {
             // The descriptor and Raft's own configuration tell the same story, or this replica cannot go on.
             turn.effects.fatal = Some(format!("range {}: Raft refuses a change of replicas: {error}", self.id));
         }
+        self.write_commit(turn);
         self.lease.restart(turn.now);
     }
 
@@ -228,6 +230,8 @@ impl Range {
             from_replica: self.replica,
             to_replica: replica,
             removed: Some((*self.descriptor).clone()),
+            index: self.applied.0,
+            log_term: self.applied.1,
             ..Default::default()
         };
         let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);

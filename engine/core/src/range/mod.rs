@@ -53,6 +53,7 @@ use log::RangeLog;
 pub(crate) use log::conf_state;
 use offer::SnapshotsSent;
 use proposals::Proposals;
+pub(crate) use removal::joined;
 use split::{Finding, Size};
 
 /// What the ranges of a store share.
@@ -192,8 +193,8 @@ pub(crate) struct Range {
     strangers: BTreeMap<u64, NodeId>,
     /// It waits for a snapshot, and nothing of it is on disk: it has no view.
     unborn: bool,
-    /// It is no part of its range any more, nor is any replica up to this id.
-    doomed: Option<u64>,
+    /// It is no part of its range any more; what is to stay of it.
+    doomed: Option<v1::Tombstone>,
     /// Tasks that the apply stage has not answered.
     applies_open: usize,
     raft: RawNode<RangeLog>,

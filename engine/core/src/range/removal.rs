@@ -5,6 +5,11 @@
 //! committed. From then on it takes part in nothing and can no longer be read. When the apply stage is done with
 //! what it was given, all that it had goes in one batch, in which its tombstone stays: no message and no snapshot
 //! that was meant for it can bring it back.
+//!
+//! Others may still count on its vote: those who have lost, in a crash, that the change which left it out is
+//! committed. The tombstone knows an entry that proves it, and its store answers candidates with that (`store/unknown`):
+//! Raft takes from a refused vote what is committed. Without this a joint configuration whose old voters have gone
+//! would wait for them for ever.
 
 use flotilla_proto::{Error, v1};
 
@@ -38,27 +43,33 @@ impl Range {
         self.installs_snapshot()
     }
 
-    /// Replicas up to `upto`, this one among them, are no part of the range any more.
-    pub(crate) fn doom(&mut self, turn: &mut Turn<'_>, upto: u64) {
-        self.doomed = self.doomed.max(Some(upto));
+    /// Replicas up to that of `gone`, this one among them, are no part of the range any more.
+    pub(crate) fn doom(&mut self, turn: &mut Turn<'_>, gone: &v1::Tombstone) {
+        self.doomed = Some(joined(self.doomed.as_ref(), gone));
         self.lease.end();
         turn.effects.views_gone.push(self.id);
     }
 
-    /// Another replica says that this one was removed: believed if its descriptor is newer and does not name it.
-    pub(crate) fn told_removed(&mut self, turn: &mut Turn<'_>, newer: &v1::RangeDescriptor) -> Result<(), String> {
+    /// Another replica says that this one was removed: believed if its descriptor is newer and does not name it. The
+    /// entry is one that it has applied since.
+    pub(crate) fn told_removed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        newer: &v1::RangeDescriptor,
+        (index, term): (u64, u64),
+    ) -> Result<(), String> {
         let conf_ver = |of: &v1::RangeDescriptor| of.epoch.unwrap_or_default().conf_ver;
         let named = newer.replicas.iter().any(|replica| replica.replica_id == self.replica);
         if named || conf_ver(newer) <= conf_ver(&self.descriptor) || self.replica >= newer.next_replica_id {
             return Err("the descriptor does not show that this replica was removed".into());
         }
-        self.doom(turn, self.replica);
+        self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
         Ok(())
     }
 
-    /// The end, once nothing is under way; returns the id up to which replicas are gone.
-    pub(crate) fn end_if_doomed(&mut self, turn: &mut Turn<'_>) -> Option<u64> {
-        let upto = self.doomed.filter(|_| self.applies_open == 0 && !self.writes_snapshot())?;
+    /// The end, once nothing is under way; returns what stays.
+    pub(crate) fn end_if_doomed(&mut self, turn: &mut Turn<'_>) -> Option<v1::Tombstone> {
+        let tombstone = self.doomed.filter(|_| self.applies_open == 0 && !self.writes_snapshot())?;
         let before = self.proposals.bytes();
         let gone = Error::RangeNotFound { range: self.id };
         self.proposals.refuse_queued(&gone, &mut turn.effects.writes);
@@ -71,10 +82,16 @@ impl Range {
             turn.effects.transfers.push((order.token, Err(gone)));
         }
         turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Removed });
-        let tombstone = v1::Tombstone { replica_id: upto };
         let destroy = Some(Destroy { descriptor: self.descriptor.clone(), tombstone });
         turn.items.push(LogItem { destroy, ..LogItem::new(self.id) });
         turn.effects.events.push(Event::Removed { range: self.id, replica_id: self.replica });
-        Some(upto)
+        Some(tombstone)
     }
+}
+
+/// What two tombstones of a range say together.
+pub(crate) fn joined(one: Option<&v1::Tombstone>, other: &v1::Tombstone) -> v1::Tombstone {
+    let Some(one) = one else { return *other };
+    let entry = if one.index > other.index { one } else { other };
+    v1::Tombstone { replica_id: one.replica_id.max(other.replica_id), index: entry.index, term: entry.term }
 }

@@ -44,6 +44,17 @@ impl Range {
         turn.effects.events.push(Event::LogTruncated { range: self.id, index });
     }
 
+    /// Makes durable what is known to be committed: who is left out of the range by it may soon be gone, and with it
+    /// the only other one that knows.
+    pub(super) fn write_commit(&self, turn: &mut Turn<'_>) {
+        if !self.installs_snapshot() {
+            let (truncated_index, truncated_term) = self.raft.store().truncated();
+            let commit = self.raft.raft.raft_log.committed;
+            let state = v1::RaftState { commit, truncated_index, truncated_term, ..self.written_state };
+            turn.items.push(LogItem { raft_state: Some(state), ..LogItem::new(self.id) });
+        }
+    }
+
     /// Up to where followers have what they need of this leader's log.
     fn needed_by_followers(&self, turn: &Turn<'_>) -> u64 {
         if self.raft.raft.state != StateRole::Leader {

@@ -85,8 +85,8 @@ pub struct Store {
     in_flight: VecDeque<(u64, BTreeSet<RangeId>)>,
     items: Vec<LogItem>,
     born: Vec<Born>,
-    /// Replicas up to these ids are gone from this store for good.
-    tombstones: BTreeMap<RangeId, u64>,
+    /// Replicas that are gone from this store for good.
+    tombstones: BTreeMap<RangeId, v1::Tombstone>,
     unknown: Unknown,
     /// Ranges whose replica here is to go as soon as nothing of it is under way.
     doomed: BTreeSet<RangeId>,

@@ -22,7 +22,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::{Effects, Envelope, Event, LogItem, Range, Store};
 use crate::apply::{ApplyTask, ApplyWork, initial_applied, own_replica};
-use crate::range::Born;
+use crate::range::{Born, joined};
 use crate::recover::RangeBoot;
 use crate::time::BootTime;
 use crate::wire;
@@ -91,6 +91,7 @@ impl Store {
         let Some(range) = self.ranges.get(&id) else { return self.message_to_unknown(now, id, envelope, effects) };
         let own = range.replica();
         if to < own {
+            effects.messages.extend(self.gone_here(id, &envelope));
             return Err(format!("it is for replica {to}, which is gone; replica {own} is here"));
         }
         if to > own {
@@ -98,7 +99,8 @@ impl Store {
         }
         if let Some(newer) = &envelope.message.removed {
             let mut told = Ok(());
-            self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer));
+            let entry = (envelope.message.index, envelope.message.log_term);
+            self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer, entry));
             return told;
         }
         if let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) {
@@ -124,7 +126,8 @@ impl Store {
         };
         let newer = header.descriptor.ok_or("the snapshot has no descriptor")?;
         let mut told = Ok(());
-        self.with(now, id, effects, |range, turn| told = range.told_removed(turn, &newer));
+        let entry = header.applied.map_or((0, 0), |applied| (applied.index, applied.term));
+        self.with(now, id, effects, |range, turn| told = range.told_removed(turn, &newer, entry));
         told?;
         Err(format!(
             "replica {} is to come, and goes as soon as the one before it has gone",
@@ -153,7 +156,8 @@ impl Store {
         effects: &mut Effects,
     ) -> Result<(), String> {
         let to = envelope.message.to_replica;
-        if to == 0 || self.tombstones.get(&id).is_some_and(|gone| to <= *gone) {
+        if to == 0 || self.tombstones.get(&id).is_some_and(|gone| to <= gone.replica_id) {
+            effects.messages.extend(self.gone_here(id, &envelope));
             return Err(format!("replica {to} is gone"));
         }
         if envelope.message.removed.is_some() {
@@ -170,6 +174,28 @@ impl Store {
             None => self.unknown.keep(now, envelope),
         }
         Ok(())
+    }
+
+    /// What a candidate is told that asks a replica which is gone: a refusal, which promises nothing, and what is
+    /// surely committed. It may be all that remembers that the candidate needs this vote no longer.
+    fn gone_here(&self, id: RangeId, envelope: &Envelope) -> Option<Envelope> {
+        let asked = &envelope.message;
+        let gone = self.tombstones.get(&id).filter(|gone| gone.index > 0 && asked.to_replica <= gone.replica_id)?;
+        let is = |kind: MessageType| asked.message_type == kind as u32;
+        let (kind, term) = if is(MessageType::MsgRequestVote) {
+            (MessageType::MsgRequestVoteResponse, asked.term)
+        } else if is(MessageType::MsgRequestPreVote) {
+            // In the candidate's own term: one before the one that it asks for.
+            (MessageType::MsgRequestPreVoteResponse, asked.term.saturating_sub(1))
+        } else {
+            return None;
+        };
+        let mut message = Message { from: asked.to_replica, to: asked.from_replica, term, ..Default::default() };
+        message.set_msg_type(kind);
+        message.reject = true;
+        (message.commit, message.commit_term) = (gone.index, gone.term);
+        let message = v1::PeerMessage { range_id: id.0, ..wire::to_wire(message) };
+        Some(Envelope { from: envelope.to, to: envelope.from, message, disk_full: false, snapshot: None })
     }
 
     fn begin_by_snapshot(
@@ -201,7 +227,9 @@ impl Store {
     /// Placement's proof that replicas are gone.
     pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
         if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) {
-            self.with(now, id, effects, |range, turn| range.doom(turn, upto));
+            self.with(now, id, effects, |range, turn| {
+                range.doom(turn, &v1::Tombstone { replica_id: upto, ..Default::default() });
+            });
         }
     }
 
@@ -251,11 +279,11 @@ impl Store {
             let mut ended = None;
             self.with(now, id, effects, |range, turn| ended = range.end_if_doomed(turn));
             self.dirty.remove(&id);
-            if let Some(upto) = ended {
+            if let Some(gone) = ended {
                 self.ranges.remove(&id);
-                let gone = self.tombstones.entry(id).or_default();
-                *gone = upto.max(*gone);
                 self.doomed.remove(&id);
+                let all = joined(self.tombstones.get(&id), &gone);
+                self.tombstones.insert(id, all);
             }
         }
     }
