@@ -337,7 +337,14 @@ impl Cluster {
             self.marks.hit(Mark::VoteRefused);
         } else if is(MessageType::MsgRequestPreVoteResponse) && message.reject {
             self.marks.hit(Mark::PreVoteRefused);
-        } else if is(MessageType::MsgRequestVote) && self.invariants.is_split_vote(envelope) {
+        }
+        let refused = is(MessageType::MsgRequestVoteResponse) || is(MessageType::MsgRequestPreVoteResponse);
+        let (from, range) = (index_of(envelope.from), message.range_id);
+        let gone = || !self.invariants.territory.on_store(from).any(|held| held.range_id == range);
+        if refused && message.reject && message.commit > 0 && gone() {
+            self.marks.hit(Mark::GoneTellsCommit);
+        }
+        if is(MessageType::MsgRequestVote) && self.invariants.is_split_vote(envelope) {
             self.marks.hit(Mark::SplitVote);
         }
     }

@@ -73,6 +73,7 @@ marks! {
     RemovalOfNothing: "a removal comes for a replica that was never here",
     RemovedByPlacement: "placement has a replica removed",
     TombstoneRefuses: "a tombstone, or a later replica, refuses a message",
+    GoneTellsCommit: "a tombstone tells a candidate what is committed",
     SuccessorWaits: "a snapshot for a later replica waits for the former one to go",
     DoomedWhileApplying: "a replica is doomed while entries wait for the apply stage",
     DoomedSeen: "a restart finds a removed replica's data",

@@ -326,6 +326,13 @@ impl Cluster {
         self.tell(leader, Input::Order(order));
     }
 
+    /// An order by hand, repeated until it is fulfilled.
+    #[cfg(test)]
+    pub(crate) fn order_by_hand(&mut self, range: RangeId, add: Vec<u64>, remove: Vec<u64>) {
+        let order = self.placement.order(range, add, remove, 0);
+        self.placement.orders.insert(range, Ordered { order, until: Nanos::MAX });
+    }
+
     /// A key where the keyspace allows a split.
     fn split_key(&mut self) -> Bytes {
         let all: Vec<Bytes> = self.keys.hot.iter().chain(&self.keys.cold).cloned().collect();
