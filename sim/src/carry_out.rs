@@ -71,10 +71,6 @@ impl Cluster {
         for (_, answer) in effects.checks.drain(..) {
             self.marks.hit(if answer.is_ok() { Mark::CheckStarted } else { Mark::CheckFailed });
         }
-        for wanted in effects.expiries_wanted.drain(..) {
-            let at = self.now + self.rng.delay(ms(3));
-            self.schedule.at(at, Event::Inner(life, Inner::FindExpiries(Box::new(wanted))));
-        }
         for wanted in effects.split_keys_wanted.drain(..) {
             let at = self.now + self.rng.delay(ms(3));
             self.schedule.at(at, Event::Inner(life, Inner::FindSplitKeys(Box::new(wanted))));

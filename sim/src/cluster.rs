@@ -209,7 +209,6 @@ impl Cluster {
             Inner::Fetch(fetch) => self.fetch(life.node, fetch),
             Inner::MakeSnapshot(range) => self.make_snapshot(life.node, range),
             Inner::Ingest(item) => self.ingest(life, *item),
-            Inner::FindExpiries(wanted) => self.find_expiries(life.node, &wanted),
             Inner::FindSplitKeys(wanted) => self.find_split_keys(life.node, &wanted),
             Inner::Give(input) => self.give(life.node, *input),
             Inner::ReadAgain(token) => self.read_again(life.node, token),

@@ -3,7 +3,6 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use flotilla_engine::expiry::ExpiryWanted;
 use flotilla_engine::store::{Envelope, FetchLog, Input, LogItem, SplitKeysWanted, Token};
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::core::CallOutcome;
@@ -36,7 +35,6 @@ pub(crate) enum Inner {
     Fetch(FetchLog),
     MakeSnapshot(RangeId),
     Ingest(Box<LogItem>),
-    FindExpiries(Box<ExpiryWanted>),
     FindSplitKeys(Box<SplitKeysWanted>),
     Give(Box<Input>),
     ReadAgain(Token),

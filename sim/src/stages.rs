@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use flotilla_engine::apply::{Applied, ApplyRefusal, ApplyWork, Checkpoint, RangeChange};
-use flotilla_engine::expiry::{self, ExpiryFound, ExpiryWanted};
 use flotilla_engine::snapshot::{Limits, Receiver, Step};
 use flotilla_engine::storage::{self, Storage, StorageError};
 use flotilla_engine::store::{FetchLog, Input, LogBatch, LogItem, SnapshotData, SplitKeysWanted};
@@ -199,12 +198,6 @@ impl Cluster {
         let range = RangeId(wanted.descriptor.range_id);
         let found = split_keys::find(&self.nodes[index].disk, wanted);
         self.give(index, Input::SplitKeys { range, found });
-    }
-
-    pub(crate) fn find_expiries(&mut self, index: usize, wanted: &ExpiryWanted) {
-        let range = RangeId(wanted.descriptor.range_id);
-        let found = expiry::find(&self.nodes[index].disk, wanted).ok();
-        self.give(index, Input::ExpiriesFound(ExpiryFound { range, id: wanted.id, found }));
     }
 
     pub(crate) fn fetch(&mut self, index: usize, fetch: FetchLog) {
