@@ -199,7 +199,9 @@ impl Cluster {
             named.sort_unstable();
             let voters = newest.replicas.iter().all(|of| of.role() == v1::ReplicaRole::Voter);
             if on != named || !voters {
-                return Some(format!("{} is on {on:?} (node, replica)", territory::words(newest)));
+                let waits: Vec<&str> = replicas.iter().map(|(_, of)| &of.order_waits[..]).collect();
+                let newest = territory::words(newest);
+                return Some(format!("{newest} is on {on:?} (node, replica), its order waits: {waits:?}"));
             }
             let (_, first) = replicas.first()?;
             let level = |summary: &RangeSummary| {

@@ -213,6 +213,9 @@ impl Cluster {
         self.follow_orders(healed);
         self.tidy_learners(healed);
         if healed {
+            if !self.placement.births.is_empty() {
+                self.bear_ranges();
+            }
             return;
         }
         let ranges: Vec<RangeId> = self.placement.known.keys().copied().collect();

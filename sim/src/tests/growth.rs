@@ -107,8 +107,7 @@ fn a_replica_removed_while_its_node_was_down_is_told_and_cleans_up() {
     let leader = scenario.settled();
     let away = scenario.another(&[leader]);
     scenario.put("k", "1");
-    let crash =
-        Fault::Crash { target: Target::Node(away), point: CrashPoint::Now, down: ms(8_000), power_cut: true };
+    let crash = Fault::Crash { target: Target::Node(away), point: CrashPoint::Now, down: ms(8_000), power_cut: true };
     scenario.fault(&crash);
     scenario.move_to(RANGE, &[4], &[away as u64 + 1]);
     let moved = move |cluster: &Cluster| !nodes_of(cluster, RANGE).contains(&(away as u64 + 1));
@@ -157,8 +156,7 @@ fn a_crash_at_the_end_of_a_move_does_not_wait_for_voters_that_are_gone() {
         scenario.wait_until("the joint configuration", |cluster| cluster.marks.count(Mark::JointEntered) > 1);
         scenario.wait_until("the new leader", |cluster| cluster.leader_of(RANGE) == Some(1));
         scenario.run_for(us(500) * step);
-        let crash =
-            Fault::Crash { target: Target::Node(1), point: CrashPoint::Now, down: ms(300), power_cut: true };
+        let crash = Fault::Crash { target: Target::Node(1), point: CrashPoint::Now, down: ms(300), power_cut: true };
         scenario.fault(&crash);
         scenario.run_for(ms(5_000));
         assert_eq!(scenario.get("k").as_deref(), Some(&b"1"[..]), "step {step}");

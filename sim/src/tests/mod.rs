@@ -1,6 +1,6 @@
 //! Tests of the simulation itself: golden scenarios, a share of the seeds, and determinism.
 
-mod scenario;
 mod growth;
+mod scenario;
 mod scenarios;
 mod seeds;

@@ -154,12 +154,13 @@ impl Range {
         self.raft.raft.prs().get(replica).map_or(0, |progress| progress.matched)
     }
 
-    /// Whether a replica holds all that is committed, or nearly.
+    /// Whether a replica holds all that is committed, or nearly. One that is probed does, if it acknowledged it: in a
+    /// range without writes, nothing ends a probe that began with a broken connection.
     pub(super) fn is_level(&self, replica: u64) -> bool {
         let committed = self.raft.raft.raft_log.committed;
         self.raft.raft.prs().get(replica).is_some_and(|progress| {
             let near = progress.matched + self.level_lag >= committed && progress.matched > 0;
-            replica == self.replica || (near && progress.state == ProgressState::Replicate)
+            replica == self.replica || (near && progress.state != ProgressState::Snapshot)
         })
     }
 
