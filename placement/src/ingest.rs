@@ -111,13 +111,13 @@ impl Service {
         for replica in &report.ranges {
             let Some(descriptor) = &replica.descriptor else { continue };
             let range = descriptor.range_id;
-            if self.is_routable(descriptor) && self.state.table.report(node, replica) {
+            let known = self.state.acked.keyspace(descriptor.keyspace_id).is_some();
+            if known && self.state.table.report(node, replica) {
                 changed.push(range);
             } else {
                 self.find_stray(node, range);
             }
-            let birth = self.state.ahead.births.get(&range);
-            if birth.is_some_and(|birth| !birth.replaced) {
+            if self.state.ahead.births.contains_key(&range) {
                 born.push(Change::NoBirth(range));
             }
         }
@@ -139,13 +139,6 @@ impl Service {
         }
     }
 
-    /// Whether a descriptor may have a place in the table: of a keyspace that there is, and not of a range in whose
-    /// place another one was born.
-    fn is_routable(&self, descriptor: &v1::RangeDescriptor) -> bool {
-        let replaced = self.state.ahead.births.get(&descriptor.range_id).is_some_and(|birth| birth.replaced);
-        self.state.acked.keyspace(descriptor.keyspace_id).is_some() && !replaced
-    }
-
     pub(crate) fn find_strays(&mut self, range: u64) {
         let nodes: Vec<u64> = self.state.reports.of_range(range).map(|(node, _)| node).collect();
         for node in nodes {
@@ -165,8 +158,7 @@ impl Service {
     /// reported is. The proof is what was acknowledged or applied, and stays true whatever comes.
     pub(crate) fn proven_gone(&self, node: u64, range: u64) -> Option<u64> {
         let seen = self.state.reports.get(node, range)?;
-        let replaced = self.state.acked.births.get(&range).is_some_and(|birth| birth.replaced);
-        if replaced || self.state.acked.is_dropped(seen.keyspace) {
+        if self.state.acked.is_dropped(seen.keyspace) {
             return Some(ALL_REPLICAS);
         }
         let descriptor = &self.state.table.get(range)?.descriptor;

@@ -159,7 +159,7 @@ mod tests {
             version: 1,
             ..Default::default()
         };
-        let birth = v1::BirthRecord { descriptor: Some(descriptor), replaced: false };
+        let birth = v1::BirthRecord { descriptor: Some(descriptor) };
         vec![
             (Change::Cluster(v1::ClusterRecord { cluster_id: 1, name: "c".into() }), "cluster", r"\x08\x01\x12\x01c"),
             (Change::Reign(v1::ReignRecord { reign: 2, loads: 3 }), "reign", r"\x08\x02\x10\x03"),

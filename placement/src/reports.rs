@@ -10,6 +10,9 @@ use flotilla_proto::v1;
 
 use crate::table::epoch;
 
+/// Processes of one node that are remembered: reports of others would have to be very late.
+const PROCESSES_MAX: usize = 8;
+
 /// A replica as its own node last described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -26,7 +29,9 @@ pub(crate) struct NodeReport {
     pub complete: bool,
     pub disk_full: bool,
     pub info: v1::NodeInfo,
-    sequence: u64,
+    /// Of the node's last processes, and the last report of each: which process is the newer one is known only by
+    /// what comes of it.
+    sequences: Vec<(u64, u64)>,
     /// A full listing has begun: what it has named up to now.
     listing: Option<BTreeSet<u64>>,
     ranges: BTreeSet<u64>,
@@ -73,7 +78,8 @@ impl Reports {
         let info = report.node.clone().unwrap_or_default();
         let known = self.nodes.get(&node);
         let same_process = known.is_some_and(|known| known.info.boot_id == info.boot_id);
-        if same_process && known.is_some_and(|known| report.sequence <= known.sequence) {
+        let last = known.and_then(|known| known.sequences.iter().find(|(boot_id, _)| *boot_id == info.boot_id));
+        if last.is_some_and(|(_, sequence)| report.sequence <= *sequence) {
             return Taken { stale: true, gone: Vec::new() };
         }
         let complete = known.is_some_and(|known| known.complete) && same_process && report.reign == reign;
@@ -82,7 +88,7 @@ impl Reports {
             complete: false,
             disk_full: false,
             info: v1::NodeInfo::default(),
-            sequence: 0,
+            sequences: Vec::new(),
             listing: None,
             ranges: BTreeSet::new(),
         });
@@ -91,7 +97,11 @@ impl Reports {
         }
         entry.heard = now;
         entry.complete = complete;
-        entry.sequence = report.sequence;
+        entry.sequences.retain(|(boot_id, _)| *boot_id != info.boot_id);
+        entry.sequences.push((info.boot_id, report.sequence));
+        if entry.sequences.len() > PROCESSES_MAX {
+            entry.sequences.remove(0);
+        }
         entry.disk_full = info.disk_full || report.disk_free_bytes < report.disk_margin_bytes;
         entry.info = info;
         let gone = self.take_ranges(node, report);
@@ -184,6 +194,19 @@ mod tests {
         assert!(take(&mut reports, &report(1, 2, true, false, &[])).stale);
         assert!(take(&mut reports, &report(1, 1, true, false, &[])).stale);
         assert_eq!(reports.of_range(7).count(), 1);
+    }
+
+    #[test]
+    fn late_reports_of_two_processes_leave_the_newer_ones_word_standing() {
+        let mut reports = Reports::default();
+        take(&mut reports, &report(1, 9, true, false, &[7]));
+        take(&mut reports, &report(2, 1, true, false, &[]));
+        take(&mut reports, &report(2, 5, false, false, &[8]));
+        take(&mut reports, &report(1, 10, false, false, &[]));
+        assert!(take(&mut reports, &report(2, 1, true, false, &[])).stale);
+        assert_eq!(reports.of_range(8).count(), 1);
+        take(&mut reports, &report(2, 6, false, false, &[]));
+        assert!(!reports.node(1).expect("reported").complete, "it is asked for everything");
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Service {
         let births = self.births(KeyspaceId(id), ranges)?;
         let mut changes = vec![Change::Next(Counter::Keyspace, id + 1), Change::Keyspace(keyspace)];
         changes.push(Change::Next(Counter::Range, self.next_id(Counter::Range) + births.len() as u64));
+        let ranges = births.iter().filter_map(|birth| match birth {
+            Change::Birth(range, _) => Some(*range),
+            _ => None,
+        });
+        self.work.unsent.extend(ranges);
         changes.extend(births);
         let unit = self.stage(changes);
         let deadline = self.state.now + self.state.config.create_wait;
@@ -120,7 +125,7 @@ impl Service {
             let range = first + at as u64;
             let node = nodes[at % nodes.len()].1;
             let descriptor = Some(descriptor(range, keyspace.0, bounds, &[node]));
-            Change::Birth(range, v1::BirthRecord { descriptor, replaced: false })
+            Change::Birth(range, v1::BirthRecord { descriptor })
         };
         Ok(bounds(ranges).into_iter().enumerate().map(birth).collect())
     }

@@ -35,6 +35,8 @@ pub(crate) struct Work {
     since: BTreeMap<u64, Duration>,
     /// Nodes that were dead when last looked at.
     dead: BTreeSet<u64>,
+    /// Ranges to be born that this service has decided on, and not told their nodes of.
+    pub unsent: BTreeSet<u64>,
     /// Replicas that may be proven to be gone: node and range.
     pub strays: BTreeSet<(u64, u64)>,
 }
@@ -48,6 +50,7 @@ impl Work {
             last_round: Duration::ZERO,
             since: records.orders.keys().map(|range| (*range, now)).collect(),
             dead: BTreeSet::new(),
+            unsent: BTreeSet::new(),
             strays: BTreeSet::new(),
         }
     }
@@ -220,34 +223,25 @@ impl Service {
         self.maintain_births();
     }
 
-    /// A range whose node died before it was born is born on another node, under another id: the first may still
-    /// come up there. Births of dropped keyspaces do not happen.
+    /// A range whose node is lost is born on another one, if the node surely was not told of it. Otherwise it may have
+    /// been born there, and written to: then its return is waited for. Births of dropped keyspaces do not happen.
     fn maintain_births(&mut self) {
         let state = &self.state;
-        let mut changes = Vec::new();
-        let mut next = self.next_id(Counter::Range);
         let loads = Loads::of(state);
-        for (range, record) in &state.ahead.births {
-            let descriptor = record.descriptor.clone().unwrap_or_default();
-            let dropped = state.ahead.keyspace(descriptor.keyspace_id).is_none();
+        let change = |(range, record): (&u64, &v1::BirthRecord)| {
+            let mut descriptor = record.descriptor.clone()?;
+            if state.ahead.keyspace(descriptor.keyspace_id).is_none() {
+                return Some(Change::NoBirth(*range));
+            }
             let node = descriptor.replicas.first().map_or(0, |replica| replica.node_id);
-            if changes.len() + 3 > UNIT_CHANGES_MAX {
-                break;
+            if !self.work.unsent.contains(range) || !state.is_lost(node) {
+                return None;
             }
-            if dropped {
-                // Of a dropped keyspace its state alone is enough to have replicas removed.
-                changes.push(Change::NoBirth(*range));
-            } else if !record.replaced && state.is_dead(node) && state.settled {
-                let Some(to) = loads.emptiest(0, 1, &descriptor).first().copied() else { continue };
-                let mut other = descriptor.clone();
-                other.range_id = next;
-                other.replicas.iter_mut().for_each(|replica| replica.node_id = to);
-                changes.push(Change::Birth(*range, v1::BirthRecord { replaced: true, ..record.clone() }));
-                changes.push(Change::Birth(next, v1::BirthRecord { descriptor: Some(other), replaced: false }));
-                next += 1;
-                changes.push(Change::Next(Counter::Range, next));
-            }
-        }
+            let to = loads.emptiest(0, 1, &descriptor).first().copied()?;
+            descriptor.replicas.iter_mut().for_each(|replica| replica.node_id = to);
+            Some(Change::Birth(*range, v1::BirthRecord { descriptor: Some(descriptor) }))
+        };
+        let changes: Vec<Change> = state.ahead.births.iter().filter_map(change).take(UNIT_CHANGES_MAX).collect();
         if !changes.is_empty() {
             self.stage(changes);
         }

@@ -46,7 +46,14 @@ impl Service {
         let mut waiting = Vec::new();
         for waiter in std::mem::take(&mut self.waiters) {
             match self.answer_to(&waiter) {
-                Some(result) => self.effects.answers.push(Answer { token: waiter.token, result }),
+                Some(result) => {
+                    if let Ok(Response::Report(answer)) = &result {
+                        for birth in &answer.births {
+                            self.work.unsent.remove(&birth.range_id);
+                        }
+                    }
+                    self.effects.answers.push(Answer { token: waiter.token, result });
+                }
                 None => waiting.push(waiter),
             }
         }
@@ -95,7 +102,7 @@ impl Service {
         };
         let of_it = |birth: &v1::BirthRecord| {
             let descriptor = birth.descriptor.as_ref();
-            !birth.replaced && descriptor.is_some_and(|descriptor| descriptor.keyspace_id == id)
+            descriptor.is_some_and(|descriptor| descriptor.keyspace_id == id)
         };
         let born = !self.state.acked.births.values().any(of_it);
         let table = &self.state.table;
@@ -163,7 +170,7 @@ impl Service {
             let here = descriptor.replicas.iter().any(|replica| replica.node_id == node);
             let wanted = state.acked.keyspace(descriptor.keyspace_id).is_some();
             let still = state.ahead.births.get(range) == Some(birth);
-            (here && wanted && still && !birth.replaced).then(|| descriptor.clone())
+            (here && wanted && still).then(|| descriptor.clone())
         };
         state.acked.births.iter().filter_map(due).take(NAMED_MAX).collect()
     }

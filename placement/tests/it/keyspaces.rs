@@ -89,11 +89,27 @@ fn ranges_of_a_node_that_dies_before_their_birth_are_born_elsewhere() {
     let token = toy.send(create("new", 8));
     toy.until("born", |toy| toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count() == 8);
     assert!(toy.answers.remove(&token).is_none_or(|answer| answer.is_ok()));
-    toy.until("rest", |toy| toy.at_rest(3));
-    assert_eq!(toy.replicas_on(4), 0);
+    toy.until("rest without it", |toy| toy.replicas_on(4) == 0 && toy.at_rest(3));
     toy.nodes.get_mut(&4).expect("joined").restart();
     toy.until("a share", |toy| toy.replicas_on(4) > 0 && toy.at_rest(3));
     toy.check_settled();
+}
+
+/// What was written there, before anyone else knew of it, is not lost while the node may come back.
+#[test]
+fn a_range_whose_node_was_told_to_make_it_waits_for_the_node() {
+    let mut toy = grown(1, 3, 1);
+    toy.faults.answer_lost = 100;
+    let token = toy.send(create("told", 3));
+    toy.steps(1);
+    toy.nodes.get_mut(&3).expect("joined").up = false;
+    toy.faults.answer_lost = 0;
+    toy.until("answered", |toy| toy.answers.contains_key(&token));
+    assert!(matches!(toy.answers.remove(&token), Some(Err(Error::Ambiguous { .. }))));
+    assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 2);
+    toy.nodes.get_mut(&3).expect("joined").restart();
+    toy.until("all born", |toy| toy.at_rest(3));
+    assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 3);
 }
 
 #[test]

@@ -90,7 +90,9 @@ fn run(seed: u64) {
 
 #[test]
 fn two_hundred_seeds_end_at_rest() {
-    for seed in 1..=200 {
+    for seed in (1..=198).chain([1482, 1577]) {
+        // Shown if the test fails: the last one is the one to look at. The two last have found something once.
+        println!("seed {seed}");
         run(seed);
     }
 }

@@ -319,7 +319,7 @@ impl Toy {
         for group in self.groups.values() {
             let route = &routes[&group.descriptor.range_id];
             assert_eq!(route.descriptor.as_ref(), Some(&group.descriptor));
-            assert_eq!(route.leader_node_id, group.leader);
+            assert_eq!(route.leader_node_id, group.leader, "{route:?}, {group:?}");
         }
         for node in self.nodes.values().filter(|node| node.up) {
             assert_eq!(node.routes, routes, "node {} has other routes", node.id);
