@@ -118,7 +118,12 @@ impl RangeApply {
         let before = self.descriptor.clone();
         let epoch = before.epoch.unwrap_or_default();
         let foreseen = change.conf_ver == epoch.conf_ver && change.next_replica_id >= before.next_replica_id;
-        if !foreseen || membership::check_step(&before, &change.replicas).is_err() {
+        // An id that a former replica had would be taken for it.
+        let ids = before.next_replica_id..change.next_replica_id;
+        let fresh = |of: &v1::ReplicaDescriptor| ids.contains(&of.replica_id);
+        let known = |of: &v1::ReplicaDescriptor| before.replicas.iter().any(|old| old.replica_id == of.replica_id);
+        let named_well = change.replicas.iter().all(|of| known(of) || fresh(of));
+        if !foreseen || !named_well || membership::check_step(&before, &change.replicas).is_err() {
             return Err(ApplyRefusal::Change);
         }
         let own = own_replica(&before, node);

@@ -44,14 +44,20 @@ pub(super) struct Asker {
 }
 
 impl Range {
+    /// The change that binds this leader. One of a former reign binds it no more: its entry may be gone, and a log
+    /// without it may never get to its index.
+    fn own_change(&self) -> Option<&PendingChange> {
+        self.change.as_ref().filter(|change| change.term == self.term())
+    }
+
     /// Whether writes must wait for a split that is under way.
     pub(super) fn holds_writes_back(&self) -> bool {
-        self.change.as_ref().is_some_and(|change| change.kind == Kind::Split)
+        self.own_change().is_some_and(|change| change.kind == Kind::Split)
     }
 
     /// Whether a change is under way that a lease must not be used over.
     pub(super) fn holds_lease_back(&self) -> bool {
-        self.change.as_ref().is_some_and(|change| matches!(change.kind, Kind::Split | Kind::Replicas))
+        self.own_change().is_some_and(|change| matches!(change.kind, Kind::Split | Kind::Replicas))
     }
 
     /// Whether a change can be proposed now.
@@ -69,7 +75,7 @@ impl Range {
         if !self.serves() {
             return Err(busy("the range's new leader has not applied its first entry yet"));
         }
-        if self.change.is_some() {
+        if self.own_change().is_some() {
             return Err(busy("another change of the range is under way"));
         }
         Ok(())
@@ -163,7 +169,7 @@ impl Range {
         }
     }
 
-    fn split_applied(&mut self, turn: &mut Turn<'_>, descriptor: Arc<v1::RangeDescriptor>, children: &[Child]) {
+    pub(super) fn split_applied(&mut self, turn: &mut Turn<'_>, descriptor: Arc<v1::RangeDescriptor>, children: &[Child]) {
         self.set_descriptor(descriptor);
         self.siblings = children.iter().map(|child| (*child.descriptor).clone()).collect();
         let share = self.size.bytes() / (children.len() as u64 + 1);
@@ -269,6 +275,15 @@ impl Range {
     pub(super) fn lose_change(&mut self, turn: &mut Turn<'_>, reason: &str) {
         let change = self.change.take();
         self.answer_change(turn, change, Err(Error::Ambiguous { reason: reason.into() }));
+    }
+
+    /// A new leader's log is what counts: a change of a former reign that is not in it has no index to wait for.
+    pub(super) fn drop_overwritten_change(&mut self, turn: &mut Turn<'_>) {
+        let log = &self.raft.raft.raft_log;
+        let stands = |change: &PendingChange| log.term(change.index).is_ok_and(|term| term == change.term);
+        if self.change.as_ref().is_some_and(|change| !stands(change)) {
+            self.lose_change(turn, "the leader changed before the change was committed");
+        }
     }
 
     pub(super) fn epoch_mismatch(&self) -> Error {

@@ -72,8 +72,8 @@ impl Range {
 
     /// Whether all that this replica has given to the log writer is durable. Once asked, it gives nothing more.
     fn log_is_durable(&mut self, turn: &Turn<'_>) -> bool {
-        let in_this_turn = turn.items.iter().any(|item| item.range == self.id);
-        let last = if in_this_turn { turn.sequence } else { turn.sequence - 1 };
+        // Whatever this turn writes comes first too: the end of a replica that held the span may be among it.
+        let last = if turn.items.is_empty() { turn.sequence - 1 } else { turn.sequence };
         let after = *self.ingest_after.get_or_insert(last);
         self.unpersisted.is_empty() && turn.shared.durable_sequence >= after
     }

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{RawNode, ReadOnlyOption, StateRole};
 
 use crate::bootstrap::INITIAL_TERM;
@@ -248,7 +248,11 @@ impl Range {
             .map_err(|error| format!("range {id}: {error}"))?;
         // A replica that never heard of a leader has promised nothing to one.
         let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
-        let silent_until = if promised && (voters.len() > 1 || membership::is_joint(&boot.descriptor)) {
+        // Its own promise alone never lets another lead, unless others vote by a change that it has not applied yet.
+        let alone = voters[..] == [replica]
+            && !membership::is_joint(&boot.descriptor)
+            && boot.entries.iter().all(|entry| entry.get_entry_type() == EntryType::EntryNormal);
+        let silent_until = if promised && !alone {
             now + shared.config.vote_silence()
         } else {
             BootTime::default()
@@ -454,6 +458,9 @@ impl Range {
 
     /// Turns queued writes into log entries.
     pub(crate) fn propose(&mut self, turn: &mut Turn<'_>) {
+        if self.doomed.is_some() {
+            return;
+        }
         if self.barriers.has_waiting() && self.leads() && self.raft.raft.commit_to_current_term() {
             let context = self.barriers.begin(turn.now);
             self.raft.read_index(context);

@@ -163,7 +163,7 @@ impl Range {
         self.checksum = done.checksum;
         self.size.grew(done.bytes);
         if self.doomed.is_some() {
-            return;
+            return self.splits_of_the_doomed(turn, done.changes);
         }
         self.changes_applied(turn, done.changes, done.index);
         if self.doomed.is_some() {
@@ -261,6 +261,7 @@ impl Range {
         }
         if role == StateRole::Leader && !same_reign {
             self.lease.begin(self.term());
+            self.drop_overwritten_change(turn);
             self.heard.clear();
             turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
         }

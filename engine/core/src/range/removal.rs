@@ -14,7 +14,7 @@
 use flotilla_proto::{Error, v1};
 
 use super::{Range, Turn};
-use crate::apply::{ApplyTask, ApplyWork};
+use crate::apply::{ApplyTask, ApplyWork, ChangeApplied, RangeChange};
 use crate::store::{Destroy, Event, LogItem};
 
 impl Range {
@@ -60,11 +60,21 @@ impl Range {
     ) -> Result<(), String> {
         let conf_ver = |of: &v1::RangeDescriptor| of.epoch.unwrap_or_default().conf_ver;
         let named = newer.replicas.iter().any(|replica| replica.replica_id == self.replica);
-        if named || conf_ver(newer) <= conf_ver(&self.descriptor) || self.replica >= newer.next_replica_id {
+        let same = newer.range_id == self.id.0;
+        if !same || named || conf_ver(newer) <= conf_ver(&self.descriptor) || self.replica >= newer.next_replica_id {
             return Err("the descriptor does not show that this replica was removed".into());
         }
         self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
         Ok(())
+    }
+
+    /// What was split off before the end is no part of what goes: its replicas here live on.
+    pub(super) fn splits_of_the_doomed(&mut self, turn: &mut Turn<'_>, changes: Vec<ChangeApplied>) {
+        for change in changes {
+            if let Ok(RangeChange::Split { descriptor, children }) = change.outcome {
+                self.split_applied(turn, descriptor, &children);
+            }
+        }
     }
 
     /// The end, once nothing is under way; returns what stays.
