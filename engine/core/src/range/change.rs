@@ -169,7 +169,12 @@ impl Range {
         }
     }
 
-    pub(super) fn split_applied(&mut self, turn: &mut Turn<'_>, descriptor: Arc<v1::RangeDescriptor>, children: &[Child]) {
+    pub(super) fn split_applied(
+        &mut self,
+        turn: &mut Turn<'_>,
+        descriptor: Arc<v1::RangeDescriptor>,
+        children: &[Child],
+    ) {
         self.set_descriptor(descriptor);
         self.siblings = children.iter().map(|child| (*child.descriptor).clone()).collect();
         let share = self.size.bytes() / (children.len() as u64 + 1);

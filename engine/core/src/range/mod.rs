@@ -252,11 +252,7 @@ impl Range {
         let alone = voters[..] == [replica]
             && !membership::is_joint(&boot.descriptor)
             && boot.entries.iter().all(|entry| entry.get_entry_type() == EntryType::EntryNormal);
-        let silent_until = if promised && !alone {
-            now + shared.config.vote_silence()
-        } else {
-            BootTime::default()
-        };
+        let silent_until = if promised && !alone { now + shared.config.vote_silence() } else { BootTime::default() };
         let view = ReadView {
             own_node: shared.node,
             descriptor: boot.descriptor.clone(),

@@ -248,8 +248,9 @@ impl Store {
             let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied };
             effects.applies.push(ApplyTask { range: id, work });
             self.born.push(Born { boot, campaigns: true, bytes: 0 });
+            // Before the next one, which must not overlap with it.
+            self.begin_born(now, effects);
         }
-        self.begin_born(now, effects);
     }
 
     /// Lets replicas begin, and gives them what came for them too early.
