@@ -1,4 +1,4 @@
-//! Three stores of one range each, and everything around them, moved by hand.
+//! Stores of a few ranges, and everything around them, moved by hand.
 //!
 //! [`Cluster::turn`] gives a store inputs and keeps what it wants: log batches, applies, messages. Nothing
 //! of it happens by itself: [`Cluster::persist`], [`Cluster::apply`] and [`Cluster::deliver`] do it, and
@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use flotilla_engine::apply::{ApplyStage, ApplyTask};
+use flotilla_engine::apply::{ApplyStage, ApplyTask, Checkpoint};
 use flotilla_engine::config::Config;
 use flotilla_engine::expiry::{self, ExpiryFound};
-use flotilla_engine::storage::Storage;
+use flotilla_engine::storage::{Direction, Family, Read, Storage};
 use flotilla_engine::store::{
-    Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, Store, Token, TransferAnswer,
-    TransferLeader, Write, WriteAnswer,
+    CheckStarted, Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, SplitAnswer, Store,
+    Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
-use flotilla_engine::{bootstrap, log_writer, recover, snapshot};
-use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_engine::{bootstrap, keys, log_writer, recover, snapshot, split_keys};
+use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::disk::MemDisk;
@@ -33,9 +33,11 @@ pub struct Node {
     pub apply: ApplyStage,
     pub log: VecDeque<LogBatch>,
     pub applies: Vec<ApplyTask>,
+    /// What readers see of [`RANGE`], and of every range.
     pub view: Option<Arc<ReadView>>,
-    /// The applied index that the last sync covered.
-    pub applied_durable: u64,
+    pub views: BTreeMap<RangeId, Arc<ReadView>>,
+    /// The applied index of each range that the last sync covered.
+    pub applied_durable: BTreeMap<RangeId, u64>,
     /// How often old entries were read from disk.
     pub fetches: usize,
 }
@@ -57,6 +59,10 @@ pub struct Cluster {
     pub writes: Vec<(u64, Result<WriteAnswer, Error>)>,
     pub barriers: Vec<(u64, Result<Arc<ReadView>, Error>)>,
     pub transfers: Vec<(u64, TransferAnswer)>,
+    pub splits: Vec<(u64, SplitAnswer)>,
+    pub checks: Vec<(u64, Result<CheckStarted, Error>)>,
+    /// What each node's replica held at a check's index.
+    pub checkpoints: Vec<(u64, Checkpoint, Vec<(Vec<u8>, bytes::Bytes)>)>,
     pub events: Vec<(u64, Event)>,
     pub fatal: Vec<(u64, String)>,
     /// How fast nodes' clocks run, in thousandths; 1,000 where it does not say.
@@ -76,14 +82,20 @@ fn boot_store(config: &Config, node: u64, disk: &MemDisk, now: BootTime) -> (Sto
 
 impl Cluster {
     pub fn new(config: Config, replicas: u64) -> Self {
+        Self::with_empty(config, replicas, 0)
+    }
+
+    /// Nodes with a replica of [`RANGE`], and behind them nodes that hold nothing.
+    pub fn with_empty(config: Config, replicas: u64, empty: u64) -> Self {
         let members: Vec<_> = (1..=replicas).map(|id| (NodeId(id), format!("127.0.0.1:{id}"))).collect();
         let layout = flotilla_placement::layout("test", &members, 1, members.len()).expect("valid");
         let now = BootTime(1_000_000_000);
-        let nodes = (1..=replicas).map(|id| {
+        let nodes = (1..=replicas + empty).map(|id| {
             let disk = Arc::new(MemDisk::default());
             bootstrap::write(&*disk, NodeId(id), id, &layout).expect("the disk is well");
             let (store, apply) = boot_store(&config, id, &disk, now);
-            let view = store.initial_views().pop();
+            let views: BTreeMap<_, _> = store.initial_views().into_iter().map(|view| (view.range(), view)).collect();
+            let view = views.get(&RANGE).cloned();
             (
                 id,
                 Node {
@@ -93,7 +105,8 @@ impl Cluster {
                     log: VecDeque::new(),
                     applies: Vec::new(),
                     view,
-                    applied_durable: 0,
+                    views,
+                    applied_durable: BTreeMap::new(),
                     fetches: 0,
                 },
             )
@@ -110,6 +123,9 @@ impl Cluster {
             writes: Vec::new(),
             barriers: Vec::new(),
             transfers: Vec::new(),
+            splits: Vec::new(),
+            checks: Vec::new(),
+            checkpoints: Vec::new(),
             events: Vec::new(),
             fatal: Vec::new(),
             rates: BTreeMap::new(),
@@ -135,11 +151,22 @@ impl Cluster {
     }
 
     pub fn summary(&self, id: u64) -> RangeSummary {
-        self.node(id).store.ranges().next().expect("one range")
+        self.summary_of(id, RANGE).expect("it is here")
+    }
+
+    /// A node's replica of a range.
+    pub fn summary_of(&self, id: u64, range: RangeId) -> Option<RangeSummary> {
+        self.node(id).store.ranges().find(|summary| summary.range == range)
     }
 
     pub fn view(&self, id: u64) -> Arc<ReadView> {
         self.node(id).view.clone().expect("it has published one")
+    }
+
+    /// Who leads a range, by the newest term.
+    pub fn leader_of(&self, range: RangeId) -> Option<u64> {
+        let led = |id: &u64| self.summary_of(*id, range).filter(|of| of.leads).map(|of| (of.term, *id));
+        self.nodes.keys().filter_map(led).max().map(|(_, id)| id)
     }
 
     pub fn leader(&self) -> Option<u64> {
@@ -155,9 +182,13 @@ impl Cluster {
             node.store.on(now, input, &mut effects);
         }
         node.store.end_turn(now, &mut effects);
-        if let Some(view) = effects.views.last() {
-            node.view = Some(view.clone());
+        for view in &effects.views {
+            node.views.insert(view.range(), view.clone());
         }
+        for gone in &effects.views_gone {
+            node.views.remove(gone);
+        }
+        node.view = node.views.get(&RANGE).cloned();
         node.log.extend(effects.log.clone());
         node.applies.extend(effects.applies.iter().cloned());
         self.network.extend(effects.messages.iter().cloned());
@@ -165,6 +196,8 @@ impl Cluster {
         self.writes.extend(effects.writes.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.barriers.extend(effects.barriers.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.transfers.extend(effects.transfers.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.splits.extend(effects.splits.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.checks.extend(effects.checks.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.events.extend(effects.events.iter().map(|event| (id, event.clone())));
         self.fatal.extend(effects.fatal.iter().map(|why| (id, why.clone())));
         self.serve_disk_reads(id, &effects);
@@ -182,7 +215,7 @@ impl Cluster {
         }
         for wanted in &effects.expiries_wanted {
             let found = Some(expiry::find(&*disk, wanted).expect("readable"));
-            self.passes.push((id, ExpiryFound { range: RANGE, id: wanted.id, found }));
+            self.passes.push((id, ExpiryFound { range: RangeId(wanted.descriptor.range_id), id: wanted.id, found }));
         }
         if !self.passes_held {
             let own = self.passes.extract_if(.., |(of, _)| *of == id);
@@ -192,7 +225,15 @@ impl Cluster {
             inputs.push(Input::SnapshotMade { range: *range, snapshot: snapshot::make(&*disk, *range).ok() });
         }
         for sent in effects.messages.iter().filter(|sent| sent.snapshot.is_some()) {
-            inputs.push(Input::SnapshotSent { range: RANGE, to_replica: sent.message.to_replica, ok: true });
+            inputs.push(Input::SnapshotSent {
+                range: sent.message.range_id.into(),
+                to_replica: sent.message.to_replica,
+                ok: true,
+            });
+        }
+        for wanted in &effects.split_keys_wanted {
+            let found = split_keys::find(&*disk, wanted);
+            inputs.push(Input::SplitKeys { range: RangeId(wanted.descriptor.range_id), found });
         }
         if !inputs.is_empty() {
             self.turn(id, inputs);
@@ -203,15 +244,17 @@ impl Cluster {
     pub fn persist(&mut self, id: u64) -> bool {
         let node = self.nodes.get_mut(&id).expect("it exists");
         let Some(log) = node.log.pop_front() else { return false };
-        for state in log.items.iter().filter(|item| item.snapshot.is_none()).filter_map(|item| item.raft_state) {
-            let (cut, durable) = (state.truncated_index, node.applied_durable);
+        for item in log.items.iter().filter(|item| item.snapshot.is_none()) {
+            let cut = item.raft_state.map_or(0, |state| state.truncated_index);
+            let durable = node.applied_durable.get(&item.range).copied().unwrap_or_default();
             assert!(cut <= durable.max(bootstrap::INITIAL_INDEX), "cut up to {cut}, durable is {durable}");
         }
         let mut batch = node.disk.batch();
         log_writer::fill(&mut batch, &log).expect("what was checked can be written");
         node.disk.write(batch).expect("the disk is well");
         let boot = recover::load(&*node.disk).expect("what the log writer leaves can be opened").expect("bootstrapped");
-        node.applied_durable = boot.ranges[0].applied.index;
+        node.applied_durable =
+            boot.ranges.iter().map(|of| (RangeId(of.descriptor.range_id), of.applied.index)).collect();
         self.turn(id, vec![Input::Persisted { sequence: log.sequence }]);
         true
     }
@@ -223,7 +266,9 @@ impl Cluster {
             return false;
         }
         let tasks = std::mem::take(&mut node.applies);
-        let done = node.apply.apply(&*node.disk, tasks, &mut |_, _| {}).expect("it can be applied");
+        let checkpoints = &mut self.checkpoints;
+        let mut show = |disk: &MemDisk, at: Checkpoint| checkpoints.push((id, at.clone(), rows(disk, &at.descriptor)));
+        let done = node.apply.apply(&*node.disk, tasks, &mut show).expect("it can be applied");
         self.turn(id, done.into_iter().map(Input::Applied).collect());
         true
     }
@@ -282,7 +327,8 @@ impl Cluster {
         (node.store, node.apply) = boot_store(&config, id, &node.disk, now);
         node.log.clear();
         node.applies.clear();
-        node.view = node.store.initial_views().pop();
+        node.views = node.store.initial_views().into_iter().map(|view| (view.range(), view)).collect();
+        node.view = node.views.get(&RANGE).cloned();
     }
 
     /// Messages of one type that ever left one node for another.
@@ -315,6 +361,18 @@ impl Cluster {
         assert_eq!(answers.len(), 1, "write {token} is answered once: {answers:?}");
         &answers[0].1
     }
+}
+
+/// What a disk holds of a range.
+pub fn rows(disk: &MemDisk, of: &v1::RangeDescriptor) -> Vec<(Vec<u8>, bytes::Bytes)> {
+    let (start, end) = keys::data_span(KeyspaceId(of.keyspace_id), &of.start, &of.end);
+    let mut rows = Vec::new();
+    disk.scan(Family::State, &start, &end, Direction::Forward, &mut |key, value| {
+        rows.push((key.to_vec(), bytes::Bytes::copy_from_slice(value)));
+        std::ops::ControlFlow::Continue(())
+    })
+    .expect("readable");
+    rows
 }
 
 pub fn write_input(token: u64, request: v1::WriteRequest) -> Input {

@@ -9,6 +9,7 @@ mod disk;
 mod elections;
 mod hostile;
 mod installs;
+mod ranges;
 mod reads;
 mod recovery;
 mod replication;
