@@ -26,6 +26,9 @@ pub const RANGE: RangeId = RangeId(2);
 pub const EPOCH: v1::Epoch = v1::Epoch { conf_ver: 1, version: 1 };
 pub const LATER: BootTime = BootTime(u64::MAX);
 
+/// Keys as they stand on disk, and their values.
+pub type Rows = Vec<(Vec<u8>, bytes::Bytes)>;
+
 /// One node.
 pub struct Node {
     pub disk: Arc<MemDisk>,
@@ -62,7 +65,7 @@ pub struct Cluster {
     pub splits: Vec<(u64, SplitAnswer)>,
     pub checks: Vec<(u64, Result<CheckStarted, Error>)>,
     /// What each node's replica held at a check's index.
-    pub checkpoints: Vec<(u64, Checkpoint, Vec<(Vec<u8>, bytes::Bytes)>)>,
+    pub checkpoints: Vec<(u64, Checkpoint, Rows)>,
     pub events: Vec<(u64, Event)>,
     pub fatal: Vec<(u64, String)>,
     /// How fast nodes' clocks run, in thousandths; 1,000 where it does not say.
@@ -364,7 +367,7 @@ impl Cluster {
 }
 
 /// What a disk holds of a range.
-pub fn rows(disk: &MemDisk, of: &v1::RangeDescriptor) -> Vec<(Vec<u8>, bytes::Bytes)> {
+pub fn rows(disk: &MemDisk, of: &v1::RangeDescriptor) -> Rows {
     let (start, end) = keys::data_span(KeyspaceId(of.keyspace_id), &of.start, &of.end);
     let mut rows = Vec::new();
     disk.scan(Family::State, &start, &end, Direction::Forward, &mut |key, value| {
