@@ -61,7 +61,8 @@ fn installing() -> (Cluster, LogItem) {
 
 fn install(cluster: &mut Cluster, item: &LogItem) {
     let header = item.snapshot.as_ref().map(|data| data.header.clone()).expect("it has one");
-    cluster.nodes.get_mut(&3).expect("it exists").applied_durable = header.applied.expect("set").index;
+    let durable = &mut cluster.nodes.get_mut(&3).expect("it exists").applied_durable;
+    durable.insert(RANGE, header.applied.expect("set").index);
     let done = snapshot::install(&*cluster.node(3).disk, item, |_| ControlFlow::Continue(()));
     assert_eq!(done, Ok(ControlFlow::Continue(())));
 }
