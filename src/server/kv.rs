@@ -60,7 +60,10 @@ impl v1::kv_server::Kv for Service {
         Ok(Response::new(self.router.scan(request.into_inner()).await?))
     }
 
-    async fn delete_range(&self, request: Request<v1::DeleteRangeRequest>) -> Result<Response<v1::DeleteRangeResponse>, Status> {
+    async fn delete_range(
+        &self,
+        request: Request<v1::DeleteRangeRequest>,
+    ) -> Result<Response<v1::DeleteRangeResponse>, Status> {
         Ok(Response::new(self.router.delete_range(request.into_inner()).await?))
     }
 

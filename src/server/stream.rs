@@ -87,7 +87,10 @@ fn place(request: v1::Request) -> Place {
     }
     if header_of(&body).is_some_and(|header| header.range_id == SYSTEM_RANGE.0) {
         let what = "range 1 is the system's own";
-        return Place::Nowhere(Error::invalid(what, "placement's state is changed by `flotilla keyspace`, `node`, `range`"));
+        return Place::Nowhere(Error::invalid(
+            what,
+            "placement's state is changed by `flotilla keyspace`, `node`, `range`",
+        ));
     }
     if header_of(&body).is_some_and(|header| header.range_id != 0) {
         return Place::Here(v1::Request { id: request.id, body: Some(body) });

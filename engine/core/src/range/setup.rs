@@ -1,0 +1,36 @@
+//! How raft-rs is set up for a replica, and why not with its defaults.
+
+use raft::ReadOnlyOption;
+
+use crate::config::Config;
+use crate::recover::RangeBoot;
+
+pub(super) fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> raft::Config {
+    raft::Config {
+        id: replica,
+        election_tick: config.election_ticks,
+        heartbeat_tick: 1,
+        applied: boot.applied.index,
+        max_size_per_msg: config.message_bytes_max,
+        max_inflight_msgs: config.inflight_messages_max,
+        check_quorum: true,
+        pre_vote: true,
+        read_only_option: ReadOnlyOption::Safe,
+        // raft-rs 0.7.0 joins new entries to an empty append that is on its way out, whatever index that one
+        // stands at: the follower then takes what it already has for the entries behind it, and
+        // acknowledges entries it never got.
+        batch_append: false,
+        // Followers learn what is committed from the next append or heartbeat: an empty append to tell it at once
+        // would double the messages of a range with one write under way.
+        skip_bcast_commit: true,
+        // raft-rs refuses to start with less than one message.
+        max_uncommitted_size: (config.range_proposal_bytes_max as u64 * 2).max(config.message_bytes_max),
+        max_committed_size_per_ready: 1 << 20,
+        ..Default::default()
+    }
+}
+
+/// raft-rs wants a logger; what matters leaves as events.
+pub(super) fn discard() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}
