@@ -1,5 +1,8 @@
 //! Reports that are lost, repeated, late and in another order; answers that are lost; addresses that change.
 
+use flotilla_placement::{Request, Response};
+use flotilla_proto::v1;
+
 use crate::growth::grown;
 use crate::toy::Toy;
 
@@ -76,4 +79,29 @@ fn nothing_is_decided_before_all_living_nodes_have_reported() {
     assert!(!toy.service.complete());
     toy.nodes.get_mut(&4).expect("joined").restart();
     toy.until("rebuilt on three nodes", |toy| toy.replicas_on(3) == 0 && toy.at_rest(3));
+}
+
+/// The table knows range 2 at conf_ver 1, with replica 1 on node 1, and 2 as the next id.
+#[test]
+fn a_replica_is_removed_only_on_proof() {
+    let mut toy = Toy::new(1, 1);
+    toy.join(102);
+    toy.steps(2);
+    let removed = |toy: &mut Toy, replica_id, conf_ver| {
+        let mut descriptor = toy.groups[&2].descriptor.clone();
+        descriptor.epoch = Some(v1::Epoch { conf_ver, version: 1 });
+        toy.nodes.get_mut(&2).expect("joined").sequence += 1;
+        let mut report = toy.report_of(2);
+        report.ranges = vec![v1::RangeReport { descriptor: Some(descriptor), replica_id, ..Default::default() }];
+        match toy.ask(Request::Report(Box::new(report))) {
+            Ok(Response::Report(answer)) => answer.removed.iter().map(|gone| gone.replica_id).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // It has applied less than is known, and what is known does not name it.
+    assert_eq!(removed(&mut toy, 1, 0), [1]);
+    // It was added after what is known.
+    assert!(removed(&mut toy, 2, 0).is_empty());
+    // It has applied as much: it goes by itself.
+    assert!(removed(&mut toy, 1, 1).is_empty());
 }
