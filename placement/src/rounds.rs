@@ -176,6 +176,9 @@ impl Service {
                 continue;
             };
             let id = order.order_id;
+            if why.is_none() {
+                self.state.table.order_done(*range, id);
+            }
             let result = match why {
                 None => Ok(true),
                 Some(why) => Err(Error::Unavailable { reason: format!("order {id} was given up: {why}") }),

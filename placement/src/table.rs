@@ -23,6 +23,8 @@ pub(crate) struct Led {
     pub level_nodes: Vec<u64>,
     pub silent_nodes: Vec<u64>,
     pub order_id: u64,
+    /// That order is fulfilled: the leader has nothing to do for it any more, and just has not said so yet.
+    pub order_done: bool,
     pub order_waits: String,
 }
 
@@ -163,6 +165,14 @@ impl Table {
         !seen || !decided
     }
 
+    /// The range's leader has reported what its order was to bring about.
+    pub fn order_done(&mut self, range: u64, order_id: u64) {
+        let led = self.routes.get_mut(&range).and_then(|route| route.led.as_mut());
+        if let Some(led) = led.filter(|led| led.order_id == order_id) {
+            led.order_done = true;
+        }
+    }
+
     /// The node has no replica of the range: it does not lead it.
     pub fn not_there(&mut self, node: u64, range: u64) -> bool {
         let Some(mut route) = self.routes.get(&range).filter(|route| route.leader == node).cloned() else {
@@ -293,6 +303,7 @@ fn learn_leader(route: &mut Route, node: u64, report: &v1::RangeReport) {
             level_nodes: report.level_nodes.clone(),
             silent_nodes: report.silent_nodes.clone(),
             order_id: report.order_id,
+            order_done: route.led.as_ref().is_some_and(|led| led.order_done && led.order_id == report.order_id),
             order_waits: report.order_waits.clone(),
         });
         return;

@@ -55,7 +55,7 @@ pub(crate) fn is_free(state: &State, loads: &Loads, route: &Route) -> bool {
     let range = route.descriptor.range_id;
     let in_order = state.ahead.orders.contains_key(&range) || loads.is_taken(range);
     // A leader that is still at an order that was given up may change the range yet: it is told to stop, and says so.
-    let idle = route.led.as_ref().is_some_and(|led| led.order_id == 0);
+    let idle = route.led.as_ref().is_some_and(|led| led.order_id == 0 || led.order_done);
     idle && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
 }
 

@@ -30,7 +30,7 @@ fn three_fresh_nodes_soon_hold_three_replicas_of_every_range() {
     toy.join(103);
     let steps = toy.until("17 ranges with 3 replicas", |toy| toy.at_rest(3));
     // A change of replicas takes the toy five steps, a transfer one.
-    assert!(steps <= 20, "{steps} steps");
+    assert!(steps <= 12, "{steps} steps");
     let led: Vec<usize> = (1..=3).map(|node| toy.led_by(node)).collect();
     assert!(led.iter().all(|led| (5..=7).contains(led)), "{led:?}");
     rest_without_moves(&mut toy);

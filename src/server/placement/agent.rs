@@ -95,7 +95,8 @@ impl Agent {
         let pages = pages(news);
         let last = pages.len() - 1;
         for (at, ranges) in pages.into_iter().enumerate() {
-            let request = self.request(full, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
+            // The first page begins the listing; those after it go on with it.
+            let request = self.request(full && at == 0, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
             let sequence = self.table.sequence();
             match self.send(request).await {
                 Ok(answer) => {
