@@ -87,31 +87,7 @@ pub fn first_difference(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Visit;
-
-    struct Rows(Vec<(Vec<u8>, Vec<u8>)>);
-
-    impl Read for Rows {
-        fn get(&self, _: Family, _: &[u8]) -> storage::Result<Option<Bytes>> {
-            Ok(None)
-        }
-
-        fn scan(
-            &self,
-            _: Family,
-            start: &[u8],
-            end: &[u8],
-            _: Direction,
-            visit: &mut Visit<'_>,
-        ) -> storage::Result<()> {
-            for (key, value) in self.0.iter().filter(|(key, _)| &key[..] >= start && &key[..] < end) {
-                if visit(key, value).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        }
-    }
+    use crate::storage::rows::Rows;
 
     fn rows(change: impl Fn(usize, &mut Vec<u8>)) -> Rows {
         let row = |at: usize| {

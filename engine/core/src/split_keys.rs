@@ -173,31 +173,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::storage::Visit;
-
-    struct Rows(Vec<(Vec<u8>, Vec<u8>)>);
-
-    impl Read for Rows {
-        fn get(&self, _: Family, _: &[u8]) -> storage::Result<Option<Bytes>> {
-            Ok(None)
-        }
-
-        fn scan(
-            &self,
-            _: Family,
-            start: &[u8],
-            end: &[u8],
-            _: Direction,
-            visit: &mut Visit<'_>,
-        ) -> storage::Result<()> {
-            for (key, value) in self.0.iter().filter(|(key, _)| &key[..] >= start && &key[..] < end) {
-                if visit(key, value).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        }
-    }
+    use crate::storage::rows::Rows;
 
     fn rows(keys: impl IntoIterator<Item = String>) -> Rows {
         Rows(keys.into_iter().map(|key| (keys::data(KeyspaceId(1), key.as_bytes()), vec![0; 100])).collect())

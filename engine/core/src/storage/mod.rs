@@ -17,6 +17,8 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(test)]
+pub(crate) mod rows;
 mod staging;
 
 use std::ops::ControlFlow;
