@@ -22,16 +22,16 @@ fn later_layers_win() {
 
 #[test]
 fn what_is_shown_can_be_loaded_again() {
-    let config = Config { node_id: Some(3), cluster_name: "x".into(), ..Default::default() };
+    let config = Config { bootstrap: true, cluster_name: "x".into(), ..Default::default() };
     assert_eq!(load(&config.to_toml(), &[], &Overrides::default()), Ok(config));
 }
 
 #[test]
 fn what_differs_is_named() {
     let config = Config::default();
-    let other = Config { node_id: Some(3), data: "elsewhere".into(), ..Default::default() };
-    assert_eq!(config.changed(&other), ["data", "node-id"]);
-    assert_eq!(other.changed(&config), ["data", "node-id"]);
+    let other = Config { join: "a:1".into(), data: "elsewhere".into(), ..Default::default() };
+    assert_eq!(config.changed(&other), ["data", "join"]);
+    assert_eq!(other.changed(&config), ["data", "join"]);
     assert!(config.changed(&config).is_empty());
 }
 
@@ -62,16 +62,19 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn contradictions_are_refused_with_what_to_do() {
-    let members = "1=127.0.0.1:7301,2=127.0.0.1:7401";
-    let base = Config { node_id: Some(1), bootstrap: true, initial_nodes: members.into(), ..Default::default() };
+    let base = Config { bootstrap: true, ..Default::default() };
     assert_eq!(base.check(), Ok(()));
+    let join = |addresses: &str| Config { join: addresses.into(), ..Default::default() };
+    assert_eq!(
+        join("127.0.0.1:7300, other:7400").join_addresses(),
+        Ok(vec!["127.0.0.1:7300".into(), "other:7400".into()])
+    );
     let cases = [
-        (Config { node_id: Some(0), ..base.clone() }, "ids start at 1"),
-        (Config { node_id: Some(3), ..base.clone() }, "is not among them"),
-        (Config { initial_nodes: String::new(), ..base.clone() }, "a new cluster needs its members"),
-        (Config { initial_nodes: "1=127.0.0.1".into(), ..base.clone() }, "is not ID=HOST:PORT"),
-        (Config { initial_nodes: "1=a:1,1=b:1".into(), ..base.clone() }, "is named twice"),
-        (Config { initial_replicas: 3, ..base.clone() }, "there are only 2 nodes"),
+        (Config { bootstrap: true, ..join("127.0.0.1:7300") }, "begin a new cluster, or join one"),
+        (join("127.0.0.1"), "\"127.0.0.1\" is not HOST:PORT"),
+        (join("a:1,:2"), "\":2\" is not HOST:PORT"),
+        (Config { initial_replicas: 8, ..base.clone() }, "1 to 7"),
+        (Config { node_dead_after_ms: 10, ..base.clone() }, "must not count as dead"),
         (Config { initial_ranges: 0, ..base.clone() }, "1 to 100000"),
         (Config { client_listen: "0.0.0.0:7300".into(), ..base.clone() }, "--plaintext-off-loopback"),
         (Config { peer_listen: "localhost".into(), ..base.clone() }, "write IP:PORT"),

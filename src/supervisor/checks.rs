@@ -6,7 +6,7 @@ use std::path::Path;
 
 use flotilla_store::{disk_space, raise_open_files};
 
-use super::plan::Plan;
+use super::plan::{NodePlan, Plan};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::output::size;
 
@@ -18,13 +18,14 @@ const OPEN_FILES_MIN: u64 = 2_048;
 
 /// Checks all.
 pub fn all(plan: &Plan) -> Result {
-    ports(plan)?;
+    ports(&plan.nodes)?;
     disk(plan)?;
     open_files()
 }
 
-fn ports(plan: &Plan) -> Result {
-    for node in &plan.nodes {
+/// Whether these nodes can listen where they are to.
+pub fn ports(nodes: &[NodePlan]) -> Result {
+    for node in nodes {
         for (what, address) in node.addresses() {
             let Err(error) = TcpListener::bind(address) else { continue };
             let why = match error.kind() {
@@ -77,10 +78,10 @@ mod tests {
         plan.nodes[0].client = "127.0.0.1:0".into();
         plan.nodes[0].http = "127.0.0.1:0".into();
         plan.nodes[0].peer = format!("127.0.0.1:{port}");
-        let error = ports(&plan).expect_err("in use").to_string();
+        let error = ports(&plan.nodes).expect_err("in use").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} (node 1, other nodes) is in use")), "{error}");
         drop(taken);
-        assert_eq!(ports(&plan), Ok(()));
+        assert_eq!(ports(&plan.nodes), Ok(()));
         assert_eq!(open_files(), Ok(()));
     }
 }

@@ -18,7 +18,7 @@ use crate::cli::failure::{Failure, Result};
 /// How long the others wait for a node that is stopping before they are told to stop too.
 const HEAD_START: Duration = Duration::from_secs(3);
 /// How long an orderly stop may take before it is ended by force.
-const STOP_TIMEOUT: Duration = Duration::from_secs(12);
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 const POLL: Duration = Duration::from_millis(10);
 
 /// A node's process.
@@ -31,7 +31,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a node.
+    /// Starts a node; `new`: its store may have to be made.
     pub fn start(plan: &Plan, node: &NodePlan, new: bool) -> Result<Self> {
         let path = node.stderr_file();
         let stderr = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| File::create(&path));

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flotilla_router::Client;
-use flotilla_store::{DirectoryState, StoreDirectory};
 
 use super::child::{self, Process, ending};
 use super::nodes::{Leaders, Nodes};
@@ -16,10 +15,11 @@ use crate::cli::global::Global;
 use crate::cli::kv::import::{self, Summary};
 
 /// How long the start may take: with much to replay, and everything else on the machine.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an orderly stop of one node may take.
-const STOP_TIMEOUT: Duration = Duration::from_secs(12);
-const POLL: Duration = Duration::from_millis(50);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Replicas that a range of a new cluster has in the end, if there are as many nodes.
+const REPLICAS: usize = 3;
+/// Between two looks at nodes that are waited for.
+pub const POLL: Duration = Duration::from_millis(50);
 /// Lines of a log that are shown when its node did not start.
 const TAIL_LINES: usize = 8;
 /// Files of the sample under way at once.
@@ -39,92 +39,47 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster whose nodes are about to start ([`Cluster::ready`], on the main thread).
+    /// Starts the nodes; of a new cluster the first one, whom the others join in [`Cluster::ready`]. Must be called on
+    /// the main thread.
     pub fn start(plan: Plan) -> Result<Self> {
         let nodes = Nodes::new(&plan)?;
         if plan.fresh {
             plan.keep(false)?;
         }
-        Ok(Self { plan, processes: Vec::new(), nodes, leaders: Leaders::new() })
+        // Should one not start, the others end with this process.
+        let now = if plan.fresh { &plan.nodes[..1] } else { &plan.nodes[..] };
+        let processes = now.iter().map(|node| Process::start(&plan, node, plan.fresh)).collect::<Result<_>>()?;
+        Ok(Self { plan, processes, nodes, leaders: Leaders::new() })
     }
 
-    /// Starts the nodes; those of a new cluster one after the other, so that they get their ids in this order.
-    /// Should one not start, the others end with this process.
-    async fn start_nodes(&mut self) -> Result {
-        for node in self.plan.nodes.clone() {
-            let new = self.plan.fresh && !is_initialised(&node);
-            self.processes.push(Process::start(&self.plan, &node, new)?);
-            if new {
-                self.wait_until_it_has_joined(&node).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn wait_until_it_has_joined(&mut self, node: &NodePlan) -> Result {
-        let began = Instant::now();
-        while !is_initialised(node) {
-            self.check_processes()?;
-            if began.elapsed() > READY_TIMEOUT {
-                return Err(Failure::failed(format!("node {} has not joined the cluster", node.id))
-                    .hint(format!("its log: {}", node.log_file().display())));
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
-    }
-
-    /// Adds a node to the running cluster.
-    pub async fn add_node(&mut self) -> Result<NodePlan> {
-        let node = self.plan.add()?;
-        self.nodes.add(&node)?;
-        self.processes.push(Process::start(&self.plan, &node, true)?);
-        self.wait_until_it_has_joined(&node).await?;
-        Ok(node)
-    }
-
-    /// Stops a node in order, if it runs, and starts it again.
-    pub async fn restart_node(&mut self, id: u64) -> Result {
-        let node = self.plan.nodes.iter().find(|node| node.id == id).cloned();
-        let node = node.ok_or_else(|| {
-            Failure::failed(format!("there is no node {id}"))
-                .hint(format!("the nodes are 1 to {}", self.plan.nodes.len()))
-        })?;
-        let process = self.process(id).ok_or_else(|| Failure::failed("the node has no process"))?;
-        process.signal(rustix::process::Signal::TERM);
-        if process.wait(STOP_TIMEOUT).await.is_none() {
-            return Err(Failure::failed(format!("node {id} does not stop; it is left as it is")));
-        }
-        let started = Process::start(&self.plan, &node, false)?;
-        if let Some(place) = self.process(id) {
-            *place = started;
-        }
-        Ok(())
-    }
-
-    /// Starts the nodes if none was started yet, and waits until every node answers and every range has a leader and
-    /// its replicas.
+    /// Waits until every node answers and every range has a leader; in a new cluster also until its ranges have their
+    /// replicas. Called on the main thread, like [`Cluster::start`].
     pub async fn ready(&mut self) -> Result {
-        if self.processes.is_empty() {
-            self.start_nodes().await?;
-        }
         let began = Instant::now();
+        let mut answering = if self.plan.fresh { 0 } else { self.plan.nodes.len() };
+        while answering < self.plan.nodes.len() {
+            if answering == self.processes.len() {
+                self.processes.push(Process::start(&self.plan, &self.plan.nodes[answering], true)?);
+            }
+            self.answers(answering as u64 + 1, began).await?;
+            answering += 1;
+        }
+        let replicas = if self.plan.fresh { self.plan.nodes.len().min(REPLICAS) } else { 1 };
         let all: Vec<u64> = self.plan.nodes.iter().map(|node| node.id).collect();
         loop {
             self.check_processes()?;
             let views = self.nodes.views(all.iter().copied()).await;
-            if views.complete(all.len(), self.plan.replicas()) {
+            if views.complete(all.len()) && views.replicated(replicas) {
                 self.leaders = views.leaders();
                 break;
             }
             if began.elapsed() > READY_TIMEOUT {
                 let leaderless = views.leaders().values().filter(|leader| leader.is_none()).count();
                 return Err(Failure::failed(format!(
-                    "the cluster is not ready after {} s: {} of {} nodes answer, {leaderless} ranges have no leader, the least replicated range has {} replicas",
+                    "the cluster is not ready after {} s: {} of {} nodes answer, {leaderless} ranges have no leader",
                     READY_TIMEOUT.as_secs(),
                     views.nodes.len(),
                     all.len(),
-                    views.voters_min,
                 ))
                 .hint(format!("the nodes' logs: {}", self.plan.data.join("node-*/log").display())));
             }
@@ -132,6 +87,30 @@ impl Cluster {
         }
         // From now on a store that is gone stays gone.
         self.plan.keep(true)
+    }
+
+    /// Waits until a node that was started answers, and is the one that it should be.
+    pub async fn answers(&mut self, node: u64, began: Instant) -> Result {
+        loop {
+            self.check_processes()?;
+            match self.nodes.identify(node).await {
+                Some(id) if id == node => return Ok(()),
+                Some(id) => {
+                    let what =
+                        format!("node {node} was given the id {id}: an earlier attempt to join has used {node} up");
+                    return Err(Failure::failed(what).hint("begin anew with another --data"));
+                }
+                None => {}
+            }
+            if began.elapsed() > READY_TIMEOUT {
+                return Err(Failure::failed(format!(
+                    "node {node} does not answer after {} s",
+                    READY_TIMEOUT.as_secs()
+                ))
+                .hint(format!("the nodes' logs: {}", self.plan.data.join("node-*/log").display())));
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     fn check_processes(&mut self) -> Result {
@@ -181,10 +160,6 @@ impl Cluster {
         Err(Failure::failed(format!("not all nodes stopped in order: {}", list.join("; ")))
             .hint(format!("their logs: {}", self.plan.data.join("node-*/log").display())))
     }
-}
-
-fn is_initialised(node: &NodePlan) -> bool {
-    matches!(StoreDirectory::probe(&node.data), Ok(DirectoryState::Initialised(_)))
 }
 
 /// The end of what a node said last.

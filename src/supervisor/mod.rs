@@ -3,16 +3,17 @@
 //! ```text
 //! plan ─▶ checks ─▶ children start ─▶ all ranges led ─▶ table, `ready:` ─▶ sample ─▶ watch ─▶ stop
 //! ```
-//! The supervisor starts the nodes, tells what happens to them, and ends them; it restarts none. All
-//! of it runs on the process' main thread: the children's lives hang on that thread ([`child`]).
+//! The supervisor starts the nodes, tells what happens to them, and ends them; it restarts none unless it is told to
+//! ([`orders`]). All of it runs on the process' main thread: the children's lives hang on that thread ([`child`]).
 
+mod change;
 mod checks;
 mod child;
 mod cluster;
-mod control;
 mod level;
 mod nodes;
 mod once;
+mod orders;
 mod outage;
 mod plan;
 mod sample;
@@ -28,7 +29,7 @@ use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
 use crate::cli::run::RunArgs;
 use cluster::Cluster;
-use control::Control;
+use orders::Control;
 use plan::Plan;
 
 /// The first node's port for clients.
@@ -36,10 +37,11 @@ const BASE_PORT: u16 = 7300;
 
 /// The command.
 pub fn run(args: RunArgs, global: &Global) -> Result {
-    if let Some(order) = args.command {
-        return control::send(args.data(), order);
+    match args.command {
+        Some(command) => block_on(orders::give(command, args.data())),
+        None if args.once => block_on(once::run(args, global)),
+        None => block_on(serve(args, global)),
     }
-    if args.once { block_on(once::run(args, global)) } else { block_on(serve(args, global)) }
 }
 
 /// The signals that end the cluster, and the one that tells of a child's end.
@@ -78,10 +80,7 @@ async fn serve(args: RunArgs, global: &Global) -> Result {
         () = signals.stop() => None,
     };
     let result = match result {
-        Some(Ok(())) => {
-            let control = Control::new(&cluster.plan.data)?;
-            watch::watch(&mut cluster, &mut signals, &control).await
-        }
+        Some(Ok(control)) => watch::watch(&mut cluster, &control, &mut signals).await,
         Some(Err(failure)) => Err(failure),
         None => Ok(()),
     };
@@ -94,14 +93,15 @@ async fn serve(args: RunArgs, global: &Global) -> Result {
     result.and(stopped)
 }
 
-/// From the children's start to a cluster that can be used.
-async fn open(cluster: &mut Cluster, sample: Option<&Path>, global: &Global) -> Result {
+/// From the children's start to a cluster that can be used, and that takes orders.
+async fn open(cluster: &mut Cluster, sample: Option<&Path>, global: &Global) -> Result<Control> {
     cluster.ready().await?;
+    let control = Control::open(&cluster.plan.data)?;
     show::table(cluster);
     if let (true, Some(root)) = (cluster.plan.fresh, sample) {
         let stored = cluster.store_sample(root, global).await?;
         show::say(format_args!("sample: {}", stored.text()));
     }
     show::lines(cluster);
-    Ok(())
+    Ok(control)
 }

@@ -25,8 +25,8 @@ pub type Leaders = BTreeMap<u64, Option<u64>>;
 pub struct Views {
     /// Node -> range -> leader, as that node knows it (0: it knows none).
     pub nodes: BTreeMap<u64, BTreeMap<u64, u64>>,
-    /// The fewest voters that any node knows any range to have.
-    pub voters_min: usize,
+    /// Range -> replicas with a lasting vote, by the newest descriptor that any node knows.
+    pub voters: BTreeMap<u64, ((u64, u64), usize)>,
 }
 
 impl Views {
@@ -44,16 +44,29 @@ impl Views {
         leaders
     }
 
-    /// Whether all these nodes answer, and every range has a leader and so many replicas.
-    pub fn complete(&self, nodes: usize, replicas: usize) -> bool {
-        let leaders = self.leaders();
-        let whole = self.nodes.len() == nodes && self.voters_min >= replicas;
-        whole && !leaders.is_empty() && leaders.values().all(Option::is_some)
+    /// Whether every range has so many replicas with a vote.
+    pub fn replicated(&self, replicas: usize) -> bool {
+        self.voters.values().all(|(_, voters)| *voters >= replicas)
     }
-}
 
-fn voters(range: &v1::RangeDescriptor) -> usize {
-    range.replicas.iter().filter(|replica| replica.role() == v1::ReplicaRole::Voter).count()
+    fn note(&mut self, node: u64, ranges: Vec<v1::RangeStatus>) {
+        let leaders = self.nodes.entry(node).or_default();
+        for status in ranges {
+            let Some(descriptor) = status.descriptor else { continue };
+            leaders.insert(descriptor.range_id, status.leader_node_id);
+            let epoch = descriptor.epoch.unwrap_or_default();
+            let voters = descriptor.replicas.iter().filter(|replica| replica.role() == v1::ReplicaRole::Voter).count();
+            let seen = ((epoch.version, epoch.conf_ver), voters);
+            let known = self.voters.entry(descriptor.range_id).or_insert(seen);
+            *known = seen.max(*known);
+        }
+    }
+
+    /// Whether all these nodes answer, and every range has a leader.
+    pub fn complete(&self, nodes: usize) -> bool {
+        let leaders = self.leaders();
+        self.nodes.len() == nodes && !leaders.is_empty() && leaders.values().all(Option::is_some)
+    }
 }
 
 /// Connections to all nodes.
@@ -65,18 +78,24 @@ pub struct Nodes {
 impl Nodes {
     /// Connections that are made when they are first used, and again after they broke.
     pub fn new(plan: &Plan) -> Result<Self> {
-        let mut nodes = Self { admins: BTreeMap::new() };
-        plan.nodes.iter().try_for_each(|node| nodes.add(node))?;
-        Ok(nodes)
+        let mut admins = BTreeMap::new();
+        for node in &plan.nodes {
+            admins.insert(node.id, connection(node)?);
+        }
+        Ok(Self { admins })
     }
 
     /// One more.
     pub fn add(&mut self, node: &NodePlan) -> Result {
-        let endpoint = Endpoint::from_shared(format!("http://{}", node.client))
-            .map_err(|error| Failure::failed(format!("address {}: {error}", node.client)))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).connect_lazy();
-        self.admins.insert(node.id, AdminClient::new(channel));
+        self.admins.insert(node.id, connection(node)?);
         Ok(())
+    }
+
+    /// Which node answers where `node` belongs.
+    pub async fn identify(&self, node: u64) -> Option<u64> {
+        let mut admin = self.admins.get(&node)?.clone();
+        let status = admin.node_status(v1::NodeStatusRequest {}).await.ok()?.into_inner();
+        Some(status.node?.node_id)
     }
 
     /// Asks these nodes for their ranges; who does not answer is left out.
@@ -86,17 +105,13 @@ impl Nodes {
             let Some(mut admin) = self.admins.get(&node).cloned() else { continue };
             asked.spawn(async move {
                 let answer = admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner();
-                let voters = answer.ranges.iter().filter_map(|status| status.descriptor.as_ref()).map(voters).min();
-                let ranges = answer.ranges.into_iter();
-                let leaders = ranges.filter_map(|status| Some((status.descriptor?.range_id, status.leader_node_id)));
-                Some((node, leaders.collect(), voters.unwrap_or(0)))
+                Some((node, answer.ranges))
             });
         }
-        let mut views = Views { voters_min: usize::MAX, ..Views::default() };
+        let mut views = Views::default();
         while let Some(joined) = asked.join_next().await {
-            if let Ok(Some((node, leaders, voters))) = joined {
-                views.voters_min = views.voters_min.min(voters);
-                views.nodes.insert(node, leaders);
+            if let Ok(Some((node, ranges))) = joined {
+                views.note(node, ranges);
             }
         }
         views
@@ -116,15 +131,41 @@ impl Nodes {
     }
 }
 
+fn connection(node: &NodePlan) -> Result<AdminClient<Channel>> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", node.client))
+        .map_err(|error| Failure::failed(format!("address {}: {error}", node.client)))?;
+    Ok(AdminClient::new(endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).connect_lazy()))
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
 
     /// Each node's leaders, in order of the ranges from 2.
     pub fn views(nodes: &[(u64, &[u64])]) -> Views {
-        let ranges =
-            |leaders: &[u64]| leaders.iter().enumerate().map(|(at, leader)| (at as u64 + 2, *leader)).collect();
-        Views { nodes: nodes.iter().map(|(node, leaders)| (*node, ranges(leaders))).collect(), voters_min: 3 }
+        let mut views = Views::default();
+        for (node, leaders) in nodes {
+            views.note(*node, leaders.iter().zip(2..).map(|(leader, range)| status(range, 1, 3, *leader)).collect());
+        }
+        views
+    }
+
+    fn status(range_id: u64, conf_ver: u64, voters: u64, leader_node_id: u64) -> v1::RangeStatus {
+        let replica = |node_id| v1::ReplicaDescriptor { node_id, replica_id: node_id, ..Default::default() };
+        let epoch = Some(v1::Epoch { conf_ver, version: 1 });
+        let replicas = (1..=voters).map(replica).collect();
+        let descriptor = Some(v1::RangeDescriptor { range_id, epoch, replicas, ..Default::default() });
+        v1::RangeStatus { descriptor, leader_node_id, ..Default::default() }
+    }
+
+    #[test]
+    fn the_newest_descriptor_says_how_many_replicas_there_are() {
+        let mut seen = Views::default();
+        seen.note(1, vec![status(2, 3, 3, 1), status(3, 1, 1, 1)]);
+        seen.note(2, vec![status(2, 2, 1, 1)]);
+        assert!(seen.replicated(1) && !seen.replicated(2));
+        seen.note(2, vec![status(3, 5, 3, 1)]);
+        assert!(seen.replicated(3));
     }
 
     #[test]
@@ -134,7 +175,7 @@ pub mod tests {
         assert_eq!(seen.leaders(), Leaders::from([(2, Some(1)), (3, Some(2))]));
         let rumour = views(&[(1, &[1, 3]), (2, &[1, 3])]);
         assert_eq!(rumour.leaders(), Leaders::from([(2, Some(1)), (3, None)]));
-        assert!(seen.complete(2, 3) && !rumour.complete(2, 3) && !seen.complete(3, 3) && !seen.complete(2, 4));
-        assert!(!views(&[(1, &[]), (2, &[])]).complete(2, 3));
+        assert!(seen.complete(2) && !rumour.complete(2) && !seen.complete(3));
+        assert!(!views(&[(1, &[]), (2, &[])]).complete(2));
     }
 }

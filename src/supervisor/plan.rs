@@ -5,9 +5,9 @@
 //!      node-1/         the nodes' data directories
 //!      node-1/log/     flotilla.log, stderr.log
 //! ```
-//! The first node begins the cluster, the others join it. Once the cluster was complete, no
-//! node is told to bootstrap again: a data directory that is gone then does not come back empty
-//! under its old id, which would forget votes and writes that it had acknowledged.
+//! Node 1 begins the cluster, the others join it one after the other, so that each is given the id that it has here.
+//! Once the cluster was complete, no node is told to begin one or to join again: a data directory that is gone then
+//! is told, and not made anew in silence.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,10 +22,8 @@ use crate::cli::run::NODES_MAX;
 const CLUSTER_NAME: &str = "local";
 /// Memory of a node's RocksDB.
 const MEMORY_BYTES: u64 = 512 << 20;
-/// Ranges that the default keyspace begins with: enough for leaders on all nodes.
-const INITIAL_RANGES: u32 = 16;
-/// Replicas of a range, where there are nodes enough.
-const REPLICAS: usize = 3;
+/// Ranges that a new cluster begins with: enough for every node to lead some.
+const RANGES: u32 = 16;
 const HOST: &str = "127.0.0.1";
 /// From one node's ports to the next one's.
 const PORT_STEP: u32 = 100;
@@ -102,7 +100,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A store that is gone must not be made anew under its old id.
+    /// A store that is gone must not be made anew in silence.
     fn check_stores(&self) -> Result {
         for node in &self.nodes {
             let state = StoreDirectory::probe(&node.data).map_err(|error| Failure::failed(error.to_string()))?;
@@ -118,6 +116,15 @@ impl Plan {
         Ok(())
     }
 
+    /// The node that comes next, if one is added.
+    pub fn next_node(&self) -> Result<NodePlan> {
+        let id = u32::try_from(self.nodes.len()).unwrap_or(NODES_MAX) + 1;
+        if id > NODES_MAX {
+            return Err(Failure::failed(format!("a local cluster has {NODES_MAX} nodes at most")));
+        }
+        node(id, self.base_port, &self.data)
+    }
+
     /// Writes down what this cluster is.
     pub fn keep(&self, complete: bool) -> Result {
         let path = self.data.join(Kept::FILE);
@@ -131,25 +138,7 @@ impl Plan {
         self.nodes.iter().map(|node| node.client.as_str()).collect::<Vec<_>>().join(",")
     }
 
-    /// One more node, which is to join.
-    pub fn add(&mut self) -> Result<NodePlan> {
-        let id = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX) + 1;
-        if id > NODES_MAX {
-            return Err(Failure::failed(format!("the cluster has {NODES_MAX} nodes already"))
-                .hint("more than that are a cluster for several machines: `flotilla start --join`"));
-        }
-        let added = node(id, self.base_port, &self.data)?;
-        self.nodes.push(added.clone());
-        self.keep(true)?;
-        Ok(added)
-    }
-
-    /// Replicas that each range is to come to.
-    pub fn replicas(&self) -> usize {
-        self.nodes.len().min(REPLICAS)
-    }
-
-    /// The arguments that start a node; `new` only for its first start.
+    /// The arguments that start a node; `new`: its store may have to be made.
     pub fn arguments(&self, node: &NodePlan, new: bool) -> Vec<String> {
         let mut words = vec!["start".to_owned()];
         for (flag, value) in [
@@ -164,15 +153,11 @@ impl Plan {
         ] {
             words.extend([flag.to_owned(), value]);
         }
-        let first = self.nodes.first().filter(|first| first.id != node.id);
-        match first.filter(|_| new) {
-            Some(first) => words.extend(["--join".into(), first.client.clone()]),
-            None if new => {
-                words.push("--bootstrap".into());
-                let (ranges, replicas) = (INITIAL_RANGES.to_string(), self.replicas().to_string());
-                words.extend(["--initial-ranges".into(), ranges, "--initial-replicas".into(), replicas]);
-            }
-            None => {}
+        if new && node.id == 1 {
+            words.extend(["--bootstrap".into(), "--initial-ranges".into(), RANGES.to_string()]);
+        } else if new {
+            let others = self.nodes.iter().filter(|other| other.id != node.id).map(|other| other.client.as_str());
+            words.extend(["--join".into(), others.collect::<Vec<_>>().join(",")]);
         }
         words
     }
@@ -287,6 +272,22 @@ mod tests {
         assert!(gone.to_string().contains("node 1's store is gone"), "{gone}");
         assert!(plan.arguments(&plan.nodes[0], true).contains(&"--bootstrap".to_owned()));
         assert!(!plan.start_line(&plan.nodes[0]).contains("--bootstrap"));
+    }
+
+    #[test]
+    fn all_nodes_but_the_first_join_the_others() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let mut plan = Plan::new(folder.path(), None, 7300).expect("plan");
+        let next = plan.next_node().expect("there is room");
+        assert_eq!((next.id, &next.peer[..]), (4, "127.0.0.1:7601"));
+        let words = plan.arguments(&next, true);
+        assert_eq!(words[words.len() - 2..], ["--join", "127.0.0.1:7300,127.0.0.1:7400,127.0.0.1:7500"]);
+        assert!(!words.contains(&"--bootstrap".to_owned()));
+        assert!(!plan.start_line(&plan.nodes[1]).contains("--join"));
+        while let Ok(next) = plan.next_node() {
+            plan.nodes.push(next);
+        }
+        assert_eq!(plan.nodes.len(), NODES_MAX as usize);
     }
 
     #[test]

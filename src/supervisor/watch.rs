@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Signals;
+use super::change;
 use super::child::ending;
 use super::cluster::Cluster;
-use super::control::{Control, Ordered};
 use super::level::Levelling;
 use super::nodes::Views;
+use super::orders::{Control, Order};
 use super::outage::Outage;
 use super::show::say;
-use crate::cli::failure::Result;
+use crate::cli::failure::{Failure, Result};
 use crate::cli::output::{duration, plural};
 use crate::cli::run::RunCommand;
 
@@ -35,8 +36,8 @@ enum Away {
     },
 }
 
-/// Watches until a signal.
-pub async fn watch(cluster: &mut Cluster, signals: &mut Signals, control: &Control) -> Result {
+/// Watches, and carries orders out, until a signal.
+pub async fn watch(cluster: &mut Cluster, control: &Control, signals: &mut Signals) -> Result {
     let mut watch = Watch { cluster, away: BTreeMap::new(), outages: Vec::new() };
     loop {
         let pause = match () {
@@ -48,7 +49,10 @@ pub async fn watch(cluster: &mut Cluster, signals: &mut Signals, control: &Contr
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.child.recv() => {}
-            order = control.next() => watch.carry_out(order).await,
+            order = control.next() => tokio::select! {
+                () = watch.carry_out(order) => {}
+                () = signals.stop() => return Ok(()),
+            },
             () = tokio::time::sleep(pause) => {}
         }
         watch.look().await;
@@ -62,31 +66,33 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    async fn carry_out(&mut self, mut order: Order) {
+        let result = match order.command {
+            Some(RunCommand::AddNode) => change::add_node(self.cluster, &mut order).await,
+            Some(RunCommand::Restart { node }) => self.restart(node, &mut order).await,
+            None => Ok(()),
+        };
+        if let Err(failure) = &result {
+            say(format_args!("the order was not carried out: {failure}"));
+        }
+        order.end(&result).await;
+    }
+
+    async fn restart(&mut self, node: u64, order: &mut Order) -> Result {
+        if matches!(self.away.get(&node), Some(Away::Back { .. })) {
+            return Err(Failure::failed(format!("node {node} was started by hand: end it first")));
+        }
+        change::restart(self.cluster, node, order).await?;
+        self.away.remove(&node);
+        Ok(())
+    }
+
     async fn look(&mut self) {
         self.note_deaths();
         let up: Vec<u64> = self.up().collect();
         let views = self.cluster.nodes.views(up.iter().copied()).await;
         self.note_leaders(&views, &up);
         self.note_returns(&views).await;
-    }
-
-    /// An order from another terminal.
-    async fn carry_out(&mut self, order: Ordered) {
-        let done = match order.order {
-            RunCommand::AddNode => self.cluster.add_node().await.map(|node| {
-                format!("node {} has joined: clients at {}, data in {}", node.id, node.client, node.data.display())
-            }),
-            RunCommand::Restart { node } => {
-                // Its end is expected: no death to be told.
-                let restarted = self.cluster.restart_node(node).await;
-                self.away.remove(&node);
-                restarted.map(|()| format!("node {node} was stopped in order and started again"))
-            }
-        };
-        if let Ok(line) = &done {
-            say(line);
-        }
-        order.answer(done).await;
     }
 
     /// Nodes that are not known to be down.
