@@ -114,19 +114,21 @@ impl Cluster {
         let addresses: Vec<String> =
             held.iter().map(|one| one.local_addr().map(|address| address.to_string())).collect::<Result<_, _>>()?;
         drop(held);
-        let members: Vec<String> = (0..3).map(|node| format!("{}={}", node + 1, addresses[3 * node + 1])).collect();
         let mut cluster = Self { nodes: Vec::new(), clients: Vec::new() };
         for node in 0..3 {
             let data = directory.join(format!("node-{}", node + 1));
             std::fs::create_dir_all(&data)?;
             let mut command = Command::new(binary);
             command
-                .args(["start", "--bootstrap", "--cluster-name", "bench", "--memory-bytes", "268435456"])
-                .args(["--node-id", &(node + 1).to_string(), "--initial-nodes", &members.join(",")])
-                .args(["--initial-ranges", &variant.ranges.to_string()])
+                .args(["start", "--cluster-name", "bench", "--memory-bytes", "268435456"])
                 .args(["--client-listen", &addresses[3 * node], "--peer-listen", &addresses[3 * node + 1]])
                 .args(["--http-listen", &addresses[3 * node + 2], "--log-level", "warn", "--data"])
                 .arg(&data);
+            if node == 0 {
+                command.args(["--bootstrap", "--initial-ranges", &variant.ranges.to_string()]);
+            } else {
+                command.args(["--join", &addresses[0]]);
+            }
             if !variant.grouped {
                 command.args(["--sync-batches-max", "1"]);
             }
@@ -135,10 +137,9 @@ impl Cluster {
             }
             cluster.nodes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
             cluster.clients.push(addresses[3 * node].clone());
-        }
-        for node in 0..3 {
             wait_ready(&addresses[3 * node + 2])?;
         }
+        wait_replicated(binary, &cluster.clients.join(","))?;
         Ok(cluster)
     }
 }
@@ -151,6 +152,19 @@ impl Drop for Cluster {
             let _ = node.wait();
         }
     }
+}
+
+/// Waits until every range has its three replicas.
+fn wait_replicated(binary: &Path, clients: &str) -> Result<(), Box<dyn Error>> {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        let asked = Command::new(binary).args(["--addr", clients, "status", "--check"]).output()?;
+        if asked.status.success() {
+            return Ok(());
+        }
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    Err(format!("the cluster at {clients} is not replicated after {PATIENCE:?}").into())
 }
 
 fn wait_ready(address: &str) -> Result<(), Box<dyn Error>> {

@@ -45,6 +45,8 @@ pub struct Config {
     pub bootstrap: bool,
     /// Join the cluster of these nodes if the data directory is empty: `HOST:PORT,...`, where they serve clients.
     pub join: String,
+    /// How long a node looks for the cluster that it is to join, in milliseconds.
+    pub join_timeout_ms: u64,
     /// Ranges that the default keyspace of a new cluster begins with.
     pub initial_ranges: u32,
     /// Replicas of each range of a new cluster's default keyspace that are aimed at; 0: three.
@@ -108,6 +110,7 @@ impl Default for Config {
             cluster_name: "flotilla".into(),
             bootstrap: false,
             join: String::new(),
+            join_timeout_ms: 30_000,
             initial_ranges: 1,
             initial_replicas: 0,
             split_bytes: 256 << 20,
@@ -192,6 +195,11 @@ impl Config {
                 _ => Err(ConfigError::value("join", &self.join, &format!("\"{part}\" is not HOST:PORT"))),
             })
             .collect()
+    }
+
+    /// See [`Config::join_timeout_ms`].
+    pub fn join_timeout(&self) -> Duration {
+        Duration::from_millis(self.join_timeout_ms)
     }
 
     /// What the placement service is told.

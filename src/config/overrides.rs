@@ -42,6 +42,9 @@ pub struct Overrides {
     /// one this does nothing
     #[arg(long, value_name = "HOST:PORT,...")]
     pub join: Option<String>,
+    /// How long to look for the cluster that is to be joined
+    #[arg(long, value_name = "MS")]
+    pub join_timeout_ms: Option<u64>,
     /// Ranges that the default keyspace of a new cluster begins with
     #[arg(long, value_name = "N")]
     pub initial_ranges: Option<u32>,

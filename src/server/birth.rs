@@ -15,8 +15,6 @@ use flotilla_store::{DirectoryState, StoreDirectory};
 use super::{ServerError, VERSION};
 use crate::config::{Config, ConfigError};
 
-/// How long a node looks for the cluster that it is to join.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Replicas of a range, unless the settings say otherwise.
 const REPLICAS_DEFAULT: u32 = 3;
@@ -104,6 +102,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
         ))
     };
     let client = PlacementClient::new(addresses, CONNECT_TIMEOUT).map_err(failed)?;
+    tracing::info!("joining the cluster through {}, for up to {} s", config.join, config.join_timeout().as_secs());
     let request = v1::JoinRequest {
         cluster_name: config.cluster_name.clone(),
         store_id,
@@ -114,7 +113,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
     };
-    let answer = client.join(request, JOIN_TIMEOUT).await.map_err(failed)?;
+    let answer = client.join(request, config.join_timeout()).await.map_err(failed)?;
     tracing::info!(node = answer.node_id, cluster = answer.cluster_name, "joined");
     Ok(Birth {
         identity: bootstrap::identity(answer.cluster_id, NodeId(answer.node_id), store_id),

@@ -51,7 +51,7 @@ fn a_cluster_is_shown_loses_a_node_takes_it_back_and_resumes() {
     assert!(find("kv put").starts_with(BINARY), "{}", find("kv put"));
     run(&mut typed(find("kv put")), None).exits(0);
     assert_eq!(run(&mut typed(find("kv get")), None).exits(0).stdout, b"world");
-    assert_eq!(run(&mut typed(find("range list")), None).exits(0).text().lines().count(), 17);
+    assert_eq!(run(&mut typed(find("range list")), None).exits(0).text().lines().count(), 18);
     let mut second = supervise(directory.path(), base_port);
     run(&mut second, None).fails(1, &["error:", "is in use", "hint:"]);
     run(&mut typed(find("kill -9")), None).exits(0);

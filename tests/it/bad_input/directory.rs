@@ -28,8 +28,8 @@ fn an_empty_directory_is_no_store_without_bootstrap() {
     let node = cluster.node(1);
     let data = node.data.to_str().expect("a plain path");
     let listen = ["--client-listen", &node.client, "--peer-listen", &node.peer, "--http-listen", &node.http];
-    let words = [&["start", "--node-id", "1", "--data", data][..], &listen].concat();
-    flotilla(&words).fails(1, &[data, "holds no store", "--bootstrap", "--data"]);
+    let words = [&["start", "--data", data][..], &listen].concat();
+    flotilla(&words).fails(1, &[data, "holds no store", "--bootstrap", "--join", "--data"]);
     assert!(!node.data.exists(), "nothing was made");
 }
 
@@ -66,7 +66,6 @@ fn locked(cluster: &Cluster) {
     let mut other = Cluster::new(1);
     other.set_args(&["--data", node.data.to_str().expect("a plain path")]);
     let pid = cluster.pid(1).expect("it runs").to_string();
-    // Members are only looked at in a new directory.
     run_until_refused(&mut other.command(1)).fails(1, &["in use by another process", &pid]);
     flotilla(&["debug", "store", node.data.to_str().expect("a plain path")]).fails(1, &["in use", &pid]);
     at(&node.client, &["kv", "get", "k"]).exits(0);
@@ -76,8 +75,6 @@ fn of_another_cluster(cluster: &mut Cluster) {
     let data = cluster.node(1).data.display().to_string();
     cluster.set_args(&["--cluster-name", "other"]);
     run_until_refused(&mut cluster.command(1)).fails(1, &[&data, "cluster \"test\"", "cluster \"other\""]);
-    cluster.set_args(&["--node-id", "2", "--initial-nodes", "1=127.0.0.1:1,2=127.0.0.1:2"]);
-    run_until_refused(&mut cluster.command(1)).fails(2, &[&data, "node 1"]);
     cluster.set_args(&[]);
 }
 

@@ -34,10 +34,12 @@ fn wrong_command_lines_exit_with_2_and_say_what_is_right() {
         (&["run", "--base-port", "70000"], &["70000"]),
         (&["run", "--base-port", "65500"], &["--base-port"]),
         (&["start", "--bogus"], &["--bogus"]),
-        (&["start", "--node-id", "one"], &["--node-id"]),
-        (&["start", "--node-id", "0", "--data", "/nowhere"], &["ids start at 1"]),
-        (&["start", "--bootstrap", "--node-id", "1", "--data", "/nowhere"], &["initial-nodes", "1=HOST:PORT"]),
-        (&["start", "--initial-nodes", "1=here", "--data", "/nowhere"], &["ID=HOST:PORT"]),
+        (&["start", "--initial-ranges", "many"], &["--initial-ranges"]),
+        (&["start", "--bootstrap", "--initial-ranges", "0", "--data", "/nowhere"], &["initial-ranges", "1 to"]),
+        (&["start", "--bootstrap", "--initial-replicas", "8", "--data", "/nowhere"], &["initial-replicas", "1 to 7"]),
+        (&["start", "--bootstrap", "--join", "a:1", "--data", "/nowhere"], &["begin a new cluster, or join one"]),
+        (&["start", "--join", "here", "--data", "/nowhere"], &["\"here\"", "HOST:PORT"]),
+        (&["start", "--node-dead-after-ms", "1", "--data", "/nowhere"], &["node-dead-after-ms", "at least"]),
         (&["start", "--client-listen", "localhost", "--data", "/nowhere"], &["client-listen", "IP:PORT"]),
         (&["start", "--http-listen", "0.0.0.0:0", "--data", "/nowhere"], &["http-listen", "--plaintext-off-loopback"]),
         (&["config", "check", "--log-level", "loud=9"], &["log-level"]),
@@ -60,8 +62,8 @@ fn wrong_configuration_files_exit_with_2_and_are_named() {
     let name = path.to_str().expect("a plain path");
     for (content, expected) in [
         ("clister-name = \"x\"", ["clister-name", "did you mean \"cluster-name\""]),
-        ("node-id = \"one\"", ["node-id", "a whole number"]),
-        ("node-id = ", [name, ""]),
+        ("initial-ranges = \"many\"", ["initial-ranges", "a whole number"]),
+        ("initial-ranges = ", [name, ""]),
     ] {
         std::fs::write(&path, content).expect("a file for the test");
         for command in [&["config", "check"][..], &["config", "show"], &["start"]] {
@@ -69,8 +71,8 @@ fn wrong_configuration_files_exit_with_2_and_are_named() {
         }
     }
     flotilla(&["start", "--config", "/nowhere/flotilla.toml"]).fails(2, &["/nowhere/flotilla.toml"]);
-    let wrong = run(binary().args(["config", "check"]).env("FLOTILLA_NODE_ID", "one"), None);
-    wrong.fails(2, &["FLOTILLA_NODE_ID", "a whole number"]);
+    let wrong = run(binary().args(["config", "check"]).env("FLOTILLA_INITIAL_RANGES", "many"), None);
+    wrong.fails(2, &["FLOTILLA_INITIAL_RANGES", "a whole number"]);
 }
 
 #[test]

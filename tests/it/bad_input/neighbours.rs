@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::support::cli::at;
+use crate::support::cli::{at, run_until_refused};
 use crate::support::cluster::{Cluster, http_get};
 use crate::support::eventually;
+use crate::support::ports::free_port;
 use crate::support::rng::{Rng, seed};
 
 /// The status of one node, as `flotilla node list` shows it.
@@ -18,22 +19,24 @@ fn problems(cluster: &Cluster, node: u64) -> Vec<String> {
     lines.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect()
 }
 
+/// A node of another cluster that listens where one of ours did.
 #[test]
 fn a_node_of_another_cluster_is_turned_away_in_words_on_both_sides() {
-    let mut cluster = Cluster::new(3);
-    cluster.start(1);
-    cluster.start(2);
-    cluster.wait_ready();
-    // Node 3's place is taken by a node that was told another cluster's name.
-    cluster.set_args(&["--cluster-name", "other"]);
-    cluster.start(3);
+    let mut cluster = Cluster::three();
     let address = cluster.node(1).client.clone();
+    cluster.kill(3);
+    let (data, kept) = (cluster.node(3).data.clone(), cluster.directory().join("kept"));
+    std::fs::rename(&data, &kept).expect("the test's own");
+    let before = cluster.log(3).len();
+    cluster.set_args(&["--cluster-name", "other", "--bootstrap", "--join", ""]);
+    cluster.start(3);
     eventually("node 1 to tell of the stranger", || {
         problems(&cluster, 1).iter().any(|line| line.contains("belongs to cluster"))
     });
-    for node in [1, 2, 3] {
-        eventually("both sides to log it", || cluster.log(node).contains("belongs to cluster"));
+    for node in [1, 2] {
+        eventually("the others to log it", || cluster.log(node).contains("belongs to cluster"));
     }
+    eventually("the stranger to log it", || cluster.log(3)[before..].contains("belongs to cluster"));
     let status = at(&address, &["status"]).exits(0);
     assert!(
         status.text().contains("belongs to cluster") && status.text().contains("check the addresses"),
@@ -43,39 +46,74 @@ fn a_node_of_another_cluster_is_turned_away_in_words_on_both_sides() {
     // It has got nothing, and the two others serve.
     at(&address, &["kv", "put", "k", "v"]).exits(0);
     assert_eq!(at(&address, &["kv", "get", "k"]).exits(0).stdout, b"v");
-    assert_eq!(http_get(&cluster.node(3).http, "/readyz").expect("it answers").0, 503, "it has no quorum");
+    at(&cluster.node(3).client, &["kv", "get", "k"]).exits(4);
     cluster.kill(3);
-    std::fs::remove_dir_all(&cluster.node(3).data).expect("the stranger's");
+    std::fs::remove_dir_all(&data).expect("the stranger's");
+    std::fs::rename(&kept, &data).expect("the test's own");
     cluster.set_args(&[]);
     cluster.start_all();
     let nodes = at(&address, &["node", "list", "--output", "json"]).exits(0).json();
     assert!(nodes.as_array().expect("a list").iter().all(|node| node["state"] == "up"), "{nodes}");
 }
 
-/// An emptied directory under an old id has forgotten what it promised.
 #[test]
-fn a_node_that_comes_back_with_an_empty_disk_is_refused_and_stops() {
-    let mut cluster = Cluster::three();
+fn joins_that_cannot_be_are_refused_and_leave_nothing_behind() {
+    let mut cluster = Cluster::new(2);
+    cluster.start(1);
+    cluster.wait_node(1);
+    let (first, own) = (cluster.node(1).client.clone(), cluster.node(2).client.clone());
+    for (args, code, words) in [
+        (["--cluster-name", "other", "--join", &first], 1, ["cluster", "\"test\""]),
+        (["--cluster-name", "test", "--join", &own], 2, [&own[..], "own address"]),
+    ] {
+        cluster.set_args(&args);
+        run_until_refused(&mut cluster.command(2)).fails(code, &words);
+        assert!(!cluster.node(2).data.exists(), "nothing was made");
+    }
+    let nobody = format!("127.0.0.1:{}", free_port());
+    cluster.set_args(&["--join", &nobody, "--join-timeout-ms", "300"]);
+    run_until_refused(&mut cluster.command(2)).fails(1, &["joining the cluster", &nobody]);
+    assert!(!cluster.node(2).data.exists(), "nothing was made");
+    // One of the addresses is enough.
+    let addresses = format!("{nobody},{first}");
+    cluster.set_args(&["--join", &addresses]);
+    cluster.start_all();
+    at(&own, &["kv", "put", "k", "v"]).exits(0);
+    // Once it is made, neither the flag nor its address matters.
+    assert_eq!(cluster.terminate(2), Some(0));
+    cluster.set_args(&["--join", &nobody]);
+    cluster.start_all();
+    assert!(cluster.log(2).contains("--join did nothing"), "{}", cluster.log(2));
+    assert_eq!(at(&own, &["kv", "get", "k"]).exits(0).stdout, b"v");
+}
+
+/// An emptied directory has forgotten what it promised: what comes up on it is another node.
+#[test]
+fn a_node_that_comes_back_with_an_empty_disk_is_another_node() {
+    let mut cluster = Cluster::new(3);
+    cluster.set_args(&["--node-dead-after-ms", "3000"]);
+    cluster.start_all();
     let address = cluster.node(1).client.clone();
     at(&address, &["kv", "put", "k", "v"]).exits(0);
     cluster.kill(3);
-    let (data, kept) = (cluster.node(3).data.clone(), cluster.directory().join("kept"));
-    std::fs::rename(&data, &kept).expect("the test's own");
-    // With --bootstrap, as from a service unit that kept the flag.
+    std::fs::remove_dir_all(&cluster.node(3).data).expect("the test's own");
+    // With --join, as from a service unit that kept the flag.
     cluster.start(3);
-    assert_eq!(cluster.wait_end(3), Some(1));
-    let log = cluster.log(3);
-    assert!(log.contains("node 3 is known with another store") && log.contains("error: "), "{log}");
-    let status = at(&address, &["status"]).exits(0);
-    assert!(status.text().contains("node 3 is down"), "{status:?}");
-    assert!(status.text().contains("node 3 is known with another store"), "{status:?}");
-    assert_eq!(at(&address, &["kv", "get", "k"]).exits(0).stdout, b"v");
-    // The old disk was only unplugged.
-    std::fs::remove_dir_all(&data).expect("the empty one");
-    std::fs::rename(&kept, &data).expect("the test's own");
-    cluster.start_all();
-    let nodes = at(&address, &["node", "list", "--output", "json"]).exits(0).json();
-    assert!(nodes.as_array().expect("a list").iter().all(|node| node["state"] == "up"), "{nodes}");
+    cluster.wait_node(3);
+    let show = |node: &str| at(&address, &["node", "show", node, "--output", "json"]).exits(0).json();
+    assert_eq!(show("4")["client_addr"], cluster.node(3).client);
+    // The old one counts as dead before long, and its replicas are rebuilt on the new one.
+    eventually("every replica to be rebuilt on node 4", || {
+        let list = at(&address, &["range", "list", "--output", "json"]).exits(0).json();
+        let on = |range: &serde_json::Value| {
+            let replicas = range["replicas"].as_array().cloned().unwrap_or_default();
+            let nodes: Vec<u64> = replicas.iter().filter_map(|replica| replica["node_id"].as_u64()).collect();
+            let voters = replicas.iter().all(|replica| replica["role"] == "voter");
+            voters && nodes.len() == 3 && nodes.contains(&4) && !nodes.contains(&3)
+        };
+        list.as_array().is_some_and(|ranges| ranges.iter().all(on))
+    });
+    assert_eq!(at(&cluster.node(3).client, &["kv", "get", "k"]).exits(0).stdout, b"v");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use flotilla_proto::v1;
 use flotilla_router::{Client, ClientConfig};
 
-use super::eventually;
 use super::ports::free_port;
+use super::{eventually, runtime};
 
 /// A cluster of processes; all end with it.
 pub struct Cluster {
@@ -100,6 +100,7 @@ impl Cluster {
 
     /// Starts all nodes that do not run, and waits until they serve.
     pub fn start_all(&mut self) {
+        let new = !self.node(1).data.join("IDENTITY").exists();
         for id in 1..=self.nodes.len() as u64 {
             if self.node(id).child.is_none() {
                 self.start(id);
@@ -107,6 +108,9 @@ impl Cluster {
             }
         }
         self.wait_ready();
+        if new {
+            self.wait_spread();
+        }
     }
 
     /// Waits until a node's directory says who it is: nodes that join one after the other get their ids in this order.
@@ -164,13 +168,33 @@ impl Cluster {
             if self.nodes[at].child.is_none() {
                 continue;
             }
-            let what = format!("node {} to be ready; its log:\n{}", at + 1, self.log(at as u64 + 1));
-            eventually(&what, || {
-                assert!(self.is_running(at as u64 + 1), "node {} ended:\n{}", at + 1, self.log(at as u64 + 1));
-                http_get(&self.nodes[at].http, "/readyz").is_some_and(|(status, _)| status == 200)
-            });
+            self.wait_node(at as u64 + 1);
         }
         self.wait_replicated();
+    }
+
+    /// Waits until a node serves.
+    pub fn wait_node(&mut self, id: u64) {
+        let what = format!("node {id} to be ready; its log:\n{}", self.log(id));
+        eventually(&what, || {
+            assert!(self.is_running(id), "node {id} ended:\n{}", self.log(id));
+            http_get(&self.node(id).http, "/readyz").is_some_and(|(status, _)| status == 200)
+        });
+    }
+
+    /// Waits until no node leads many more ranges than another: from then on leaders stay where they are.
+    fn wait_spread(&self) {
+        let runtime = runtime();
+        eventually("leaders to be spread", || {
+            let routes = runtime.block_on(routes(&self.node(1).client)).unwrap_or_default();
+            let led = |node: &Process| {
+                let of = |route: &&v1::RangeStatus| route.leader_node_id == node.id;
+                routes.ranges.iter().filter(of).count()
+            };
+            let led: Vec<usize> = self.nodes.iter().map(led).collect();
+            let (least, most) = (led.iter().min().unwrap_or(&0), led.iter().max().unwrap_or(&0));
+            *most > 0 && most - least <= 2
+        });
     }
 
     /// Waits until every running node knows every range with all its replicas and a leader that runs.
@@ -181,7 +205,7 @@ impl Cluster {
         if up.len() * 2 <= replicas {
             return;
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = runtime();
         let whole = |routes: &v1::ListRangesResponse| {
             let whole = |route: &v1::RangeStatus| {
                 let voter = |of: &&v1::ReplicaDescriptor| of.role() == v1::ReplicaRole::Voter;
@@ -191,13 +215,7 @@ impl Cluster {
             !routes.ranges.is_empty() && routes.ranges.iter().all(whole)
         };
         eventually("every range to have its replicas", || {
-            let known = |(_, address): &(u64, String)| {
-                runtime.block_on(async {
-                    let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
-                    Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())
-                })
-            };
-            up.iter().all(|node| known(node).is_some_and(|routes| whole(&routes)))
+            up.iter().all(|(_, address)| runtime.block_on(routes(address)).is_some_and(|routes| whole(&routes)))
         });
     }
 
@@ -272,6 +290,12 @@ impl Drop for Cluster {
             self.kill(id);
         }
     }
+}
+
+/// What one node knows of the ranges.
+async fn routes(address: &str) -> Option<v1::ListRangesResponse> {
+    let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
+    Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())
 }
 
 /// Sends a signal to a process of this test.
