@@ -18,6 +18,7 @@ mod kv;
 mod logging;
 mod metrics;
 mod placement;
+mod route_map;
 mod routes;
 mod stream;
 mod table;
@@ -56,6 +57,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Routes that change often are taken over in groups.
 const ROUTES_PAUSE: Duration = Duration::from_millis(10);
+/// With many ranges the pause is at least so many times as long as taking them over took.
+const ROUTES_PAUSE_SHARE: u32 = 8;
 /// How long connections may go on after the stop was asked for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -303,7 +306,9 @@ impl Server {
         let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
         self.tasks.push(tokio::spawn(async move {
             loop {
+                let began = tokio::time::Instant::now();
                 router.merge(&table.routes());
+                let pause = ROUTES_PAUSE.max(began.elapsed() * ROUTES_PAUSE_SHARE);
                 let changed = tokio::select! {
                     changed = own.changed() => changed,
                     changed = learned.changed() => changed,
@@ -312,7 +317,7 @@ impl Server {
                 if changed.is_err() {
                     return;
                 }
-                tokio::time::sleep(ROUTES_PAUSE).await;
+                tokio::time::sleep(pause).await;
             }
         }));
     }

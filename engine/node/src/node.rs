@@ -197,6 +197,11 @@ impl<S: LocalStorage> Node<S> {
         None
     }
 
+    /// A range as the replica here knows it; `None`: there is none.
+    pub fn own_route(&self, range: RangeId) -> Option<v1::RangeStatus> {
+        self.inner.views.get(range).map(|view| range_status(&view))
+    }
+
     /// The ranges that have a replica here, as that replica knows them, and the nodes that this one has met.
     pub fn own_routes(&self) -> v1::ListRangesResponse {
         let ranges = self.inner.views.all().iter().map(|view| range_status(view)).collect();

@@ -26,6 +26,8 @@ use crate::server::table::RouteTable;
 const INTERVAL: Duration = Duration::from_millis(500);
 /// And at most this often.
 const INTERVAL_MIN: Duration = Duration::from_millis(20);
+/// With many ranges the pause is at least so many times as long as looking through them took.
+const INTERVAL_SHARE: u32 = 8;
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of one report.
 const REPORT_BYTES_MAX: usize = 1 << 20;
@@ -44,6 +46,8 @@ pub(crate) struct Agent {
     /// What the service has been told of each range.
     told: BTreeMap<u64, v1::RangeReport>,
     was_refused: bool,
+    /// How long it took to look through all ranges.
+    looking: Duration,
 }
 
 impl Agent {
@@ -59,6 +63,7 @@ impl Agent {
             full: true,
             told: BTreeMap::new(),
             was_refused: false,
+            looking: Duration::ZERO,
         }
     }
 
@@ -71,7 +76,7 @@ impl Agent {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 again = self.round() => if again { continue },
             }
-            sleep_until(began + INTERVAL_MIN).await;
+            sleep_until(began + INTERVAL_MIN.max(self.looking * INTERVAL_SHARE)).await;
             let rest = sleep_until(began + INTERVAL);
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
@@ -84,6 +89,7 @@ impl Agent {
 
     /// One report, or several if it is large; true: at once again.
     async fn round(&mut self) -> bool {
+        let began = Instant::now();
         let Ok(summaries) = self.node.summaries().await else { return false };
         let now: BTreeMap<u64, v1::RangeReport> =
             summaries.iter().map(|summary| (summary.range.0, report_of(summary, self.node.node_id()))).collect();
@@ -91,12 +97,14 @@ impl Agent {
         let news = now.iter().filter(|(id, report)| full || self.told.get(id).is_none_or(|told| differs(told, report)));
         let news: Vec<v1::RangeReport> = news.map(|(_, report)| report.clone()).collect();
         let gone: Vec<u64> = self.told.keys().filter(|id| !full && !now.contains_key(id)).copied().collect();
+        self.looking = began.elapsed();
         let mut again = false;
         let pages = pages(news);
         let last = pages.len() - 1;
         for (at, ranges) in pages.into_iter().enumerate() {
-            // The first page begins the listing; those after it go on with it.
-            let request = self.request(full && at == 0, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
+            // Only the first page says that it is a full report: that begins the listing anew.
+            let request =
+                self.request(full && at == 0, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
             let sequence = self.table.sequence();
             match self.send(request).await {
                 Ok(answer) => {

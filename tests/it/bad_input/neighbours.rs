@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::support::cli::{at, run_until_refused};
-use crate::support::cluster::{Cluster, http_get};
+use crate::support::cluster::Cluster;
 use crate::support::eventually;
 use crate::support::ports::free_port;
 use crate::support::rng::{Rng, seed};

@@ -113,7 +113,10 @@ fn configuration_is_shown_checked_and_read_back() {
     let name = path.to_str().expect("a plain path");
     let flags = ["--join", "a:1,b:2", "--node-dead-after-ms", "7000", "--read-mode", "quorum"];
     let shown = flotilla(&[&["config", "show"], &flags[..]].concat()).exits(0);
-    assert!(shown.text().contains("read-mode = \"quorum\"") && shown.text().contains("join = \"a:1,b:2\""), "{shown:?}");
+    assert!(
+        shown.text().contains("read-mode = \"quorum\"") && shown.text().contains("join = \"a:1,b:2\""),
+        "{shown:?}"
+    );
     std::fs::write(&path, &shown.stdout).expect("a file for the test");
     let again = flotilla(&["config", "show", "--config", name]).exits(0);
     assert_eq!(again.stdout, shown.stdout, "what is shown is a file that says the same");
