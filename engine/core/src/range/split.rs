@@ -44,6 +44,17 @@ impl Size {
     }
 }
 
+/// Into how many parts a range of this size is split, so that they have room to grow.
+fn parts_by_size(bytes: u64, limit: u64) -> u64 {
+    (bytes.saturating_mul(3) / limit.saturating_mul(2)).clamp(2, PARTS_BY_SIZE_MAX)
+}
+
+/// Of keys that cut a range into equal parts, those that cut it into at most `parts`.
+fn thinned(keys: &[bytes::Bytes], parts: usize) -> Vec<bytes::Bytes> {
+    let parts = parts.min(keys.len() + 1);
+    (1..parts).map(|part| keys[part * (keys.len() + 1) / parts - 1].clone()).collect()
+}
+
 /// A split that waits for its keys.
 #[derive(Debug)]
 pub(super) enum Finding {
@@ -160,7 +171,12 @@ impl Range {
         }
         // The range may have been split since the keys were looked for.
         let fits = |key: &bytes::Bytes| split_keys::check(&self.descriptor, key, &boundary).is_ok();
-        let keys: Vec<bytes::Bytes> = found.keys.into_iter().filter(fits).collect();
+        let mut keys: Vec<bytes::Bytes> = found.keys.into_iter().filter(fits).collect();
+        if asker.is_none() {
+            // They were asked for by what the disk guessed.
+            let parts = usize::try_from(parts_by_size(found.bytes, limit)).unwrap_or(usize::MAX);
+            keys = thinned(&keys, parts);
+        }
         self.propose_split(turn, keys, boundary, asker)
     }
 
@@ -179,7 +195,7 @@ impl Range {
             return;
         }
         if let Ok(boundary) = self.may_split(turn) {
-            let parts = (bytes.saturating_mul(3) / limit.saturating_mul(2)).clamp(2, PARTS_BY_SIZE_MAX);
+            let parts = parts_by_size(bytes, limit);
             self.finding = Some(Finding::BySize);
             self.want_split_keys(turn, parts as u32, boundary, false);
         }
