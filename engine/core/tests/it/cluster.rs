@@ -59,6 +59,8 @@ pub struct Cluster {
     pub apply_held: BTreeSet<u64>,
     /// Nodes that hear nobody and are not heard.
     pub cut_off: BTreeSet<u64>,
+    /// Nodes that hear nothing about a range.
+    pub deaf: BTreeSet<(u64, RangeId)>,
     pub writes: Vec<(u64, Result<WriteAnswer, Error>)>,
     pub barriers: Vec<(u64, Result<Arc<ReadView>, Error>)>,
     pub transfers: Vec<(u64, TransferAnswer)>,
@@ -123,6 +125,7 @@ impl Cluster {
             disk_held: BTreeSet::new(),
             apply_held: BTreeSet::new(),
             cut_off: BTreeSet::new(),
+            deaf: BTreeSet::new(),
             writes: Vec::new(),
             barriers: Vec::new(),
             transfers: Vec::new(),
@@ -280,7 +283,9 @@ impl Cluster {
     pub fn deliver(&mut self) -> bool {
         let Some(envelope) = self.network.pop_front() else { return false };
         let (from, to) = (envelope.from.0, envelope.to.0);
-        if !self.cut_off.contains(&from) && !self.cut_off.contains(&to) && self.nodes.contains_key(&to) {
+        let deaf = self.deaf.contains(&(to, RangeId(envelope.message.range_id)));
+        let apart = deaf || self.cut_off.contains(&from) || self.cut_off.contains(&to);
+        if !apart && self.nodes.contains_key(&to) {
             self.turn(to, vec![Input::Message(envelope)]);
         }
         true
@@ -310,6 +315,35 @@ impl Cluster {
             self.turn(id, vec![Input::Tick]);
         }
         self.settle();
+    }
+
+    /// One thing happens after the other, and time passes where there is nothing to do, until something holds.
+    pub fn step_until(&mut self, holds: impl Fn(&Self) -> bool) {
+        let ids: Vec<u64> = self.nodes.keys().copied().collect();
+        for _ in 0..20_000 {
+            let mut any = false;
+            for id in &ids {
+                any |= !self.disk_held.contains(id) && self.persist(*id);
+                if holds(self) {
+                    return;
+                }
+            }
+            any |= self.deliver();
+            if holds(self) {
+                return;
+            }
+            for id in ids.iter().rev() {
+                any |= !self.apply_held.contains(id) && self.apply(*id);
+                if holds(self) {
+                    return;
+                }
+            }
+            if !any {
+                self.now = self.now + self.config.tick;
+                ids.iter().for_each(|id| drop(self.turn(*id, vec![Input::Tick])));
+            }
+        }
+        panic!("it did not come to hold within 20,000 steps");
     }
 
     /// Time passes until something holds.

@@ -10,8 +10,12 @@ use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, request, rows};
 pub const CHILD: RangeId = RangeId(100);
 
 /// Three replicas led by node 1, further nodes that hold nothing, settings and ids known everywhere.
-fn begun(empty: u64) -> Cluster {
-    let mut cluster = Cluster::with_empty(Config::default(), 3, empty);
+pub fn begun(empty: u64) -> Cluster {
+    begun_with(Config::default(), empty)
+}
+
+pub fn begun_with(config: Config, empty: u64) -> Cluster {
+    let mut cluster = Cluster::with_empty(config, 3, empty);
     let ids: Vec<u64> = cluster.nodes.keys().copied().collect();
     for id in ids {
         let keyspace = v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() };
@@ -27,17 +31,17 @@ fn begun(empty: u64) -> Cluster {
     cluster
 }
 
-fn split_input(token: u64, key: &str) -> Input {
+pub fn split_input(token: u64, key: &str) -> Input {
     let at = SplitAt::Keys(vec![key.to_owned().into()]);
     Input::Split(Split { token: Token(token), range: RANGE, at, deadline: LATER })
 }
 
-fn write_at(token: u64, range: RangeId, epoch: v1::Epoch, key: &str) -> Input {
+pub fn write_at(token: u64, range: RangeId, epoch: v1::Epoch, key: &str) -> Input {
     let request = request(vec![put(key, "v")]);
     Input::Write(Write { token: Token(token), range, epoch, request, deadline: LATER })
 }
 
-fn order(add: &[u64], remove: &[u64]) -> Input {
+pub fn order(add: &[u64], remove: &[u64]) -> Input {
     Input::Order(v1::RangeOrder {
         order_id: 1,
         range_id: RANGE.0,
@@ -47,24 +51,24 @@ fn order(add: &[u64], remove: &[u64]) -> Input {
     })
 }
 
-fn nodes_of(cluster: &Cluster, id: u64) -> Vec<(u64, v1::ReplicaRole)> {
+pub fn nodes_of(cluster: &Cluster, id: u64) -> Vec<(u64, v1::ReplicaRole)> {
     let mut nodes: Vec<_> = cluster.summary(id).descriptor.replicas.iter().map(|of| (of.node_id, of.role())).collect();
     nodes.sort_by_key(|(node, _)| *node);
     nodes
 }
 
-fn voters_on(cluster: &Cluster, nodes: &[u64]) -> bool {
+pub fn voters_on(cluster: &Cluster, nodes: &[u64]) -> bool {
     cluster.leader_of(RANGE).is_some_and(|leader| {
         nodes_of(cluster, leader) == nodes.iter().map(|node| (*node, v1::ReplicaRole::Voter)).collect::<Vec<_>>()
     })
 }
 
-fn serves(cluster: &Cluster, range: RangeId) -> Option<u64> {
+pub fn serves(cluster: &Cluster, range: RangeId) -> Option<u64> {
     let serves = |id: &u64| cluster.node(*id).views.get(&range).is_some_and(|view| view.serves);
     cluster.nodes.keys().copied().find(serves)
 }
 
-fn removed_notice(to: u64, newer: v1::RangeDescriptor) -> Input {
+pub fn removed_notice(to: u64, newer: v1::RangeDescriptor) -> Input {
     let message = v1::PeerMessage {
         range_id: RANGE.0,
         from_replica: 1,
