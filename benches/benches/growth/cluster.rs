@@ -1,0 +1,246 @@
+//! Clusters of `flotilla start` processes on loopback that grow by joining, and what can be asked of them.
+
+use std::error::Error;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use flotilla_proto::ids::SYSTEM_RANGE;
+use flotilla_proto::v1;
+use flotilla_router::{Client, ClientConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// The longest wait for anything.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at something that is waited for.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// One process.
+pub struct Process {
+    pub client: String,
+    peer: String,
+    http: String,
+    data: PathBuf,
+    child: Option<Child>,
+}
+
+/// Processes; all end with it.
+pub struct Cluster {
+    binary: PathBuf,
+    /// Removed when it goes, after the processes.
+    _directory: tempfile::TempDir,
+    pub nodes: Vec<Process>,
+    flags: Vec<String>,
+}
+
+/// The binary beside this bench: `<target>/release/deps/growth-...` -> `<target>/release/flotilla`.
+pub fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let binary = own.ancestors().nth(2).ok_or("a bench lies in <target>/release/deps")?.join("flotilla");
+    if !binary.exists() {
+        return Err(format!("{} is not there: run `make bin` first", binary.display()).into());
+    }
+    Ok(binary)
+}
+
+impl Cluster {
+    /// Starts so many nodes one after the other, so that their ids are 1, 2, ..., and waits until every range has
+    /// three replicas (or as many as there are nodes) and a leader.
+    pub async fn start(binary: &Path, dir: &Path, nodes: usize, flags: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir_in(dir)?;
+        // Held until all are known, so that none is given twice.
+        let held: Vec<TcpListener> =
+            (0..3 * nodes).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+        let addresses: Vec<String> = held
+            .iter()
+            .map(|one| one.local_addr().map(|address| address.to_string()))
+            .collect::<std::io::Result<_>>()?;
+        drop(held);
+        let process = |(at, of): (usize, &[String])| Process {
+            client: of[0].clone(),
+            peer: of[1].clone(),
+            http: of[2].clone(),
+            data: directory.path().join(format!("node-{}", at + 1)),
+            child: None,
+        };
+        let nodes = addresses.chunks(3).enumerate().map(process).collect();
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut cluster = Self { binary: binary.into(), _directory: directory, nodes, flags };
+        for at in 0..cluster.nodes.len() {
+            cluster.spawn(at)?;
+            cluster.wait_ready(at).await?;
+        }
+        cluster.wait_whole(cluster.nodes.len().min(3)).await?;
+        Ok(cluster)
+    }
+
+    /// Starts a node's process, without waiting for anything.
+    pub fn spawn(&mut self, at: usize) -> Result<()> {
+        let replicas = self.nodes.len().min(3).to_string();
+        let first = self.nodes[0].client.clone();
+        let node = &mut self.nodes[at];
+        std::fs::create_dir_all(&node.data)?;
+        let mut command = Command::new(&self.binary);
+        command
+            .args(["start", "--cluster-name", "growth", "--memory-bytes", "268435456", "--ballast-bytes", "1048576"])
+            .args(["--log-level", "error", "--stop-with", &std::process::id().to_string()])
+            .args(["--client-listen", &node.client, "--peer-listen", &node.peer, "--http-listen", &node.http])
+            .arg("--data")
+            .arg(&node.data);
+        match at {
+            0 => command.args(["--bootstrap", "--initial-replicas", &replicas]),
+            _ => command.args(["--join", &first]),
+        };
+        command.args(&self.flags).stdin(Stdio::null()).stdout(Stdio::null());
+        node.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Ends a node's process at once.
+    pub fn kill(&mut self, at: usize) -> Result<()> {
+        if let Some(mut child) = self.nodes[at].child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Ends a node for good: its directory goes with it.
+    pub fn lose(&mut self, at: usize) -> Result<()> {
+        self.kill(at)?;
+        Ok(std::fs::remove_dir_all(&self.nodes[at].data)?)
+    }
+
+    /// Asks a node to stop, and waits until it has.
+    pub fn stop(&mut self, at: usize) -> Result<()> {
+        let Some(mut child) = self.nodes[at].child.take() else { return Ok(()) };
+        let pid = i32::try_from(child.id())?;
+        // SAFETY: kill takes no pointers, and the child has not been waited for, so that the id is still its own.
+        if unsafe { libc::kill(pid, libc::SIGTERM) } != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until a node says that it is ready.
+    pub async fn wait_ready(&self, at: usize) -> Result<()> {
+        let http = &self.nodes[at].http;
+        wait(&format!("{http} to be ready"), async || is_ready(http).await).await
+    }
+
+    /// Waits until every range has exactly so many replicas, all of them voters on nodes that run, and a leader.
+    pub async fn wait_whole(&self, replicas: usize) -> Result<()> {
+        let client = self.client().await?;
+        let running: Vec<u64> = (1..).zip(&self.nodes).filter(|(_, of)| of.child.is_some()).map(|(id, _)| id).collect();
+        let whole = |route: &v1::RangeStatus| {
+            let of = route.descriptor.iter().flat_map(|range| &range.replicas);
+            let good = |replica: &&v1::ReplicaDescriptor| {
+                replica.role() == v1::ReplicaRole::Voter && running.contains(&replica.node_id)
+            };
+            let (all, good) = (of.clone().count(), of.filter(good).count());
+            (all, good) == (replicas, replicas) && running.contains(&route.leader_node_id)
+        };
+        wait("all replicas of all ranges", async || {
+            let routes = client.list_ranges().await;
+            routes.is_ok_and(|routes| !routes.ranges.is_empty() && routes.ranges.iter().all(whole))
+        })
+        .await
+    }
+
+    /// A client that knows all nodes that run.
+    pub async fn client(&self) -> Result<Client> {
+        let running = self.nodes.iter().filter(|node| node.child.is_some()).map(|node| node.client.clone());
+        let config = ClientConfig { timeout: Duration::from_secs(30), ..ClientConfig::default() };
+        Ok(Client::connect(running, config).await?)
+    }
+
+    /// The sum of the counters of all nodes that run.
+    pub async fn counters(&self, client: &Client) -> Result<Counters> {
+        let mut sum = Counters::default();
+        for node in self.nodes.iter().filter(|node| node.child.is_some()) {
+            let of = client.node_status_at(&node.client).await?.counters.unwrap_or_default();
+            sum.syncs += of.wal_syncs as f64;
+            sum.entries += of.log_entries as f64;
+            sum.messages += of.raft_messages_sent as f64;
+            sum.cpu_micros += of.cpu_micros as f64;
+        }
+        Ok(sum)
+    }
+
+    /// Resident bytes of a node's process.
+    pub fn resident_bytes(&self, at: usize) -> Result<f64> {
+        let child = self.nodes[at].child.as_ref().ok_or("the node does not run")?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        let kib: f64 = line.split_whitespace().next().ok_or("no VmRSS")?.parse()?;
+        Ok(kib * 1024.0)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Some(mut child) = node.child.take() {
+                // Gone already is as good.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// What nodes have spent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    pub syncs: f64,
+    pub entries: f64,
+    pub messages: f64,
+    pub cpu_micros: f64,
+}
+
+impl Counters {
+    /// What came since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            syncs: self.syncs - earlier.syncs,
+            entries: self.entries - earlier.entries,
+            messages: self.messages - earlier.messages,
+            cpu_micros: self.cpu_micros - earlier.cpu_micros,
+        }
+    }
+}
+
+/// The ranges of the keyspaces of users.
+pub async fn user_ranges(client: &Client) -> Result<Vec<v1::RangeStatus>> {
+    let mut routes = client.list_ranges().await?.ranges;
+    routes.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.range_id != SYSTEM_RANGE.0));
+    Ok(routes)
+}
+
+/// Waits until a condition holds.
+pub async fn wait(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Result<()> {
+    let begun = Instant::now();
+    while !condition().await {
+        if begun.elapsed() > PATIENCE {
+            return Err(format!("waited {PATIENCE:?} for {what}").into());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+async fn is_ready(http: &str) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(http).await?;
+        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<bool, std::io::Error>(answer.contains(" 200 "))
+    };
+    asked.await.unwrap_or(false)
+}

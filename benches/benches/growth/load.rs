@@ -1,0 +1,193 @@
+//! Filling a cluster, and a steady load on it: requests begin at given times, whether or not earlier ones have ended,
+//! and their latency counts from then.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flotilla_benches::stats::Latencies;
+use flotilla_proto::Error;
+use flotilla_router::{Client, WriteOp};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::cluster::Result;
+
+const FILL_BYTES: usize = 16 << 10;
+const FILL_BATCH: u64 = 16;
+const FILLERS: u64 = 8;
+const SMALL_BYTES: usize = 256;
+const SMALL_KEYS: u64 = 10_000;
+/// Closed-loop clients, when the capacity is looked for.
+const CLIENTS: u64 = 64;
+const PACE: Duration = Duration::from_millis(2);
+
+/// A number without a pattern.
+fn scatter(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_add(0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// A key made of letters and digits, which spreads evenly over the ranges that a keyspace is born with.
+fn key(number: u64) -> Bytes {
+    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut rest = scatter(number);
+    let mut text = Vec::with_capacity(10);
+    for _ in 0..10 {
+        text.push(ALPHABET[(rest % 62) as usize]);
+        rest /= 62;
+    }
+    text.into()
+}
+
+/// Bytes that do not compress.
+fn value(seed: u64, bytes: usize) -> Bytes {
+    let words = (0..bytes as u64 / 8).flat_map(|at| scatter(seed.wrapping_mul(1 << 20).wrapping_add(at)).to_le_bytes());
+    words.collect()
+}
+
+/// Writes about so many bytes.
+pub async fn fill(client: &Client, bytes: u64) -> Result<()> {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for _ in 0..FILLERS {
+        let (client, next) = (client.clone(), Arc::clone(&next));
+        tasks.spawn(async move {
+            loop {
+                let first = next.fetch_add(FILL_BATCH, Ordering::Relaxed);
+                if first * FILL_BYTES as u64 >= bytes {
+                    return Ok::<(), Error>(());
+                }
+                let one = |at: u64| WriteOp::Put { key: key(at | 1 << 40), value: value(at, FILL_BYTES) };
+                for done in client.batch((first..first + FILL_BATCH).map(one).collect(), false).await? {
+                    done?;
+                }
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Success,
+    /// Its node went while a write was under way: it may have been applied.
+    Ambiguous,
+    Failure,
+}
+
+/// Half writes, half reads, of small values.
+async fn operation(client: &Client, number: u64) -> End {
+    let key = key(scatter(number) % SMALL_KEYS);
+    let done = match number.is_multiple_of(2) {
+        true => client.put(key, value(number, SMALL_BYTES)).await.map(drop),
+        false => client.get(key).await.map(drop),
+    };
+    match done {
+        Ok(()) => End::Success,
+        Err(Error::Ambiguous { .. }) => End::Ambiguous,
+        Err(_) => End::Failure,
+    }
+}
+
+/// Operations per second that come out if many clients each do one after the other.
+pub async fn capacity(client: &Client, length: Duration) -> Result<f64> {
+    let done = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for at in 0..CLIENTS {
+        let (client, done) = (client.clone(), Arc::clone(&done));
+        tasks.spawn(async move {
+            let mut number = at << 32;
+            while begun.elapsed() < length {
+                operation(&client, number).await;
+                done.fetch_add(1, Ordering::Relaxed);
+                number += 1;
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    Ok(done.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// When each request was due, how long it then took, and how it ended.
+type Done = Arc<Mutex<Vec<(Instant, Duration, End)>>>;
+
+/// A steady load, until it is stopped.
+pub struct Steady {
+    done: Done,
+    stop: Arc<AtomicBool>,
+    pacer: JoinHandle<()>,
+}
+
+/// What a steady load saw in some time.
+#[derive(Debug)]
+pub struct Seen {
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub longest_ms: f64,
+    pub ambiguous: u64,
+    pub failed: u64,
+}
+
+impl Steady {
+    pub fn start(client: &Client, per_second: f64) -> Self {
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let pacer = tokio::spawn(pace(client.clone(), per_second, Arc::clone(&done), Arc::clone(&stop)));
+        Self { done, stop, pacer }
+    }
+
+    /// Of the requests that were due within this time; those that have not ended yet are not among them.
+    pub fn seen(&self, from: Instant, to: Instant) -> Seen {
+        let (mut latencies, mut ambiguous, mut failed) = (Latencies::default(), 0, 0);
+        for (due, took, end) in self.done.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if (from..to).contains(due) {
+                latencies.add(*took);
+                ambiguous += u64::from(*end == End::Ambiguous);
+                failed += u64::from(*end == End::Failure);
+            }
+        }
+        Seen {
+            p50_us: latencies.percentile_us(50.0),
+            p99_us: latencies.percentile_us(99.0),
+            longest_ms: latencies.max_us() / 1000.0,
+            ambiguous,
+            failed,
+        }
+    }
+
+    /// Ends it when what is under way has ended.
+    pub async fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.pacer.await?)
+    }
+}
+
+async fn pace(client: Client, per_second: f64, done: Done, stop: Arc<AtomicBool>) {
+    let (begun, mut sent) = (Instant::now(), 0);
+    let mut pulse = tokio::time::interval(PACE);
+    let mut tasks = JoinSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        pulse.tick().await;
+        while begun.elapsed().as_secs_f64() * per_second > sent as f64 {
+            let due = begun + Duration::from_secs_f64(sent as f64 / per_second);
+            let (client, done) = (client.clone(), Arc::clone(&done));
+            let number = sent;
+            tasks.spawn(async move {
+                let end = operation(&client, number).await;
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((due, due.elapsed(), end));
+            });
+            sent += 1;
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+    tasks.join_all().await;
+}

@@ -1,0 +1,99 @@
+//! What a node with many empty ranges costs: memory, a start, and CPU while nothing happens.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flotilla_benches::args::Args;
+use flotilla_benches::stats::Table;
+use flotilla_proto::v1;
+
+use crate::cluster::{Cluster, Result, wait};
+
+/// What ranges do after their birth is over by then.
+const SETTLE: Duration = Duration::from_secs(3);
+const MIB: f64 = 1024.0 * 1024.0;
+
+const COLUMNS: &[&str] = &[
+    "resident, MiB",
+    "the same after a restart",
+    "idle CPU, % of a core",
+    "idle fsyncs/s",
+    "idle Raft messages/s",
+    "after kill -9: ready, ms",
+    "first write, ms",
+    "after SIGTERM: ready, ms",
+    "first write, ms",
+];
+
+pub async fn run(binary: &Path, args: &Args) -> Result<()> {
+    let mut table = Table::new("A node with many empty ranges; of three nodes, the last one", COLUMNS);
+    let many = args.extra("many");
+    for _ in 0..args.reps {
+        for nodes in [1, 3] {
+            for ranges in [1, many / 10, many] {
+                let most = if nodes == 1 { many } else { args.extra("many-of-three") };
+                if ranges <= most && ranges > 0 {
+                    let name = format!("{nodes} node{}, {ranges} ranges", if nodes == 1 { "" } else { "s" });
+                    table.add(name, &measure(binary, args, nodes, ranges).await?);
+                }
+            }
+        }
+    }
+    table.print();
+    Ok(())
+}
+
+async fn measure(binary: &Path, args: &Args, nodes: usize, ranges: u64) -> Result<Vec<f64>> {
+    let mut cluster = Cluster::start(binary, &args.dir, nodes, &["--initial-ranges", &ranges.to_string()]).await?;
+    let client = cluster.client().await?;
+    tokio::time::sleep(SETTLE).await;
+    let before = cluster.counters(&client).await?;
+    let begun = Instant::now();
+    tokio::time::sleep(Duration::from_secs_f64(args.seconds)).await;
+    let spent = cluster.counters(&client).await?.since(before);
+    let idle = |sum: f64| sum / begun.elapsed().as_secs_f64() / nodes as f64;
+    let at = nodes - 1;
+    let resident = cluster.resident_bytes(at)? / MIB;
+    cluster.kill(at)?;
+    let (killed_ready, killed_write) = restart(&mut cluster, at).await?;
+    tokio::time::sleep(SETTLE).await;
+    let again = cluster.resident_bytes(at)? / MIB;
+    cluster.stop(at)?;
+    let (stopped_ready, stopped_write) = restart(&mut cluster, at).await?;
+    Ok(vec![
+        resident,
+        again,
+        idle(spent.cpu_micros / 1e4),
+        idle(spent.syncs),
+        idle(spent.messages),
+        killed_ready,
+        killed_write,
+        stopped_ready,
+        stopped_write,
+    ])
+}
+
+/// Starts a node again: milliseconds until it says that it is ready, and until a write sent to it was answered.
+async fn restart(cluster: &mut Cluster, at: usize) -> Result<(f64, f64)> {
+    let begun = Instant::now();
+    cluster.spawn(at)?;
+    let ready = async {
+        cluster.wait_ready(at).await?;
+        Ok(begun.elapsed())
+    };
+    let (ready, written) = tokio::try_join!(ready, first_write(&cluster.nodes[at].client, begun))?;
+    Ok((ready.as_secs_f64() * 1000.0, written.as_secs_f64() * 1000.0))
+}
+
+/// When a node has answered a write, from the beginning on.
+async fn first_write(address: &str, begun: Instant) -> Result<Duration> {
+    wait("the first write", async || {
+        let Ok(mut client) = v1::kv_client::KvClient::connect(format!("http://{address}")).await else { return false };
+        let header = Some(v1::RequestHeader { timeout_ms: 60_000, ..Default::default() });
+        let put = v1::PutRequest { header, key: Bytes::from_static(b"m"), ..Default::default() };
+        client.put(put).await.is_ok()
+    })
+    .await?;
+    Ok(begun.elapsed())
+}

@@ -1,0 +1,96 @@
+//! An empty keyspace becomes many ranges, on three nodes: by one order, and one split after the other.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use flotilla_benches::args::Args;
+use flotilla_benches::stats::Table;
+use flotilla_proto::{Error, RangeId, v1};
+use flotilla_router::{Client, SplitAt};
+
+use crate::cluster::{Cluster, PATIENCE, Result, user_ranges, wait};
+
+const COLUMNS: &[&str] =
+    &["answered, s", "all led, s", "fsyncs/split", "log entries/split", "Raft messages/split", "server CPU ms/split"];
+
+#[derive(Clone, Copy)]
+enum How {
+    AtOnce,
+    /// Always the first range, which keeps its id.
+    First,
+    /// Always the last one, which has just come to life.
+    Last,
+}
+
+const HOW: &[(&str, How)] = &[
+    ("by one order", How::AtOnce),
+    ("one by one, always the first range", How::First),
+    ("one by one, always the newest child", How::Last),
+];
+
+pub async fn run(binary: &std::path::Path, args: &Args) -> Result<()> {
+    let ranges = args.extra("ranges");
+    let mut table = Table::new(format!("One range becomes {ranges}; sums over three nodes"), COLUMNS);
+    for _ in 0..args.reps {
+        for (name, how) in HOW {
+            table.add(*name, &measure(binary, args, ranges, *how).await?);
+        }
+    }
+    table.print();
+    Ok(())
+}
+
+async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -> Result<Vec<f64>> {
+    let cluster = Cluster::start(binary, &args.dir, 3, &[]).await?;
+    let client = cluster.client().await?;
+    let range = user_ranges(&client).await?.first().and_then(|route| route.descriptor.clone()).ok_or("no range")?;
+    let keys: Vec<Bytes> = (1..ranges).map(|at| Bytes::from(format!("{at:08}"))).collect();
+    let before = cluster.counters(&client).await?;
+    let begun = Instant::now();
+    split(&client, RangeId(range.range_id), keys, how).await?;
+    let answered = begun.elapsed().as_secs_f64();
+    wait("all ranges to be led", async || {
+        let routes = user_ranges(&client).await.unwrap_or_default();
+        routes.len() as u64 == ranges && routes.iter().all(|route| route.leader_node_id != 0)
+    })
+    .await?;
+    let led = begun.elapsed().as_secs_f64();
+    let spent = cluster.counters(&client).await?.since(before);
+    let each = |sum: f64| sum / (ranges - 1) as f64;
+    Ok(vec![
+        answered,
+        led,
+        each(spent.syncs),
+        each(spent.entries),
+        each(spent.messages),
+        each(spent.cpu_micros / 1000.0),
+    ])
+}
+
+async fn split(client: &Client, mut range: RangeId, mut keys: Vec<Bytes>, how: How) -> Result<()> {
+    match how {
+        How::AtOnce => return Ok(drop(client.split_range(range, SplitAt::Keys(keys)).await?)),
+        How::First => keys.reverse(),
+        How::Last => {}
+    }
+    for key in keys {
+        let parts = split_at(client, range, key).await?;
+        if let How::Last = how {
+            range = RangeId(parts.last().ok_or("a split has parts")?.range_id);
+        }
+    }
+    Ok(())
+}
+
+/// Splits a range. One that was born this moment may not be known yet to the node that is asked for it.
+async fn split_at(client: &Client, range: RangeId, key: Bytes) -> Result<Vec<v1::RangeDescriptor>> {
+    let begun = Instant::now();
+    loop {
+        match client.split_range(range, SplitAt::Keys(vec![key.clone()])).await {
+            Ok(parts) => return Ok(parts),
+            Err(Error::InvalidArgument { what, .. })
+                if what.contains("there is no range") && begun.elapsed() < PATIENCE => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
