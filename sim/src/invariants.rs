@@ -53,7 +53,7 @@ pub(crate) struct Invariants {
     /// The keys that each committed entry is to write.
     keys: BTreeMap<(RangeId, u64), Vec<bytes::Bytes>>,
     /// What the data was where a check asked for it.
-    checkpoints: BTreeMap<(RangeId, u64), u64>,
+    checkpoints: BTreeMap<(RangeId, u64), (u64, u32)>,
     /// The newest view of each node and range.
     views: BTreeMap<(RangeId, usize), std::sync::Arc<ReadView>>,
 }
@@ -406,7 +406,7 @@ impl Invariants {
     }
 
     /// Every replica computes the same checksum at the index of a check. True: another one has before.
-    pub(crate) fn checkpoint(&mut self, node: usize, range: RangeId, index: u64, found: u64) -> Result<bool, String> {
+    pub(crate) fn checkpoint(&mut self, node: usize, range: RangeId, index: u64, found: (u64, u32)) -> Result<bool, String> {
         let known = self.checkpoints.insert((range, index), found);
         if known.is_some_and(|known| known != found) {
             return Err(format!(
