@@ -177,7 +177,7 @@ pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
     let mut at = ms(2_500);
     let healthy = knobs.duration.saturating_sub(ms(1_000));
     while at < healthy {
-        let splits = knobs.placement.split_per_mille > 0 && growth.chance(150);
+        let splits = knobs.placement.split_per_mille > 0 && growth.chance(220);
         let fault = if splits {
             split(knobs, &mut growth)
         } else if knobs.transfer_storm && rng.chance(600) {

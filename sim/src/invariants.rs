@@ -406,7 +406,13 @@ impl Invariants {
     }
 
     /// Every replica computes the same checksum at the index of a check. True: another one has before.
-    pub(crate) fn checkpoint(&mut self, node: usize, range: RangeId, index: u64, found: (u64, u32)) -> Result<bool, String> {
+    pub(crate) fn checkpoint(
+        &mut self,
+        node: usize,
+        range: RangeId,
+        index: u64,
+        found: (u64, u32),
+    ) -> Result<bool, String> {
         let known = self.checkpoints.insert((range, index), found);
         if known.is_some_and(|known| known != found) {
             return Err(format!(
