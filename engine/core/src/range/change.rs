@@ -219,7 +219,7 @@ impl Range {
                 .filter(|of| self.descriptor.replicas.iter().all(|now| now.replica_id != of.replica_id));
             let others = gone.filter(|of| of.replica_id != self.replica);
             let notices: Vec<_> =
-                others.map(|of| self.removed_notice(turn, NodeId(of.node_id), of.replica_id)).collect();
+                others.map(|of| self.removed_notice(turn, NodeId(of.node_id), of.replica_id, u64::MAX)).collect();
             turn.effects.messages.extend(notices);
         }
         if removed {
@@ -234,8 +234,13 @@ impl Range {
         self.lease.restart(turn.now);
     }
 
-    /// Tells a replica that it is no part of the range any more.
-    pub(super) fn removed_notice(&self, turn: &Turn<'_>, to: NodeId, replica: u64) -> Envelope {
+    /// Tells a replica that it is no part of the range any more, and up to where a log that ends at `last` is surely
+    /// committed.
+    pub(super) fn removed_notice(&self, turn: &Turn<'_>, to: NodeId, replica: u64, last: u64) -> Envelope {
+        let matched = self.raft.raft.prs().get(replica).map_or(0, |progress| progress.matched);
+        let last = if self.leads() && matched > 0 { last.min(matched) } else { last };
+        let commit = last.min(self.applied.0);
+        let commit_term = self.raft.raft.raft_log.term(commit).unwrap_or_default();
         let message = v1::PeerMessage {
             range_id: self.id.0,
             from_replica: self.replica,
@@ -243,6 +248,8 @@ impl Range {
             removed: Some((*self.descriptor).clone()),
             index: self.applied.0,
             log_term: self.applied.1,
+            commit,
+            commit_term,
             ..Default::default()
         };
         let disk_full = turn.shared.full_nodes.contains(&turn.shared.node);

@@ -96,6 +96,8 @@ pub(crate) struct Range {
     unborn: bool,
     /// It is no part of its range any more; what is to stay of it.
     doomed: Option<v1::Tombstone>,
+    /// Since when placement says that it is gone.
+    told_to_go: Option<BootTime>,
     /// Tasks that the apply stage has not answered.
     applies_open: usize,
     raft: RawNode<RangeLog>,
@@ -182,6 +184,7 @@ impl Range {
             strangers: BTreeMap::new(),
             unborn: boot.last_index == 0,
             doomed: None,
+            told_to_go: None,
             applies_open: 0,
             raft,
             lease: Lease::default(),

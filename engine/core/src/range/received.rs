@@ -6,7 +6,7 @@
 //!
 //! Here too: the stamps that leases are drawn from, and the silence that a restarted store owes.
 
-use flotilla_proto::NodeId;
+use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Range, Turn};
@@ -32,7 +32,7 @@ impl Range {
     fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
         let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
         let sender = envelope.message.from_replica;
-        self.check_sender(turn, sender, envelope.from)?;
+        self.check_sender(turn, sender, envelope.from, last_of_candidate(&envelope.message))?;
         if envelope.message.to_replica != self.replica {
             return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
         }
@@ -60,7 +60,7 @@ impl Range {
 
     /// Whether the sender can be who it says. One that this replica's log does not know yet may be a member that
     /// was added since; one that was removed is told so.
-    fn check_sender(&mut self, turn: &mut Turn<'_>, sender: u64, node: NodeId) -> Result<(), String> {
+    fn check_sender(&mut self, turn: &mut Turn<'_>, sender: u64, node: NodeId, last: u64) -> Result<(), String> {
         let known = self.descriptor.replicas.iter().find(|of| of.replica_id == sender);
         if known.is_some_and(|of| of.node_id == node.0) && sender != self.replica {
             return Ok(());
@@ -70,7 +70,7 @@ impl Range {
             return Err(format!("replica {sender} is not on {node}"));
         }
         if sender < self.descriptor.next_replica_id && !self.unborn {
-            let notice = self.removed_notice(turn, node, sender);
+            let notice = self.removed_notice(turn, node, sender, last);
             turn.effects.messages.push(notice);
             return Err(format!("replica {sender} was removed"));
         }
@@ -134,4 +134,10 @@ impl Range {
     fn apply_backlog(&self) -> usize {
         self.apply_bytes.iter().map(|(_, bytes)| bytes).sum()
     }
+}
+
+/// Where a candidate's log ends, if its message tells.
+fn last_of_candidate(message: &v1::PeerMessage) -> u64 {
+    let asks = [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote];
+    if asks.iter().any(|kind| message.message_type == *kind as u32) { message.index } else { u64::MAX }
 }

@@ -17,6 +17,9 @@ use super::{Range, Turn};
 use crate::apply::{ApplyTask, ApplyWork, ChangeApplied, RangeChange};
 use crate::store::{Destroy, Event, LogItem};
 
+/// For how many election time-outs placement's word alone does not end a voter that has more to apply.
+const PATIENCE_TIMEOUTS: u32 = 10;
+
 impl Range {
     /// This replica's id.
     pub(crate) fn replica(&self) -> u64 {
@@ -52,11 +55,16 @@ impl Range {
 
     /// Another replica says that this one was removed: believed if its descriptor is newer and does not name it. The
     /// entry is one that it has applied since.
+    ///
+    /// Before the replica goes it applies all that it can learn to be committed: a split among that has children, which
+    /// may need this store's replica for their quorum. What it is told to be committed (`common`) it takes, and goes on;
+    /// its own removal may be among it. Otherwise it is told again when it campaigns.
     pub(crate) fn told_removed(
         &mut self,
         turn: &mut Turn<'_>,
         newer: &v1::RangeDescriptor,
         (index, term): (u64, u64),
+        common: (u64, u64),
     ) -> Result<(), String> {
         let conf_ver = |of: &v1::RangeDescriptor| of.epoch.unwrap_or_default().conf_ver;
         let named = newer.replicas.iter().any(|replica| replica.replica_id == self.replica);
@@ -64,8 +72,30 @@ impl Range {
         if !same || named || conf_ver(newer) <= conf_ver(&self.descriptor) || self.replica >= newer.next_replica_id {
             return Err("the descriptor does not show that this replica was removed".into());
         }
+        let installs = self.installs_snapshot();
+        let log = &mut self.raft.raft.raft_log;
+        let learned = !installs && common.1 > 0 && log.maybe_commit(common.0, common.1);
+        if learned || (self.votes() && self.applied.0 < self.raft.raft.raft_log.committed) {
+            return Ok(());
+        }
         self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
         Ok(())
+    }
+
+    /// Whether it is a voter, in one of two configurations perhaps.
+    fn votes(&self) -> bool {
+        self.voters.contains(&self.replica) || self.old_voters.contains(&self.replica)
+    }
+
+    /// Placement says that replicas up to `upto`, this one among them, are gone. A voter whose log holds what it has not
+    /// applied is first given the time to learn of its removal from others: they know what of that is committed.
+    pub(crate) fn told_to_go(&mut self, turn: &mut Turn<'_>, upto: u64) {
+        let since = *self.told_to_go.get_or_insert(turn.now);
+        let patience = turn.shared.config.election_timeout() * PATIENCE_TIMEOUTS;
+        let behind = self.votes() && self.raft.raft.raft_log.last_index() > self.applied.0;
+        if !behind || turn.now.since(since) >= patience {
+            self.doom(turn, &v1::Tombstone { replica_id: upto, ..Default::default() });
+        }
     }
 
     /// What was split off before the end is no part of what goes: its replicas here live on.

@@ -100,7 +100,8 @@ impl Store {
         if let Some(newer) = &envelope.message.removed {
             let mut told = Ok(());
             let entry = (envelope.message.index, envelope.message.log_term);
-            self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer, entry));
+            let common = (envelope.message.commit, envelope.message.commit_term);
+            self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer, entry, common));
             return told;
         }
         if let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) {
@@ -127,7 +128,7 @@ impl Store {
         let newer = header.descriptor.ok_or("the snapshot has no descriptor")?;
         let mut told = Ok(());
         let entry = header.applied.map_or((0, 0), |applied| (applied.index, applied.term));
-        self.with(now, id, effects, |range, turn| told = range.told_removed(turn, &newer, entry));
+        self.with(now, id, effects, |range, turn| told = range.told_removed(turn, &newer, entry, entry));
         told?;
         Err(format!(
             "replica {} is to come, and goes as soon as the one before it has gone",
@@ -227,9 +228,7 @@ impl Store {
     /// Placement's proof that replicas are gone.
     pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
         if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) {
-            self.with(now, id, effects, |range, turn| {
-                range.doom(turn, &v1::Tombstone { replica_id: upto, ..Default::default() });
-            });
+            self.with(now, id, effects, |range, turn| range.told_to_go(turn, upto));
         }
     }
 
