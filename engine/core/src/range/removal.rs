@@ -75,7 +75,8 @@ impl Range {
         let installs = self.installs_snapshot();
         let log = &mut self.raft.raft.raft_log;
         let learned = !installs && common.1 > 0 && log.maybe_commit(common.0, common.1);
-        if learned || (self.votes() && self.applied.0 < self.raft.raft.raft_log.committed) {
+        let waits = !installs && self.votes() && self.apply_scheduled < self.raft.raft.raft_log.committed;
+        if learned || waits {
             return Ok(());
         }
         self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
@@ -87,12 +88,13 @@ impl Range {
         self.voters.contains(&self.replica) || self.old_voters.contains(&self.replica)
     }
 
-    /// Placement says that replicas up to `upto`, this one among them, are gone. A voter whose log holds what it has not
-    /// applied is first given the time to learn of its removal from others: they know what of that is committed.
+    /// Placement says that replicas up to `upto`, this one among them, are gone. A voter whose log holds what was not
+    /// given to its apply stage is first given the time to learn of its removal from others: they know what of that is committed.
     pub(crate) fn told_to_go(&mut self, turn: &mut Turn<'_>, upto: u64) {
         let since = *self.told_to_go.get_or_insert(turn.now);
         let patience = turn.shared.config.election_timeout() * PATIENCE_TIMEOUTS;
-        let behind = self.votes() && self.raft.raft.raft_log.last_index() > self.applied.0;
+        let unscheduled = self.raft.raft.raft_log.last_index() > self.apply_scheduled;
+        let behind = self.votes() && unscheduled && !self.installs_snapshot();
         if !behind || turn.now.since(since) >= patience {
             self.doom(turn, &v1::Tombstone { replica_id: upto, ..Default::default() });
         }
