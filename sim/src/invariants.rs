@@ -168,6 +168,10 @@ impl Invariants {
     /// The node's process is gone, and with it its promises about reads.
     pub(crate) fn stopped(&mut self, node: usize) {
         self.views.retain(|(_, of), _| *of != node);
+        // A sole voter leads at once: of a term that was not durable yet nobody has heard, and it may come again.
+        let durable = &self.durable[node];
+        let known = |range: &RangeId, term: u64| durable.get(range).is_some_and(|log| log.term >= term);
+        self.leaders.retain(|(range, term), of| *of != node || known(range, *term));
         let undone = self.unproven.extract_if(.., |_, of| *of == node);
         for (key, _) in undone {
             self.entries.remove(&key);

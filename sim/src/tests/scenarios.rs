@@ -252,7 +252,7 @@ fn a_follower_that_needs_old_entries_gets_them_from_disk() {
 #[test]
 fn five_replicas_stand_the_loss_of_two() {
     let mut scenario = Scenario::with(|knobs| {
-        knobs.nodes = 5;
+        (knobs.nodes, knobs.members) = (5, 5);
         knobs.replicas = 5;
     });
     let leader = scenario.leader();
