@@ -69,7 +69,10 @@ async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -
 
 async fn split(client: &Client, mut range: RangeId, mut keys: Vec<Bytes>, how: How) -> Result<()> {
     match how {
-        How::AtOnce => return Ok(drop(client.split_range(range, SplitAt::Keys(keys)).await?)),
+        How::AtOnce => {
+            client.split_range(range, SplitAt::Keys(keys)).await?;
+            return Ok(());
+        }
         How::First => keys.reverse(),
         How::Last => {}
     }
