@@ -16,6 +16,9 @@ pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol between nodes that this version speaks.
 pub const PROTOCOL_MAX: u32 = 1;
 
+/// What a node is told that this one does not know. One that has just joined is not known everywhere at once.
+pub(super) const NOT_A_MEMBER: &str = "is not a member of cluster";
+
 /// Why a connection is not let in, in words for people on both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -72,7 +75,7 @@ pub(crate) async fn admit(context: &Context, theirs: &v1::Hello, expected: Optio
     check(&context.hello, theirs, expected)?;
     if context.peers.get(NodeId(theirs.node_id)).is_none() {
         let cluster = context.hello.cluster_id;
-        return Err(format!("node {} is not a member of cluster {cluster:016x}", theirs.node_id).into());
+        return Err(format!("node {} {NOT_A_MEMBER} {cluster:016x}", theirs.node_id).into());
     }
     let admitted = context.known_stores.admit(theirs, &context.failure).await;
     if context.failure.is_set() {

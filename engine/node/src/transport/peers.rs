@@ -11,6 +11,7 @@ use flotilla_engine::time::BootTime;
 use flotilla_proto::{NodeId, v1};
 use tokio::sync::mpsc;
 
+use super::hello::NOT_A_MEMBER;
 use super::outbox::Outbox;
 use crate::clock;
 
@@ -18,8 +19,8 @@ use crate::clock;
 const SNAPSHOTS_WAITING_MAX: usize = 4;
 /// Refusals that are remembered.
 const REFUSALS_KEPT: usize = 16;
-/// Who is turned away for longer than this is told of.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(3);
+/// A node that is not known here is told of if it goes on to call for longer than this.
+const NOT_A_MEMBER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a refusal of a caller stays in the status after it was last seen.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(60);
 
@@ -245,8 +246,9 @@ impl Peers {
     pub fn problems(&self) -> Vec<String> {
         let now = clock::now();
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        // A node that has just joined is not known everywhere at once.
-        let stays = |known: &&Turned| known.last.since(known.first) > REFUSAL_PATIENCE;
+        let stays = |known: &&Turned| {
+            !known.words.contains(NOT_A_MEMBER) || known.last.since(known.first) > NOT_A_MEMBER_PATIENCE
+        };
         let recent = refusals.iter().filter(|known| now.since(known.last) < REFUSAL_SHOWN).filter(stays);
         let turned_away = recent.map(|known| format!("a node was turned away: {}", known.words));
         self.all.load().values().filter_map(|peer| peer.problem(now)).chain(turned_away).collect()
