@@ -279,6 +279,9 @@ fn moot(state: &State, record: &v1::OrderRecord, since: Duration) -> Option<Stri
     if let Some(node) = targets.copied().find(|node| state.is_lost(*node)) {
         return Some(format!("nothing is heard of node {node}"));
     }
+    if order.leader_node_id != 0 && state.is_leaving(order.leader_node_id) {
+        return Some(format!("node {} is stopping", order.leader_node_id));
+    }
     let limit = Duration::from_millis(record.time_limit_ms);
     (state.now.saturating_sub(since) > limit).then(|| format!("it took longer than {limit:?}"))
 }

@@ -128,13 +128,18 @@ impl State {
         self.ahead.nodes.get(&node).is_some_and(|record| record.draining)
     }
 
+    /// Its process is about to end, and hands over what it leads: it may be back in a moment.
+    pub fn is_leaving(&self, node: u64) -> bool {
+        self.reports.node(node).is_some_and(|report| report.info.draining)
+    }
+
     pub fn is_full(&self, node: u64) -> bool {
         self.reports.node(node).is_some_and(|report| report.disk_full)
     }
 
-    /// May be given new replicas.
+    /// May be given new replicas, and leaders.
     pub fn is_fit(&self, node: u64) -> bool {
-        self.is_live(node) && !self.is_draining(node) && !self.is_full(node)
+        self.is_live(node) && !self.is_draining(node) && !self.is_leaving(node) && !self.is_full(node)
     }
 
     /// Notes whether enough is known to decide, from now on: every node that is not dead has reported all its ranges

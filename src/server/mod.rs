@@ -33,7 +33,7 @@ use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
 use tokio::net::TcpListener as AsyncListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, Listen};
@@ -59,6 +59,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const ROUTES_PAUSE: Duration = Duration::from_millis(10);
 /// With many ranges the pause is at least so many times as long as taking them over took.
 const ROUTES_PAUSE_SHARE: u32 = 8;
+/// How long a stop waits for placement to hear of it.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long connections may go on after the stop was asked for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -126,6 +128,7 @@ pub struct Server {
     client: SocketAddr,
     http: SocketAddr,
     stopping: watch::Sender<bool>,
+    leaving: mpsc::Sender<oneshot::Sender<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -158,9 +161,9 @@ impl Server {
         let router_config = RouterConfig { local: Some(node.node_id()), seed };
         let table = RouteTable::new(node.clone());
         let router = Router::new(NodeTransport::new(node.clone()), NodeRoutes::new(table.clone()), router_config);
-        let (stopping, _) = watch::channel(false);
-        let mut server = Self { node, table, router, client, http, stopping, tasks: Vec::new() };
-        let handle = server.run_placement(config.placement());
+        let ((stopping, _), (leaving, left)) = (watch::channel(false), mpsc::channel(1));
+        let mut server = Self { node, table, router, client, http, stopping, leaving, tasks: Vec::new() };
+        let handle = server.run_placement(config.placement(), left);
         server.serve_grpc(listeners.client, handle)?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
@@ -208,6 +211,7 @@ impl Server {
 
     /// Hands leaders over, answers what is under way, syncs, and closes the doors.
     pub async fn stop(self) -> Result<(), ServerError> {
+        self.tell_placement().await;
         let stopped = self.node.stop().await;
         self.stopping.send_replace(true);
         for mut task in self.tasks {
@@ -220,11 +224,21 @@ impl Server {
         stopped.map_err(ServerError::Stop)
     }
 
+    /// Placement is not to give this node leaders while it hands its own over. It need not answer for that.
+    async fn tell_placement(&self) {
+        self.node.leave();
+        let (told, wait) = oneshot::channel();
+        if self.leaving.send(told).await.is_ok() {
+            tokio::time::timeout(LEAVE_TIMEOUT, wait).await.ok();
+        }
+    }
+
     /// The agent, and the service for as long as this node leads the system range.
-    fn run_placement(&mut self, config: flotilla_placement::Config) -> placement::Handle {
+    fn run_placement(&mut self, config: flotilla_placement::Config, leaving: placement::Leaving) -> placement::Handle {
         let (handle, orders) = placement::Handle::new(self.node.clone(), self.table.clone());
         let service = placement::ServiceTask::new(self.node.clone(), config, orders);
-        let agent = placement::Agent::new(self.node.clone(), self.table.clone(), handle.clone(), self.node.store_id());
+        let (node, store_id) = (self.node.clone(), self.node.store_id());
+        let agent = placement::Agent::new(node, self.table.clone(), handle.clone(), store_id, leaving);
         self.tasks.push(tokio::spawn(service.run(self.stopping.subscribe())));
         self.tasks.push(tokio::spawn(agent.run(self.stopping.subscribe())));
         handle

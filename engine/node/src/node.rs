@@ -247,8 +247,14 @@ impl<S: LocalStorage> Node<S> {
             boot_id: hello.boot_id,
             last_heard_ms: 0,
             disk_full: self.inner.disk.is_full(),
+            draining: self.inner.stopping.load(Ordering::Relaxed),
             ..Default::default()
         }
+    }
+
+    /// The node is about to be stopped: it is not ready from now on, and says so.
+    pub fn leave(&self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
     }
 
     /// The state of the replica here, whether it leads or not.
@@ -382,7 +388,7 @@ impl<S: LocalStorage> Node<S> {
     /// error is that of a store that had failed. Of several calls the first one does it, the others
     /// return at once.
     pub async fn stop(&self) -> Result<(), String> {
-        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.leave();
         let threads = self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(threads) = threads else { return Ok(()) };
         self.inner.inbox.push(Item::Stop);

@@ -16,7 +16,7 @@ use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{Client, ClientConfig, PlacementClient};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Handle;
@@ -33,6 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const REPORT_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Where whoever stops the node tells it, and waits until placement knows.
+pub(crate) type Leaving = mpsc::Receiver<oneshot::Sender<()>>;
+
 /// See the module.
 pub(crate) struct Agent {
     node: Node,
@@ -48,10 +51,12 @@ pub(crate) struct Agent {
     was_refused: bool,
     /// How long it took to look through all ranges.
     looking: Duration,
+    /// Whoever stops the node waits there until placement was told.
+    leaving: Leaving,
 }
 
 impl Agent {
-    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64) -> Self {
+    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64, leaving: Leaving) -> Self {
         Self {
             node,
             table,
@@ -64,6 +69,7 @@ impl Agent {
             told: BTreeMap::new(),
             was_refused: false,
             looking: Duration::ZERO,
+            leaving,
         }
     }
 
@@ -78,11 +84,17 @@ impl Agent {
             }
             sleep_until(began + INTERVAL_MIN.max(self.looking * INTERVAL_SHARE)).await;
             let rest = sleep_until(began + INTERVAL);
-            tokio::select! {
+            let waits = tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 // An error means that the node is gone, and the stop will be heard.
-                _ = changes.changed() => {}
-                () = rest => {}
+                _ = changes.changed() => None,
+                told = self.leaving.recv() => told,
+                () = rest => None,
+            };
+            if let Some(told) = waits {
+                self.round().await;
+                // Whoever waited may have gone on.
+                told.send(()).ok();
             }
         }
     }

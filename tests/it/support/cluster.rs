@@ -184,9 +184,8 @@ impl Cluster {
 
     /// Waits until no node leads many more ranges than another: from then on leaders stay where they are.
     fn wait_spread(&self) {
-        let runtime = runtime();
         eventually("leaders to be spread", || {
-            let routes = runtime.block_on(routes(&self.node(1).client)).unwrap_or_default();
+            let routes = routes(&self.node(1).client).unwrap_or_default();
             let led = |node: &Process| {
                 let of = |route: &&v1::RangeStatus| route.leader_node_id == node.id;
                 routes.ranges.iter().filter(of).count()
@@ -205,7 +204,6 @@ impl Cluster {
         if up.len() * 2 <= replicas {
             return;
         }
-        let runtime = runtime();
         let whole = |routes: &v1::ListRangesResponse| {
             let whole = |route: &v1::RangeStatus| {
                 let voter = |of: &&v1::ReplicaDescriptor| of.role() == v1::ReplicaRole::Voter;
@@ -215,7 +213,7 @@ impl Cluster {
             !routes.ranges.is_empty() && routes.ranges.iter().all(whole)
         };
         eventually("every range to have its replicas", || {
-            up.iter().all(|(_, address)| runtime.block_on(routes(address)).is_some_and(|routes| whole(&routes)))
+            up.iter().all(|(_, address)| routes(address).is_some_and(|routes| whole(&routes)))
         });
     }
 
@@ -293,9 +291,13 @@ impl Drop for Cluster {
 }
 
 /// What one node knows of the ranges.
-async fn routes(address: &str) -> Option<v1::ListRangesResponse> {
-    let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
-    Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())
+fn routes(address: &str) -> Option<v1::ListRangesResponse> {
+    let asked = async {
+        let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
+        Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())
+    };
+    // On a thread of its own: whoever waits for a cluster may be driving a runtime.
+    std::thread::scope(|scope| scope.spawn(|| runtime().block_on(asked)).join().expect("no panic"))
 }
 
 /// Sends a signal to a process of this test.

@@ -23,8 +23,8 @@ impl Range {
         let (truncated, _) = self.raft.store().truncated();
         let entries = self.applied.0.saturating_sub(truncated);
         // Twice what is to stay: so that a cut is worth its write.
-        let enough =
-            self.raft.store().log_bytes() > 2 * config.log_retain_bytes || entries > 2 * config.log_retain_entries;
+        let enough = self.raft.store().log_bytes() > config.log_retain_bytes.saturating_mul(2)
+            || entries > config.log_retain_entries.saturating_mul(2);
         if !enough || self.installs_snapshot() {
             return;
         }

@@ -109,6 +109,9 @@ impl RowReader {
         };
         let key = self.decode(key, "key", Base64::Keys)?;
         let value = self.decode(value, "value", Base64::Values)?;
+        if key.is_empty() {
+            return Err("its key is empty".into());
+        }
         let key = if self.prefix.is_empty() { key } else { [&self.prefix[..], &key].concat().into() };
         self.check(&key, &value)?;
         Ok(Some((key, value)))
@@ -123,9 +126,6 @@ impl RowReader {
     }
 
     fn check(&self, key: &Bytes, value: &Bytes) -> std::result::Result<(), String> {
-        if key.is_empty() {
-            return Err("its key is empty".into());
-        }
         if key.len() > KEY_BYTES_MAX {
             return Err(format!("its key has {} bytes, at most {KEY_BYTES_MAX} are allowed", key.len()));
         }
