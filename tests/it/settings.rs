@@ -42,9 +42,9 @@ fn a_file_sets_what_is_logged_and_how_reads_are_done_and_is_read_again_on_sighup
     cluster.signal(1, libc::SIGHUP);
     eventually("word of the new level", || logged(&["log-level is now debug"]));
     // A flag still wins over the file, so the ballast has not changed.
-    settings("warn,flotilla=info", "initial-ranges = 17\n");
+    settings("warn,flotilla=info", "node-dead-after-ms = 400000\n");
     cluster.signal(1, libc::SIGHUP);
-    eventually("word of what needs a restart", || logged(&["at the next start", "initial-ranges"]));
+    eventually("word of what needs a restart", || logged(&["at the next start", "node-dead-after-ms"]));
     assert!(!logged(&["at the next start", "ballast-bytes"]), "{}", std::fs::read_to_string(&log).unwrap_or_default());
     settings("loud=9", "");
     cluster.signal(1, libc::SIGHUP);

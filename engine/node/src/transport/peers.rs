@@ -159,7 +159,11 @@ impl Peer {
     fn problem(&self, now: BootTime) -> Option<String> {
         let state = self.lock();
         let trouble = state.trouble.as_ref()?;
-        let seconds = now.since(state.down_since).as_secs();
+        let down_for = now.since(state.down_since);
+        if trouble.contains(NOT_A_MEMBER) && down_for < NOT_A_MEMBER_PATIENCE {
+            return None;
+        }
+        let seconds = down_for.as_secs();
         Some(format!("no connection to node {} at {} for {seconds} s: {trouble}", self.node.0, state.address()))
     }
 }
