@@ -9,11 +9,11 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 FLOTILLA := $(TARGET_DIR)/release/flotilla
 # Seeds of one `make sim`; CI's share is CI_SEEDS.
 SEEDS := 3000
-CI_SEEDS := 400
+CI_SEEDS := 1000
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
 	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart
 
-.PHONY: run test bench sim mutants lint fmt docs bin setup
+.PHONY: run test bench growth sim mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -28,6 +28,10 @@ test: setup
 # Simulated clusters; repeat a failure with the line that it prints.
 sim: setup
 	$(CARGO) run $(CHECKED) --package flotilla-sim -- --seeds $(SEEDS) $(ARGS)
+
+# A cluster grows, loses a node, and is restarted node by node under load.
+growth: setup
+	$(CARGO) test $(PROFILE) --package flotilla --test it growth -- --ignored --nocapture
 
 # Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
 mutants: setup

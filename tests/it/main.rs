@@ -6,6 +6,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod embed;
+mod growth;
 mod grpc;
 mod links;
 mod power;

@@ -141,9 +141,10 @@ impl Cluster {
         let mut command = binary();
         command.arg("start");
         if id == 1 {
-            command.args(["--bootstrap", "--initial-ranges", "16"]);
+            command.arg("--bootstrap");
         }
         for (flag, value) in [
+            ("--initial-ranges", "16"),
             ("--cluster-name", "test"),
             ("--memory-bytes", "33554432"),
             ("--ballast-bytes", "1048576"),
