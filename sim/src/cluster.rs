@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_engine::storage::StorageError;
 use flotilla_engine::store::{Effects, Input, Store};
 use flotilla_engine::{bootstrap, recover, snapshot};
 use flotilla_proto::{NodeId, RangeId, v1};
@@ -227,7 +228,16 @@ impl Cluster {
         let now = node.clock.read(self.now);
         let resumed = match snapshot::resume(&node.disk) {
             Ok(resumed) => resumed,
-            Err(what) => return self.check(Err(format!("n{} cannot resume its snapshots: {what}", index + 1))),
+            Err(what @ StorageError::Corrupt { .. }) => {
+                return self.check(Err(format!("n{} cannot resume its snapshots: {what}", index + 1)));
+            }
+            // A fault of the disk: the process ends, and is started again after a while.
+            Err(_) => {
+                node.disk.crash(self.rng.next());
+                node.restarting = true;
+                let at = self.now + node.down_after_failure;
+                return self.schedule.at(at, Event::Restart(index));
+            }
         };
         let boot = match recover::load(&node.disk) {
             Ok(Some(boot)) => boot,

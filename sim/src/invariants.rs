@@ -172,10 +172,13 @@ impl Invariants {
         let durable = &self.durable[node];
         let known = |range: &RangeId, term: u64| durable.get(range).is_some_and(|log| log.term >= term);
         self.leaders.retain(|(range, term), of| *of != node || known(range, *term));
-        let undone = self.unproven.extract_if(.., |_, of| *of == node);
-        for (key, _) in undone {
-            self.entries.remove(&key);
-        }
+        let entries = &mut self.entries;
+        self.unproven.retain(|key, of| {
+            if *of == node {
+                entries.remove(key);
+            }
+            *of != node
+        });
     }
 
     /// I2: the same index and term mean the same entry, and the same entry before it.

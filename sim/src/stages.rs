@@ -17,6 +17,9 @@ use crate::faults::CrashPoint;
 use crate::marks::Mark;
 use crate::schedule::{Event, Inner, Life};
 
+/// What a check found: records and checksum of a range at an index.
+type Checked = (RangeId, u64, storage::Result<(u64, u32)>);
+
 impl Cluster {
     /// The log writer takes all that is queued, writes it, and begins a sync.
     pub(crate) fn log_write(&mut self, life: Life) {
@@ -182,7 +185,7 @@ impl Cluster {
         false
     }
 
-    fn compare_checkpoints(&mut self, index: usize, seen: Vec<(RangeId, u64, storage::Result<(u64, u32)>)>) {
+    fn compare_checkpoints(&mut self, index: usize, seen: Vec<Checked>) {
         for (range, at, found) in seen {
             let verdict = match found {
                 Ok(found) => self.invariants.checkpoint(index, range, at, found),
