@@ -1,12 +1,17 @@
 //! `flotilla run`: a local cluster in one command, as scripts run it, without a terminal.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use flotilla_router::{Client, ClientConfig};
 
 use crate::support::cli::{at, run};
 use crate::support::cluster::{BINARY, binary, end_with_this_thread};
-use crate::support::eventually;
 use crate::support::ports::free_base_port;
 use crate::support::supervisor::{Supervisor, runs};
+use crate::support::{eventually, runtime};
 
 /// A command in a directory of its own.
 fn supervise(directory: &std::path::Path, base_port: u16) -> Command {
@@ -104,4 +109,65 @@ fn data_that_does_not_fit_the_command_line_is_left_alone() {
     // A store that is gone does not come back empty under its old id.
     std::fs::remove_dir_all(directory.path().join("data/node-1")).expect("the test's own");
     run(&mut supervise(directory.path(), base_port), None).fails(1, &["node-1", "hint:"]);
+}
+
+/// An order to the supervisor of the cluster in this directory.
+fn order(directory: &std::path::Path, words: &[&str]) -> crate::support::cli::Ran {
+    run(binary().current_dir(directory).args(["run", "--data", "data"]).args(words), None)
+}
+
+#[test]
+fn a_node_is_added_and_all_are_restarted_by_order_under_load() {
+    let directory = tempfile::tempdir().expect("a directory for the test");
+    order(directory.path(), &["add-node"]).fails(1, &["no cluster", "hint:", "flotilla run"]);
+    let mut supervisor = Supervisor::start(&mut supervise(directory.path(), free_base_port()));
+    let (_, addresses) = supervisor.wait_ready();
+    supervisor.wait_line("the last line of the head", |line| line == "Ctrl-C ends all nodes.");
+    let runtime = runtime();
+    let (stop, writers) = write(&runtime, &addresses);
+
+    let added = order(directory.path(), &["add-node"]).exits(0);
+    assert!(added.text().contains("node 4 has joined"), "{added:?}");
+    eventually("node 4 to get its share", || {
+        let node = at(&addresses, &["node", "show", "4", "--output", "json"]).exits(0).json();
+        node["replicas"].as_u64() >= Some(8) && node["leaders"].as_u64() > Some(0)
+    });
+    order(directory.path(), &["restart", "9"]).fails(1, &["no node 9", "1 to 4"]);
+    for node in ["2", "4", "1", "3"] {
+        let restarted = order(directory.path(), &["restart", node]).exits(0);
+        for words in ["stopped in order", "is started again", "is level with the others"] {
+            assert!(restarted.text().contains(&format!("node {node} {words}")), "\"{words}\": {restarted:?}");
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        let written = runtime.block_on(writer).expect("no write failed");
+        assert!(written > 0);
+    }
+    assert_eq!(supervisor.end(libc::SIGTERM), Some(0), "{:?}", supervisor.seen);
+    assert!(!supervisor.seen.iter().any(|line| line.contains("To start it again")), "no death was told of");
+    order(directory.path(), &["restart", "2"]).fails(1, &["no cluster", "hint:"]);
+}
+
+/// Clients that write and read what they wrote, until they are told to stop; how often, if nothing failed.
+fn write(runtime: &tokio::runtime::Runtime, addresses: &str) -> (Arc<AtomicBool>, Vec<tokio::task::JoinHandle<u64>>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let addresses: Vec<String> = addresses.split(',').map(str::to_owned).collect();
+    let writer = |writer: u64| {
+        let (addresses, stop) = (addresses.clone(), Arc::clone(&stop));
+        runtime.spawn(async move {
+            let config = ClientConfig { timeout: Duration::from_secs(20), ..ClientConfig::default() };
+            let client = Client::connect(addresses, config).await.expect("the cluster serves");
+            let mut number = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                let key = format!("{}{writer}", char::from(b'A' + (number % 26) as u8));
+                client.put(key.clone(), number.to_string()).await.expect("an order breaks no write");
+                let record = client.get(key).await.expect("an order breaks no read").expect("it was written");
+                assert_eq!(record.value, number.to_string());
+            }
+            number
+        })
+    };
+    (Arc::clone(&stop), (0..4).map(writer).collect())
 }

@@ -21,12 +21,12 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Where a local cluster of three nodes can be told to begin (`flotilla run --base-port`).
+/// Where a local cluster of four nodes can be told to begin (`flotilla run --base-port`).
 pub fn free_base_port() -> u16 {
     // Below the others, so that neither takes the other's.
     const BASES: u16 = 30;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let ports = |base: u16| (0..3).flat_map(move |node| (0..3).map(move |port| base + 100 * node + port));
+    let ports = |base: u16| (0..4).flat_map(move |node| (0..3).map(move |port| base + 100 * node + port));
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         assert!(step < 20 * BASES, "no free ports from 8,000 on");
