@@ -157,6 +157,15 @@ impl Config {
                 }
             }
         }
+        for (name, advertised, address) in [
+            ("advertise-client-addr", &self.advertise_client_addr, listen.client),
+            ("advertise-peer-addr", &self.advertise_peer_addr, listen.peer),
+        ] {
+            if address.ip().is_unspecified() && advertised.is_empty() {
+                let what = format!("nobody can connect to {address}: say at which HOST:PORT the others find this node");
+                return Err(ConfigError::value(name, "", &what));
+            }
+        }
         if self.bootstrap && !self.join.is_empty() {
             let what = "it comes with --bootstrap: begin a new cluster, or join one";
             return Err(ConfigError::value("join", &self.join, what));

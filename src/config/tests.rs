@@ -85,5 +85,7 @@ fn contradictions_are_refused_with_what_to_do() {
         assert!(error.contains(expected), "{error}");
     }
     let open = Config { client_listen: "0.0.0.0:7300".into(), plaintext_off_loopback: true, ..base };
-    assert_eq!(open.check(), Ok(()));
+    let error = open.check().expect_err("nobody can connect there").to_string();
+    assert!(error.starts_with("advertise-client-addr = ") && error.contains("0.0.0.0:7300"), "{error}");
+    assert_eq!(Config { advertise_client_addr: "db1:7300".into(), ..open }.check(), Ok(()));
 }

@@ -18,6 +18,8 @@ use crate::config::{Config, ConfigError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Replicas of a range, unless the settings say otherwise.
 const REPLICAS_DEFAULT: u32 = 3;
+/// The node that begins a cluster.
+const FIRST_NODE: NodeId = NodeId(1);
 
 /// Where this node will be found.
 pub(super) struct Addresses {
@@ -35,10 +37,13 @@ pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, 
                 tracing::info!("{flag} did nothing: {} is initialised", config.data.display());
             }
         }
-        return Ok((identity.node_id, None));
+        // Only used if the first start was cut off before it had written anything.
+        let unfinished = config.bootstrap && identity.node_id == FIRST_NODE;
+        let birth = if unfinished { Some(first_store(config, own, identity.cluster_id)?) } else { None };
+        return Ok((identity.node_id, birth));
     }
     let birth = if config.bootstrap {
-        first_store(config, own)?
+        first_store(config, own, random()?)?
     } else if config.join.is_empty() {
         return Err(ServerError::NotBootstrapped { path: config.data.display().to_string() });
     } else {
@@ -54,10 +59,10 @@ fn random() -> Result<u64, ServerError> {
     Ok(u64::from_ne_bytes(bytes).max(1))
 }
 
-fn first_store(config: &Config, own: &Addresses) -> Result<Birth, ServerError> {
-    let (cluster_id, store_id) = (random()?, random()?);
+fn first_store(config: &Config, own: &Addresses, cluster_id: u64) -> Result<Birth, ServerError> {
+    let store_id = random()?;
     let node = v1::NodeRecord {
-        node_id: 1,
+        node_id: FIRST_NODE.0,
         store_id,
         peer_addr: own.peer.clone(),
         client_addr: own.client.clone(),
@@ -76,7 +81,7 @@ fn first_store(config: &Config, own: &Addresses) -> Result<Birth, ServerError> {
     };
     first.check().map_err(|error| ConfigError::value("bootstrap", "", &error.to_string()))?;
     Ok(Birth {
-        identity: bootstrap::identity(cluster_id, NodeId(1), store_id),
+        identity: bootstrap::identity(cluster_id, FIRST_NODE, store_id),
         known: v1::KnownNodes { cluster_name: config.cluster_name.clone(), nodes: vec![node] },
         ranges: first.first_ranges(),
         records: first.first_records().into_iter().collect::<Vec<(Bytes, Bytes)>>(),

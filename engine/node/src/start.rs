@@ -89,6 +89,12 @@ pub enum StartError {
     /// There is no store, and none was to be made.
     #[error("{0} holds no store, and none was to be made: to go on with an old store check the data directory")]
     NoBirth(String),
+    /// The first start was cut off.
+    #[error(
+        "the store in {0} was never finished, and holds nothing: its first start was cut off. Empty the directory, and \
+         start the node again"
+    )]
+    Unfinished(String),
     /// The operating system.
     #[error("cannot {what}: {error}")]
     System {
@@ -194,6 +200,9 @@ fn load<S: LocalStorage>(config: &NodeConfig, storage: &S, identity: Identity) -
     let boot = match recover::load(storage).map_err(records)? {
         Some(boot) => boot,
         None => {
+            if config.birth.is_none() {
+                return Err(StartError::Unfinished(config.data_dir.display().to_string()));
+            }
             let birth = birth(config)?;
             if birth.identity.cluster_id != identity.cluster_id {
                 return Err(other_cluster(config, "another cluster"));

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use flotilla_engine::config::ReadMode;
 use flotilla_node::{Node, NodeConfig, StartError};
 use flotilla_proto::NodeId;
+use flotilla_store::{Identity, StoreDirectory};
 use tokio::runtime::Handle;
 
 use crate::harness::{laid_out, listener, settings};
@@ -42,6 +43,23 @@ async fn a_node_is_made_once_and_resumes_from_then_on() {
 
     let error = start(config(directory.path())).await.expect_err("it is in use");
     assert!(error.to_string().contains("in use by another process"), "{error}");
+    node.stop().await.expect("nothing had failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_start_that_was_cut_off_is_repeated_or_said_to_be_unfinished() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut cut_off = config(directory.path());
+    let birth = cut_off.birth.clone().expect("it is to be made");
+    let identity = Identity::new(birth.identity.cluster_id, NodeId(1));
+    drop(StoreDirectory::create(&cut_off.data_dir, identity, 0).expect("it is made"));
+    cut_off.birth = None;
+    let error = start(cut_off).await.expect_err("there is nothing in it");
+    assert!(error.to_string().contains("was never finished") && error.to_string().contains("Empty"), "{error}");
+    let mut again = config(directory.path());
+    again.birth = Some(birth.clone());
+    let node = start(again).await.expect("what it is made with is said again");
+    assert_eq!(node.cluster_id(), birth.identity.cluster_id);
     node.stop().await.expect("nothing had failed");
 }
 
