@@ -24,21 +24,27 @@ impl Service {
         Self { node, table, placement }
     }
 
+    /// The refusal of a range that nobody has told of.
+    fn unknown(&self, range: RangeId) -> Error {
+        if self.table.is_empty() { blank() } else { Error::RangeNotFound { range } }
+    }
+
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that
     /// nobody knows.
     fn must_lead(&self, range: RangeId) -> Result<(), Error> {
         if self.node.leads(range) == Some(true) {
             return Ok(());
         }
-        let Some(route) = self.table.range(range.0) else { return Err(unknown_range(range)) };
+        let Some(route) = self.table.range(range.0) else { return Err(self.unknown(range)) };
         let known = Some(NodeId(route.leader_node_id)).filter(|node| node.0 != 0 && *node != self.node.node_id());
         let leader = self.node.leader(range).or(known);
         Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
     }
 }
 
-fn unknown_range(range: RangeId) -> Error {
-    Error::invalid(format!("there is no range {}", range.0), "`flotilla range list` shows all ranges")
+/// The refusal of a node that has just started: others know more.
+fn blank() -> Error {
+    Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() }
 }
 
 fn timeout(millis: u64) -> Duration {
@@ -57,6 +63,9 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::ListRangesResponse>, Status> {
         let keyspace = request.into_inner().keyspace;
         let mut routes = self.table.routes();
+        if routes.ranges.is_empty() {
+            return Err(blank().into());
+        }
         if !keyspace.is_empty() {
             let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
             let id = known.ok_or(Error::KeyspaceNotFound { name: keyspace })?;

@@ -9,14 +9,16 @@ use axum::routing::get;
 use flotilla_node::Node;
 
 use super::metrics;
+use super::table::RouteTable;
 
 /// The routes.
-pub(super) fn app(node: Node) -> Router {
+pub(super) fn app(node: Node, table: RouteTable) -> Router {
     Router::new()
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(health))
+        .with_state(node.clone())
         .route("/readyz", get(ready))
-        .with_state(node)
+        .with_state((node, table))
 }
 
 async fn metrics_text(State(node): State<Node>) -> impl IntoResponse {
@@ -30,9 +32,13 @@ async fn health(State(node): State<Node>) -> impl IntoResponse {
     }
 }
 
-async fn ready(State(node): State<Node>) -> impl IntoResponse {
-    if node.is_ready() {
+async fn ready(State((node, table)): State<(Node, RouteTable)>) -> impl IntoResponse {
+    if node.is_ready() && table.is_ready() {
         return (StatusCode::OK, "ready\n".to_owned());
+    }
+    if node.is_ready() {
+        let why = "this node has not been told the cluster's ranges yet";
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     }
     let problems = node.status().problems.join("\n");
     let why = if problems.is_empty() { "not every range here knows its leader".to_owned() } else { problems };

@@ -285,7 +285,7 @@ impl Server {
 
     fn serve_http(&mut self, listener: TcpListener) -> Result<(), ServerError> {
         let listener = asynchronous(listener)?;
-        let app = http::app(self.node.clone());
+        let app = http::app(self.node.clone(), self.table.clone());
         let stopping = self.stopping.subscribe();
         self.tasks.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until(stopping)).await {
@@ -297,17 +297,18 @@ impl Server {
 
     /// gRPC health says SERVING while the node is ready.
     fn follow_health(&mut self, reporter: tonic_health::server::HealthReporter) {
-        let (node, mut stopping) = (self.node.clone(), self.stopping.subscribe());
-        let mut changes = self.node.route_changes();
+        let (node, table, mut stopping) = (self.node.clone(), self.table.clone(), self.stopping.subscribe());
+        let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
         self.tasks.push(tokio::spawn(async move {
             loop {
-                if node.is_ready() {
+                if node.is_ready() && table.is_ready() {
                     reporter.set_serving::<v1::kv_server::KvServer<kv::Service>>().await;
                 } else {
                     reporter.set_not_serving::<v1::kv_server::KvServer<kv::Service>>().await;
                 }
                 tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
+                    changed = own.changed() => if changed.is_err() { return },
+                    changed = learned.changed() => if changed.is_err() { return },
                     _ = stopping.changed() => return,
                 }
             }

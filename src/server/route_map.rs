@@ -47,6 +47,11 @@ impl RouteMap {
         self.ranges.get(&range)
     }
 
+    /// Whether no range is known.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
     /// The ids of all ranges.
     pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
         self.ranges.keys().copied()

@@ -2,7 +2,7 @@
 //! client ports; routes come from the node's table.
 
 use flotilla_node::Node;
-use flotilla_proto::{NodeId, Result, v1};
+use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, RouteSource, Transport};
 
 use super::table::RouteTable;
@@ -46,6 +46,11 @@ impl NodeRoutes {
 
 impl RouteSource for NodeRoutes {
     async fn routes(&self) -> Result<v1::ListRangesResponse> {
+        // Its own ranges it knows anyway; without a word from placement or another node it cannot tell which keyspaces
+        // there are.
+        if self.table.is_empty() {
+            return Err(Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() });
+        }
         Ok(self.table.routes())
     }
 }

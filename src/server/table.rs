@@ -52,9 +52,14 @@ impl RouteTable {
         self.lock().sequence
     }
 
-    /// Whether any keyspace is known.
+    /// Whether nobody has told anything yet: neither placement nor another node.
     pub(super) fn is_empty(&self) -> bool {
         self.lock().keyspaces.is_empty()
+    }
+
+    /// Whether requests can be routed: some range is known.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.lock().ranges.is_empty() || self.node.has_ranges()
     }
 
     /// Takes an answer of placement in.

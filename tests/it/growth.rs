@@ -158,6 +158,9 @@ async fn split_and_spread(client: &Client) {
 async fn share(client: &Client, node: u64) {
     eventually_async("the new node to get its share", || async {
         let ranges = ranges(client).await;
+        if ranges.is_empty() {
+            return false;
+        }
         let held = ranges.iter().filter(|status| nodes_of(status).0.contains(&node)).count();
         let led = ranges.iter().filter(|status| status.leader_node_id == node).count();
         held * 4 * 3 >= ranges.len() * 3 * 2 && led * 4 * 2 >= ranges.len()

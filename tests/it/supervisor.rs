@@ -113,7 +113,7 @@ fn data_that_does_not_fit_the_command_line_is_left_alone() {
 
 /// An order to the supervisor of the cluster in this directory.
 fn order(directory: &std::path::Path, words: &[&str]) -> crate::support::cli::Ran {
-    run(binary().current_dir(directory).args(["run", "--data", "data"]).args(words), None)
+    run(binary().current_dir(directory).arg("run").args(words).args(["--data", "data"]), None)
 }
 
 #[test]

@@ -197,6 +197,11 @@ impl<S: LocalStorage> Node<S> {
         None
     }
 
+    /// Whether there is any replica here.
+    pub fn has_ranges(&self) -> bool {
+        !self.inner.views.is_empty()
+    }
+
     /// A range as the replica here knows it; `None`: there is none.
     pub fn own_route(&self, range: RangeId) -> Option<v1::RangeStatus> {
         self.inner.views.get(range).map(|view| range_status(&view))

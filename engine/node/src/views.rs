@@ -101,6 +101,11 @@ impl Views {
         views
     }
 
+    /// Whether there is no replica here.
+    pub fn is_empty(&self) -> bool {
+        self.cells.load().is_empty()
+    }
+
     /// How many ranges this store leads.
     pub fn led(&self) -> usize {
         self.led.load(Ordering::Relaxed)

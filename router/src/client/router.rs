@@ -201,15 +201,22 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
     }
 
     /// A keyspace that is not known here: one look at the routes decides, however long it takes to
-    /// get them.
+    /// get them. Those of a node that has just started, and knows no keyspace, decide nothing.
     async fn look_for(&self, header: Option<&v1::RequestHeader>, deadline: Time) -> Result<KeyspaceId> {
         let name = header.map_or("", |header| &header.keyspace);
         let over = self.shared.origin + deadline;
         let mut last = "no answer".to_string();
         let mut failures = 0;
         while Instant::now() < over {
+            let lists = self.keyspaces().lists();
             match timeout_at(over, self.refresh()).await {
-                Ok(Ok(())) => return self.find(header).ok_or_else(|| Error::KeyspaceNotFound { name: name.into() }),
+                Ok(Ok(())) => match self.find(header) {
+                    Some(keyspace) => return Ok(keyspace),
+                    None if self.keyspaces().lists() > lists => {
+                        return Err(Error::KeyspaceNotFound { name: name.into() });
+                    }
+                    None => last = "a node that does not know the keyspaces yet".into(),
+                },
                 Ok(Err(error)) => last = error.to_string(),
                 Err(_) => break,
             }

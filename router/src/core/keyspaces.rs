@@ -25,6 +25,7 @@ pub struct Keyspaces {
     default: Option<KeyspaceId>,
     /// The routes of a keyspace that there is not.
     nowhere: RouteCache,
+    lists: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +44,7 @@ impl Keyspaces {
             names: BTreeMap::new(),
             default: None,
             nowhere: RouteCache::new(KeyspaceId(0), local),
+            lists: 0,
         };
         keyspaces.learn(DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME);
         keyspaces
@@ -54,6 +56,11 @@ impl Keyspaces {
             return self.default;
         }
         self.names.get(name).map(|named| named.id)
+    }
+
+    /// How many lists have named keyspaces. One that names none says nothing: it comes from a node that has just started.
+    pub fn lists(&self) -> u64 {
+        self.lists
     }
 
     /// Whether there is such a keyspace, as far as is known.
@@ -121,6 +128,7 @@ impl Keyspaces {
         if listed.is_empty() {
             return;
         }
+        self.lists += 1;
         for named in self.names.values_mut() {
             named.misses += 1;
         }

@@ -26,9 +26,7 @@ impl Admin for Service {
         let ids: Vec<u64> = self.world.truth().ranges.keys().copied().collect();
         let ranges = ids.into_iter().map(|range| self.status(range)).collect();
         let mut keyspaces: Vec<v1::Keyspace> = self.world.truth().keyspaces.values().cloned().collect();
-        if !keyspaces.is_empty() {
-            keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
-        }
+        keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
         Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces }))
     }
 
