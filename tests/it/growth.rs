@@ -88,7 +88,6 @@ impl Load {
 }
 
 #[test]
-#[ignore = "most of a minute, of which half writes 20,000 files: `make growth`"]
 fn three_nodes_take_a_tree_grow_lose_a_node_and_restart_under_load() {
     let mut rng = Rng::new(seed());
     let mut cluster = Cluster::new(4);
