@@ -3,10 +3,15 @@
 //! A task reads the requests and hands them to the engine in groups, as they came; the response stream
 //! takes the answers in groups, as they are there. No more is read from the client while too many of
 //! its requests are under way, so a client that does not read its answers stops itself.
+//!
+//! A stream that just ended would leave its client in doubt about every request that it had sent and the node had not
+//! read. So a node that stops says so first, and answers (with a refusal) what comes until the client has ended the
+//! stream.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use flotilla_node::{Node, Replies, ReplySink, replies};
 use flotilla_proto::ids::SYSTEM_RANGE;
@@ -28,6 +33,9 @@ const SUBMIT_MAX: usize = 256;
 /// Bytes of answers in one message: below the decoder's limit by more than any one framing costs.
 const MESSAGE_BYTES_TARGET: usize = 1 << 20;
 
+/// How long a client that was told that the node stops may take to end its stream.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Serves a batch stream.
 pub(super) fn serve(
     node: Node,
@@ -36,14 +44,21 @@ pub(super) fn serve(
     requests: Streaming<v1::StreamRequest>,
 ) -> ResponseStream {
     let (sink, replies) = replies();
+    let stopped = super::until(stopping.clone());
     let reader = tokio::spawn(async move {
         tokio::select! {
             () = read(node, router, requests, sink) => {}
             // No more is taken; the stream ends when what is under way is answered.
-            () = super::until(stopping) => {}
+            () = farewell(stopped) => {}
         }
     });
-    ResponseStream { replies, ready: VecDeque::new(), reader }
+    let farewell = Some(Box::pin(super::until(stopping)) as Farewell);
+    ResponseStream { replies, ready: VecDeque::new(), farewell, reader }
+}
+
+async fn farewell(stopped: impl Future<Output = ()>) {
+    stopped.await;
+    tokio::time::sleep(FAREWELL_TIMEOUT).await;
 }
 
 async fn read(node: Node, router: NodeRouter, mut requests: Streaming<v1::StreamRequest>, sink: ReplySink) {
@@ -112,11 +127,16 @@ fn failure(id: u64, error: &Error) -> v1::Response {
     v1::Response { id, body: Some(v1::response::Body::Error(error.into())) }
 }
 
+/// Resolves when the client is to be told that the node stops.
+type Farewell = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The answers of one batch stream.
 pub(crate) struct ResponseStream {
     replies: Replies,
     /// Answers that did not fit into the last message.
     ready: VecDeque<v1::Response>,
+    /// Absent once it is told.
+    farewell: Option<Farewell>,
     reader: tokio::task::JoinHandle<()>,
 }
 
@@ -134,7 +154,7 @@ impl ResponseStream {
             bytes += next_bytes;
             responses.extend(self.ready.pop_front());
         }
-        v1::StreamResponse { responses }
+        v1::StreamResponse { responses, closing: false }
     }
 }
 
@@ -142,6 +162,12 @@ impl Stream for ResponseStream {
     type Item = Result<v1::StreamResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(farewell) = &mut self.farewell
+            && farewell.as_mut().poll(context).is_ready()
+        {
+            self.farewell = None;
+            return Poll::Ready(Some(Ok(v1::StreamResponse { responses: Vec::new(), closing: true })));
+        }
         while self.ready.is_empty() {
             match self.replies.poll_next(context) {
                 Poll::Ready(Some(responses)) => self.ready = responses.into(),

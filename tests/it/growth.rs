@@ -1,6 +1,9 @@
 //! The story of a cluster that grows: a file tree goes into three nodes while its range splits by size; a fourth node
 //! gets its share; one dies for good, and its replicas are rebuilt; the others are restarted one after the other under
 //! load, and no request fails; and what comes out is what went in.
+//!
+//! The tree is made up, so that the test is the same everywhere; with `FLOTILLA_TEST_TREE` (`make growth TREE=/usr/share`)
+//! it is a copy of the files that lie there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,6 +23,9 @@ use crate::support::{eventually_async, runtime};
 
 const FILES: u64 = 20_000;
 const FOLDERS: u64 = 211;
+/// Of a tree that is copied.
+const FILE_MAX: u64 = 512 << 10;
+const FILES_COPIED_MAX: usize = 60_000;
 /// A range of this size splits: the tree makes some forty of them.
 const SPLIT_BYTES: &str = "1048576";
 const CLIENTS: u64 = 4;
@@ -35,6 +41,30 @@ fn make_tree(root: &Path, rng: &mut Rng) -> BTreeMap<PathBuf, Vec<u8>> {
         let content: Vec<u8> = (0..rng.below(512)).flat_map(|_| rng.next().to_le_bytes()).collect();
         fs::write(root.join(&path), &content).expect("a file for the test");
         files.insert(path, content);
+    }
+    files
+}
+
+/// Copies the files below `from` that fit into a value, folder by folder in the order of their names.
+fn copy_tree(from: &Path, root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        fs::create_dir_all(root.join(&folder)).expect("a directory for the test");
+        let mut entries: Vec<_> = fs::read_dir(from.join(&folder)).expect("a folder").flatten().collect();
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = folder.join(entry.file_name());
+            match entry.metadata().expect("a file that stays") {
+                meta if meta.is_dir() => folders.push(path),
+                meta if meta.is_file() && meta.len() <= FILE_MAX && files.len() < FILES_COPIED_MAX => {
+                    let content = fs::read(entry.path()).expect("a file that may be read");
+                    fs::write(root.join(&path), &content).expect("a file for the test");
+                    files.insert(path, content);
+                }
+                _ => {}
+            }
+        }
     }
     files
 }
@@ -98,7 +128,11 @@ fn three_nodes_take_a_tree_grow_lose_a_node_and_restart_under_load() {
     }
     cluster.wait_ready();
     let source = cluster.directory().join("source");
-    let tree = make_tree(&source, &mut rng);
+    let tree = match std::env::var_os("FLOTILLA_TEST_TREE") {
+        Some(from) => copy_tree(Path::new(&from), &source),
+        None => make_tree(&source, &mut rng),
+    };
+    assert!(tree.len() as u64 >= FILES, "{} files are not enough", tree.len());
     let runtime = runtime();
     let client = runtime.block_on(cluster.client(Duration::from_secs(30)));
     let begun = Instant::now();

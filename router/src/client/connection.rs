@@ -7,7 +7,8 @@
 //! ```
 //! A request counts as sent from the moment it is given to the stream: if the stream breaks
 //! afterwards its outcome is Broken, whether or not its bytes had left. What was still pending goes
-//! out on the next connection, or is refused if none can be made.
+//! out on the next connection, or is refused if none can be made. A node that stops says so on the
+//! stream: nothing more is sent then, and what was sent is answered before the stream ends.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -144,28 +145,31 @@ impl Connection {
         }
     }
 
-    /// Sends and answers until the stream breaks, the queue ends or the node has another address;
-    /// in the last case what is under way may still be answered here.
+    /// Sends and answers until the stream breaks, the queue ends, the node stops or has another
+    /// address; in the last two cases what is under way may still be answered here.
     async fn serve(&mut self, mut stream: Stream) {
         let mut in_flight = InFlight::default();
-        let mut moved = false;
+        let mut leaving = false;
         let reason = loop {
-            if moved || in_flight.answers.len() >= self.config.in_flight_max {
+            if leaving || in_flight.answers.len() >= self.config.in_flight_max {
                 in_flight.answers.retain(|_, answer| !answer.is_closed());
             }
-            if moved && in_flight.answers.is_empty() {
+            if leaving && in_flight.answers.is_empty() {
                 return;
             }
             let room = self.config.in_flight_max.saturating_sub(in_flight.answers.len());
             let mut taken = Vec::new();
             tokio::select! {
                 message = stream.answers.message() => match message {
-                    Ok(Some(message)) => in_flight.answer(message),
+                    Ok(Some(message)) => {
+                        leaving |= message.closing;
+                        in_flight.answer(message);
+                    }
                     Ok(None) => break "it was closed".to_string(),
                     Err(status) => break status_text(&status),
                 },
-                permit = stream.requests.reserve(), if room > 0 && !moved && !self.pending.is_empty() => match permit {
-                    Ok(_) if self.address.has_changed().unwrap_or(false) => moved = true,
+                permit = stream.requests.reserve(), if room > 0 && !leaving && !self.pending.is_empty() => match permit {
+                    Ok(_) if self.address.has_changed().unwrap_or(false) => leaving = true,
                     Ok(permit) => {
                         // Callers that are about to queue something do it now: one batch for all.
                         tokio::task::yield_now().await;
@@ -176,7 +180,7 @@ impl Connection {
                     Err(_) => break "it was closed".to_string(),
                 },
                 // Callers may have gone, and made room.
-                () = sleep(RECHECK), if room == 0 || moved => {}
+                () = sleep(RECHECK), if room == 0 || leaving => {}
                 count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.pending.is_empty() => {
                     if count == 0 {
                         return;

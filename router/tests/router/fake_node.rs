@@ -28,6 +28,8 @@ pub enum Manner {
     Answer,
     /// Requests are kept until the manner changes, and answered in reverse order then.
     Hold,
+    /// Each stream is told that the node stops, and what it sent is answered; whoever sends more on it breaks it.
+    Leave,
     /// The stream ends when a request arrives; nothing is applied.
     Break,
     /// Every answer is larger than a decoder accepts.
@@ -176,10 +178,11 @@ impl Service {
     ) {
         let mut manner = self.world.manner.subscribe();
         let mut held: Vec<v1::Request> = vec![];
+        let mut leaving = false;
         loop {
             tokio::select! {
                 message = requests.message() => {
-                    let Ok(Some(message)) = message else { return };
+                    let (Ok(Some(message)), false) = (message, leaving) else { return };
                     self.arrive(&message);
                     held.extend(message.requests);
                 }
@@ -193,7 +196,12 @@ impl Service {
                     let _ = answers.send(Err(Status::unavailable("broken by the test"))).await;
                     return;
                 }
-                Manner::Answer | Manner::Flood => {}
+                Manner::Leave if !leaving => {
+                    leaving = true;
+                    let farewell = v1::StreamResponse { responses: vec![], closing: true };
+                    let _ = answers.send(Ok(farewell)).await;
+                }
+                Manner::Leave | Manner::Answer | Manner::Flood => {}
             }
             let flood = |response: v1::Response| match now {
                 Manner::Flood => {
@@ -204,7 +212,7 @@ impl Service {
                 _ => response,
             };
             let responses = held.drain(..).rev().map(|request| flood(self.serve(request))).collect();
-            if answers.send(Ok(v1::StreamResponse { responses })).await.is_err() {
+            if answers.send(Ok(v1::StreamResponse { responses, closing: false })).await.is_err() {
                 return;
             }
         }

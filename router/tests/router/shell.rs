@@ -139,6 +139,24 @@ async fn a_stream_that_breaks_makes_writes_ambiguous_and_reads_go_on() {
 }
 
 #[tokio::test]
+async fn a_node_that_says_that_it_stops_answers_what_it_was_sent_and_is_sent_no_more_on_that_stream() {
+    let (world, _nodes, client) = cluster().await;
+    world.behave(Manner::Hold);
+    let put = tokio::spawn({
+        let client = client.clone();
+        async move { client.put("a", "1").await }
+    });
+    world.until(|truth| truth.arrived.iter().any(|key| key == "a")).await;
+    let streams = world.truth().streams;
+    world.behave(Manner::Leave);
+    put.await.expect("no panic").expect("what was sent is answered");
+    // The fake node ends a stream on which more is sent: this write's outcome would then be unknown.
+    world.behave(Manner::Answer);
+    client.put("a", "2").await.expect("on another stream");
+    assert_eq!(world.truth().streams, streams + 1);
+}
+
+#[tokio::test]
 async fn at_the_deadline_a_write_under_way_is_ambiguous_and_a_read_timed_out() {
     let (world, _nodes, client) = cluster().await;
     client.put("a", "1").await.expect("written");
