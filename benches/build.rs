@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .route_name("Exchange")
         .input_type("bytes::Bytes")
         .output_type("bytes::Bytes")
-        .codec_path("crate::rpc::BytesCodec")
+        .codec_path("flotilla_proto::codec::BytesCodec")
         .client_streaming()
         .server_streaming()
         .build();

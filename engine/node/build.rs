@@ -11,7 +11,7 @@ fn main() {
             .route_name(route)
             .input_type("bytes::Bytes")
             .output_type("bytes::Bytes")
-            .codec_path("crate::transport::codec::FrameCodec")
+            .codec_path("flotilla_proto::codec::BytesCodec")
             .client_streaming()
             .server_streaming()
             .build()

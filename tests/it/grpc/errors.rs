@@ -1,8 +1,8 @@
 //! Bad requests: each is refused with {kind, action, hint}, whoever finds it, and harms nobody.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
+use flotilla_proto::codec::BytesCodec;
 use flotilla_proto::v1;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 use v1::compare_and_swap::Expect;
 
@@ -10,50 +10,12 @@ use super::{MESSAGE_BYTES_MAX, away, connect, details, get_request, kv, put_op, 
 use crate::support::runtime;
 use crate::support::shared::shared;
 
-/// A codec that sends bytes as they are.
-#[derive(Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, bytes: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(bytes);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
-
 /// Sends bytes as the message of a unary call.
 async fn send_raw(path: &'static str, message: Bytes) -> Result<Bytes, Status> {
     let mut grpc = tonic::client::Grpc::new(connect(&shared().node(1).client).await);
     grpc.ready().await.expect("connected");
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
-    grpc.unary(tonic::Request::new(message), path, Raw).await.map(tonic::Response::into_inner)
+    grpc.unary(tonic::Request::new(message), path, BytesCodec).await.map(tonic::Response::into_inner)
 }
 
 /// Checks that an error says: your request is wrong, do not repeat it.

@@ -7,7 +7,6 @@
 
 pub(crate) mod bulk_in;
 mod bulk_out;
-mod codec;
 pub mod frame;
 mod hello;
 mod known_stores;

@@ -1,56 +1,18 @@
 //! Whoever does not belong is turned away, in words, on both sides.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use flotilla_engine::config::ReadMode;
 use flotilla_node::transport::frame::Frame;
 use flotilla_node::{Node, NodeConfig};
+use flotilla_proto::codec::BytesCodec;
 use flotilla_proto::{NodeId, v1};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use crate::harness::{Cluster, DEADLINE, eventually, laid_out, listener, settings};
-
-/// Bytes as they are.
-#[derive(Clone, Copy, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
 
 /// Sends frames to a peer port, and returns what comes back up to the stream's end.
 async fn talk(address: &str, path: &'static str, frames: Vec<Bytes>) -> (Vec<Frame>, Option<Status>) {
@@ -59,7 +21,7 @@ async fn talk(address: &str, path: &'static str, frames: Vec<Bytes>) -> (Vec<Fra
     client.ready().await.expect("it is ready");
     let path = http::uri::PathAndQuery::from_static(path);
     let request = Request::new(tokio_stream::iter(frames));
-    let mut answers = match client.streaming(request, path, Raw).await {
+    let mut answers = match client.streaming(request, path, BytesCodec).await {
         Ok(answers) => answers.into_inner(),
         Err(status) => return (Vec::new(), Some(status)),
     };

@@ -1,14 +1,15 @@
-//! A gRPC codec whose messages are bytes as they are: what is in them is [`super::frame`]'s matter.
+//! A gRPC codec whose messages are bytes as they are, for whoever has a form of its own: frames between nodes, the
+//! benches' own protocol, and tests that send what no encoder would.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// See the module.
+/// Messages as they are, without an encoding of their own.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FrameCodec;
+pub struct BytesCodec;
 
-impl Codec for FrameCodec {
+impl Codec for BytesCodec {
     type Encode = Bytes;
     type Decode = Bytes;
     type Encoder = Self;
@@ -23,7 +24,7 @@ impl Codec for FrameCodec {
     }
 }
 
-impl Encoder for FrameCodec {
+impl Encoder for BytesCodec {
     type Item = Bytes;
     type Error = Status;
 
@@ -33,7 +34,7 @@ impl Encoder for FrameCodec {
     }
 }
 
-impl Decoder for FrameCodec {
+impl Decoder for BytesCodec {
     type Item = Bytes;
     type Error = Status;
 
