@@ -13,7 +13,7 @@ CI_SEEDS := 400
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
 	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart
 
-.PHONY: run test bench growth sim mutants lint fmt docs bin setup
+.PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -33,6 +33,10 @@ sim: setup
 # restarted node by node under load.
 growth: setup
 	$(if $(TREE),FLOTILLA_TEST_TREE=$(abspath $(TREE))) $(CARGO) test $(PROFILE) --package flotilla --test it growth -- --nocapture
+
+# Moves a range of a gibibyte between processes, and fails if either side grows by more than 64 MiB: three minutes.
+snapshot-memory: setup
+	$(CARGO) test $(PROFILE) --package flotilla --test it snapshots::memory -- --ignored --nocapture
 
 # Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
 mutants: setup

@@ -11,6 +11,7 @@ mod grpc;
 mod links;
 mod power;
 mod settings;
+mod snapshots;
 mod supervisor;
 mod support;
 mod tour;

@@ -31,7 +31,7 @@ void leave(void) {
 }
 
 /* To stderr, in one write, without stdio. */
-static void say(const char *format, ...) {
+void say(const char *format, ...) {
     char line[512];
     va_list args;
     va_start(args, format);
@@ -168,6 +168,7 @@ __attribute__((constructor)) static void start(void) {
     const char *mode = getenv("FLOTILLA_POWERCUT_MODE");
     const char *names = getenv("FLOTILLA_POWERCUT_DIR_ENTRIES");
     const char *counts = getenv("FLOTILLA_FSYNC_COUNT_FILE");
+    const char *plan = getenv("FLOTILLA_STEPS_FILE");
     if (dir && *dir) {
         if (!realpath(dir, settings.root)) die("FLOTILLA_POWERCUT_DIR must exist");
         settings.root_len = strlen(settings.root);
@@ -185,6 +186,7 @@ __attribute__((constructor)) static void start(void) {
     settings.fsync_delay_us = number("FLOTILLA_FSYNC_DELAY_US");
     settings.fsync_fail_after = number("FLOTILLA_FSYNC_FAIL_AFTER");
     if (counts && *counts) map_control(counts);
+    if (plan && *plan) steps_open(plan);
     if (settings.root_len && !(mode && !strcmp(mode, "off"))) {
         listen_for_signal();
         settings.journal = true;

@@ -9,18 +9,20 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fs, io};
 
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 6] = [
     ("powercut.h", include_str!("powercut.h")),
     ("shim.c", include_str!("shim.c")),
     ("journal.c", include_str!("journal.c")),
     ("dirs.c", include_str!("dirs.c")),
     ("cut.c", include_str!("cut.c")),
+    ("steps.c", include_str!("steps.c")),
 ];
 
 /// The environment of one process that is to run under the shim.
@@ -88,6 +90,11 @@ impl PowerCut {
     /// Counts into this file, through which `Control` also sets faults while the process runs.
     pub fn control(self, file: &Path) -> Self {
         self.with("FLOTILLA_FSYNC_COUNT_FILE", file.display())
+    }
+
+    /// Ends or stops the process at the file call that is planned there.
+    pub fn steps(self, steps: &Steps) -> Self {
+        self.with("FLOTILLA_STEPS_FILE", steps.path.display())
     }
 
     /// The variables, for `Command::envs`.
@@ -162,6 +169,82 @@ impl Control {
     /// From now on every sync fails with EIO.
     pub fn set_fail(&self, fail: bool) {
         self.words[3].store(u64::from(fail), Ordering::Relaxed);
+    }
+}
+
+/// What becomes of the process that comes to the planned call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP, until it is sent SIGCONT.
+    Stop,
+    /// The power cut, of a process that runs with a journal.
+    Cut,
+}
+
+/// A plan: at which file call a process ends. Processes that share the file share the plan, and one of them acts.
+pub struct Steps {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Steps {
+    const CLAIMED_AT: u64 = 4;
+    const PLAN_AT: u64 = 8;
+    const BYTES: usize = 4096;
+
+    /// Creates the file, with nothing planned.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        file.set_len(Self::BYTES as u64)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// From now on the process that comes to the last of these calls, after the others in this order, ends there. Each
+    /// is `before|after create|read|write|sync|link|unlink N PATTERN [CONTENT]`: the N-th such call (from 1) on a
+    /// path that matches, which writes bytes that contain CONTENT.
+    pub fn plan<S: AsRef<str>>(&self, ending: Ending, calls: &[S]) -> io::Result<()> {
+        let mut text = match ending {
+            Ending::Kill => "kill",
+            Ending::Stop => "stop",
+            Ending::Cut => "cut",
+        }
+        .to_owned();
+        for call in calls {
+            text.push('\n');
+            text.push_str(call.as_ref());
+        }
+        self.replace(&text)
+    }
+
+    /// Nobody ends any more.
+    pub fn clear(&self) -> io::Result<()> {
+        self.replace("")
+    }
+
+    /// The process that came to the planned call.
+    pub fn claimed(&self) -> io::Result<Option<u32>> {
+        let pid = self.word(Self::CLAIMED_AT)?;
+        Ok((pid != 0).then_some(pid))
+    }
+
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let mut bytes = vec![0; Self::BYTES - Self::PLAN_AT as usize];
+        if text.len() >= bytes.len() {
+            return Err(io::Error::other("the plan is too long"));
+        }
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        // The generation last: it is what makes a process read the plan.
+        self.file.write_all_at(&bytes, Self::PLAN_AT)?;
+        self.file.write_all_at(&0_u32.to_ne_bytes(), Self::CLAIMED_AT)?;
+        self.file.write_all_at(&(self.word(0)? + 1).to_ne_bytes(), 0)
+    }
+
+    fn word(&self, at: u64) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(u32::from_ne_bytes(bytes))
     }
 }
 

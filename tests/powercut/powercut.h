@@ -1,9 +1,10 @@
-/* What the four parts of the power-cut shim share; README.md says what the shim models.
+/* What the five parts of the power-cut shim share; README.md says what the shim models.
  *
  *   shim.c     the calls it stands in for (write, fsync, rename, ...)
  *   journal.c  per file: how to undo every write that no fsync has covered
  *   dirs.c     per directory: how to undo every entry change that no fsync of the directory covered
  *   cut.c      the power cut: stop the process, undo, kill it; settings from the environment
+ *   steps.c    ends the process exactly at a call that was named
  *
  * Locks, taken in this order: world (read) -> dirs -> table -> one file. Whoever changes a file or a journal
  * holds `world` for reading; the cut takes it for writing and never gives it back. System calls are made
@@ -105,6 +106,8 @@ struct spot {
 
 enum dir_kind { DIR_CREATE, DIR_MKDIR, DIR_UNLINK, DIR_RMDIR, DIR_RENAME, DIR_EXCHANGE };
 
+enum call { CALL_CREATE, CALL_READ, CALL_WRITE, CALL_SYNC, CALL_LINK, CALL_UNLINK };
+
 /* cut.c */
 struct settings {
     bool journal, dirs, torn;
@@ -127,6 +130,7 @@ void enter(void);
 void leave(void);
 void cut(const char *why) __attribute__((noreturn));
 void die(const char *what) __attribute__((noreturn));
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool is_inside(const char *path);
 bool fd_path(int fd, char path[PATH_MAX]);
 int own(int fd);
@@ -158,4 +162,14 @@ uint64_t dir_sync_begin(void);
 void dir_sync_end(const struct stat *st, uint64_t barrier);
 void dir_sync_everything(void);
 void rollback_dirs(uint64_t (*rng)(void), unsigned *undone);
+
+/* steps.c: told of each call before it is made, and after it has succeeded. */
+extern bool steps_on; /* whether anybody wants to know */
+void steps_open(const char *path);
+void step_path(enum call call, bool before, const char *path);
+void step_fd(enum call call, bool before, int fd, const void *data, size_t len);
+#define BEFORE_PATH(call, path) do { if (steps_on) step_path(call, true, path); } while (0)
+#define AFTER_PATH(call, path, done) do { if (steps_on && (done)) step_path(call, false, path); } while (0)
+#define BEFORE_FD(call, fd, data, len) do { if (steps_on) step_fd(call, true, fd, data, len); } while (0)
+#define AFTER_FD(call, fd, data, len, done) do { if (steps_on && (done)) step_fd(call, false, fd, data, len); } while (0)
 #endif

@@ -11,20 +11,43 @@
 
 /* ---- writes ---- */
 
-EXPORT ssize_t write(int fd, const void *data, size_t len) {
+static ssize_t do_write(int fd, const void *data, size_t len) {
     struct op op;
     struct file *f = begin_change(fd, -1, len, &op);
     if (!f) return sys(SYS_write, fd, data, len);
     return end_change(f, fd, &op, sys(SYS_write, fd, data, op.cut_here ? (len + 1) / 2 : len));
 }
 
-EXPORT ssize_t pwrite(int fd, const void *data, size_t len, off_t off) {
+EXPORT ssize_t write(int fd, const void *data, size_t len) {
+    BEFORE_FD(CALL_WRITE, fd, data, len);
+    ssize_t written = do_write(fd, data, len);
+    AFTER_FD(CALL_WRITE, fd, data, len, written >= 0);
+    return written;
+}
+
+static ssize_t do_pwrite(int fd, const void *data, size_t len, off_t off) {
     struct op op;
     struct file *f = off < 0 ? NULL : begin_change(fd, off, len, &op);
     if (!f) return sys(SYS_pwrite64, fd, data, len, off);
     return end_change(f, fd, &op, sys(SYS_pwrite64, fd, data, op.cut_here ? (len + 1) / 2 : len, off));
 }
+
+EXPORT ssize_t pwrite(int fd, const void *data, size_t len, off_t off) {
+    BEFORE_FD(CALL_WRITE, fd, data, len);
+    ssize_t written = do_pwrite(fd, data, len, off);
+    AFTER_FD(CALL_WRITE, fd, data, len, written >= 0);
+    return written;
+}
 ALIAS(pwrite64, pwrite);
+
+/* Reads change nothing: they are steps only. */
+EXPORT ssize_t pread(int fd, void *data, size_t len, off_t off) {
+    BEFORE_FD(CALL_READ, fd, NULL, 0);
+    ssize_t found = sys(SYS_pread64, fd, data, len, off);
+    AFTER_FD(CALL_READ, fd, data, (size_t)found, found >= 0);
+    return found;
+}
+ALIAS(pread64, pread);
 
 static size_t total(const struct iovec *parts, int count) {
     size_t sum = 0;
@@ -100,7 +123,7 @@ ALIAS(posix_fallocate64, posix_fallocate);
 /* ---- opening ---- */
 
 /* O_TRUNC is taken out of the call and done afterwards, so that the old content can be saved. */
-static int do_open(int at, const char *path, int flags, mode_t mode) {
+static int open_tracked(int at, const char *path, int flags, mode_t mode) {
     bool writes = (flags & O_ACCMODE) != O_RDONLY;
     bool creates = (flags & O_CREAT) != 0;
     if (!settings.journal || (flags & O_PATH) || (!writes && !creates))
@@ -123,6 +146,13 @@ static int do_open(int at, const char *path, int flags, mode_t mode) {
     leave();
     if (fd >= 0 && writes && (flags & O_TRUNC)) tracked_truncate(fd, 0);
     errno = saved;
+    return fd;
+}
+
+static int do_open(int at, const char *path, int flags, mode_t mode) {
+    if (flags & O_CREAT) BEFORE_PATH(CALL_CREATE, path);
+    int fd = open_tracked(at, path, flags, mode);
+    if (flags & O_CREAT) AFTER_PATH(CALL_CREATE, path, fd >= 0);
     return fd;
 }
 
@@ -230,7 +260,7 @@ EXPORT int rename(const char *from, const char *to) {
     return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0);
 }
 
-EXPORT int unlinkat(int at, const char *path, int flags) {
+static int do_unlinkat(int at, const char *path, int flags) {
     if (!settings.journal) return (int)sys(SYS_unlinkat, at, path, flags);
     struct spot spot;
     enter();
@@ -253,6 +283,13 @@ EXPORT int unlinkat(int at, const char *path, int flags) {
     pthread_mutex_unlock(&dirs_lock);
     leave();
     errno = saved;
+    return result;
+}
+
+EXPORT int unlinkat(int at, const char *path, int flags) {
+    BEFORE_PATH(CALL_UNLINK, path);
+    int result = do_unlinkat(at, path, flags);
+    AFTER_PATH(CALL_UNLINK, path, result == 0);
     return result;
 }
 
@@ -284,7 +321,7 @@ EXPORT int mkdirat(int at, const char *path, mode_t mode) {
 
 EXPORT int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
 
-EXPORT int linkat(int from_at, const char *from, int to_at, const char *to, int flags) {
+static int do_linkat(int from_at, const char *from, int to_at, const char *to, int flags) {
     if (!settings.journal) return (int)sys(SYS_linkat, from_at, from, to_at, to, flags);
     struct spot spot;
     enter();
@@ -296,6 +333,13 @@ EXPORT int linkat(int from_at, const char *from, int to_at, const char *to, int 
     }
     pthread_mutex_unlock(&dirs_lock);
     leave();
+    return result;
+}
+
+EXPORT int linkat(int from_at, const char *from, int to_at, const char *to, int flags) {
+    BEFORE_PATH(CALL_LINK, to);
+    int result = do_linkat(from_at, from, to_at, to, flags);
+    AFTER_PATH(CALL_LINK, to, result == 0);
     return result;
 }
 
@@ -371,8 +415,15 @@ static int do_sync(long nr, int fd) {
     return result;
 }
 
-EXPORT int fsync(int fd) { return do_sync(SYS_fsync, fd); }
-EXPORT int fdatasync(int fd) { return do_sync(SYS_fdatasync, fd); }
+static int sync_step(long nr, int fd) {
+    BEFORE_FD(CALL_SYNC, fd, NULL, 0);
+    int result = do_sync(nr, fd);
+    AFTER_FD(CALL_SYNC, fd, NULL, 0, result == 0);
+    return result;
+}
+
+EXPORT int fsync(int fd) { return sync_step(SYS_fsync, fd); }
+EXPORT int fdatasync(int fd) { return sync_step(SYS_fdatasync, fd); }
 
 /* Starts write-back, promises nothing: takes its time like a sync, and covers nothing. */
 EXPORT int sync_file_range(int fd, off_t off, off_t len, unsigned flags) {

@@ -1,7 +1,7 @@
 //! The shim's own tests. Each runs one scene in a process of its own (this test program again, under the shim),
 //! which ends in a power cut; then looks at what is left on disk.
 
-use crate::powercut::{Control, PowerCut};
+use crate::powercut::{Control, Ending, PowerCut, Steps};
 use std::fs::{self, File, OpenOptions};
 use std::io::{IoSlice, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -73,6 +73,16 @@ fn scene() {
         "append" => {
             let mut file = ten(dir, "f");
             (10..20).for_each(|n| file.write_all(&record(n)).unwrap());
+        }
+        "steps" => {
+            let mut file = ten(dir, "f");
+            (10..13).for_each(|n| file.write_all(&record(n)).unwrap());
+            file.sync_all().unwrap();
+            (13..15).for_each(|n| file.write_all(&record(n)).unwrap());
+            let mut words = File::create(dir.join("words")).unwrap();
+            ["alpha ", "beta ", "gamma "].into_iter().for_each(|word| words.write_all(word.as_bytes()).unwrap());
+            fs::hard_link(dir.join("f"), dir.join("g")).unwrap();
+            fs::remove_file(dir.join("g")).unwrap();
         }
         "o_append" => {
             drop(ten(dir, "f"));
@@ -358,6 +368,38 @@ fn what_cannot_be_undone_is_refused_loudly() {
     assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}");
 }
 
+/// A process ends exactly at the call that was planned.
+#[test]
+fn a_process_ends_at_the_planned_call() {
+    let f = |records: u64| move |dir: &Path| fs::metadata(dir.join("f")).unwrap().len() == records * RECORD as u64;
+    let has_g = |wanted: bool| move |dir: &Path| dir.join("g").exists() == wanted;
+    let words = |dir: &Path| fs::read(dir.join("words")).unwrap() == *b"alpha beta ";
+    type Case<'a> = (Ending, &'a [&'a str], &'a dyn Fn(&Path) -> bool);
+    let cases: [Case<'_>; 8] = [
+        (Ending::Kill, &["after write 3 */f"], &f(12)),
+        (Ending::Kill, &["before write 3 */f"], &f(11)),
+        (Ending::Kill, &["after sync 2 */f", "after write 1 */f"], &f(14)),
+        (Ending::Kill, &["after write 1 */words beta"], &words),
+        (Ending::Kill, &["after link 1 */g"], &has_g(true)),
+        (Ending::Kill, &["after unlink 1 */g"], &has_g(false)),
+        (Ending::Cut, &["after write 3 */f"], &f(10)),
+        (Ending::Cut, &["before create 1 */words"], &f(13)),
+    ];
+    for (ending, calls, holds) in cases {
+        let (dir, other) = (temp(), temp());
+        let steps = Steps::create(&other.path().join("steps")).unwrap();
+        steps.plan(ending, calls).unwrap();
+        play_to_cut("steps", dir.path(), &PowerCut::strict(dir.path()).steps(&steps));
+        assert!(holds(dir.path()), "{ending:?} {calls:?}");
+        assert!(steps.claimed().unwrap().is_some());
+        steps.clear().unwrap();
+        // As always, the scene ends in a cut.
+        let dir = temp();
+        play_to_cut("steps", dir.path(), &PowerCut::strict(dir.path()).steps(&steps));
+        assert!(steps.claimed().unwrap().is_none(), "nothing is planned");
+    }
+}
+
 mod rocks {
     //! RocksDB under the shim, written as the log writer does: manual WAL flush, `flush_wal(true)`.
 
@@ -416,7 +458,11 @@ mod rocks {
         play_to_cut("rocksdb", dir.path(), &PowerCut::strict(dir.path()));
         assert_eq!(survivors(dir.path()), SYNCED);
         let mut counts = std::collections::BTreeSet::new();
-        for seed in 0..6 {
+        // One write was not synced: each seed leaves all of it, a part, or nothing.
+        for seed in 0..24 {
+            if seed >= 6 && counts.len() > 1 {
+                break;
+            }
             let dir = temp();
             play_to_cut("rocksdb", dir.path(), &PowerCut::torn(dir.path(), seed));
             let count = survivors(dir.path());

@@ -5,13 +5,12 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use flotilla_engine::config::{Config, ReadMode};
 use flotilla_node::{Node, NodeConfig};
 use flotilla_proto::NodeId;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::faulty::{Call, Faulty, Gate};
 use crate::harness::{Cluster, DEADLINE, eventually, laid_out, listener, settings};
@@ -217,54 +216,4 @@ async fn a_transfer_that_breaks_off_on_either_side_is_made_again() {
         trial.end(0..60).await;
         assert!(failed.load(Ordering::Relaxed) > 3, "{failing:?} failed once, and was tried again");
     }
-}
-
-/// Memory of this process that is not backed by files, in bytes.
-fn memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
-    let line = status.lines().find(|line| line.starts_with("RssAnon")).expect("the kernel tells");
-    let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-    kib.expect("a number of KiB") * 1024
-}
-
-/// `cargo test --release -p flotilla-node --test it a_gibibyte -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement: it writes some GiB"]
-async fn a_gibibyte_moves_with_little_memory() {
-    const BYTES: usize = 1 << 30;
-    let engine = Config { snapshot_batch_bytes_max: 4 << 20, snapshot_file_bytes: 64 << 20, ..small() };
-    let (mut trial, behind) = Trial::with_one_behind(engine).await;
-    let count = (BYTES / VALUE_BYTES) as u32;
-    trial.put(100..100 + count).await;
-    let before = memory();
-    let peak = Arc::new(AtomicUsize::new(0));
-    let (watched, over) = (Arc::clone(&peak), Arc::new(AtomicBool::new(false)));
-    let stop = Arc::clone(&over);
-    let watcher = std::thread::spawn(move || {
-        while !stop.load(Ordering::Relaxed) {
-            watched.fetch_max(memory() as usize, Ordering::Relaxed);
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-    });
-    let began = Instant::now();
-    trial.restart(behind).await;
-    let behind_at = || trial.cluster.node(behind).status().counters.map_or(0, |counters| counters.snapshots_applied);
-    let deadline = Instant::now() + Duration::from_secs(300);
-    while behind_at() == 0 {
-        assert!(Instant::now() < deadline, "it does not come to an end");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let took = began.elapsed();
-    over.store(true, Ordering::Relaxed);
-    watcher.join().expect("it does not panic");
-    let (grown, mib) = (peak.load(Ordering::Relaxed) as u64 - before, |bytes: u64| bytes >> 20);
-    println!(
-        "a range of {} MiB moved in {took:.1?}; memory of sender, receiver and bystander together: {} MiB before, \
-         {} MiB more at the peak",
-        mib(BYTES as u64),
-        mib(before),
-        mib(grown)
-    );
-    assert!(grown < 128 << 20, "64 MiB on each side");
-    trial.end(0..60).await;
 }
