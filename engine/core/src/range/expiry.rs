@@ -207,8 +207,11 @@ impl Reign {
 }
 
 impl Expiry {
-    pub(super) fn new(applied: &v1::AppliedState) -> Self {
-        Self { time_ms: applied.range_time_ms, bound_ms: applied.next_expiry_ms, reign: None, passes: 0 }
+    /// Of a new replica. The answer to a look of a former one on this store must not be taken for this one's
+    /// (tikv#17469): ids of passes begin with the replica's incarnation.
+    pub(super) fn new(applied: &v1::AppliedState, incarnation: u64) -> Self {
+        let passes = incarnation << 32;
+        Self { time_ms: applied.range_time_ms, bound_ms: applied.next_expiry_ms, reign: None, passes }
     }
 
     /// The range's time, as the leader of this term knows it; `None`: not yet.

@@ -127,6 +127,11 @@ impl RangeLog {
         (self.truncated_index, self.truncated_term)
     }
 
+    /// Index of the last entry that was taken from Raft, to be written.
+    pub(crate) fn handed_over(&self) -> u64 {
+        self.last_index
+    }
+
     pub(crate) fn log_bytes(&self) -> u64 {
         self.log_bytes
     }

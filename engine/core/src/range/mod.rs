@@ -190,7 +190,7 @@ impl Range {
             lease: Lease::default(),
             proposals: Proposals::default(),
             barriers: Barriers::default(),
-            expiry: Expiry::new(&boot.applied),
+            expiry: Expiry::new(&boot.applied, shared.incarnations),
             transfer: None,
             unpersisted: VecDeque::new(),
             incoming_snapshots: Vec::new(),
@@ -439,7 +439,9 @@ impl Range {
             self.raft.raft.election_elapsed += 1;
         }
         let election = turn.shared.config.election_timeout();
+        let before = self.proposals.bytes();
         self.proposals.expire(turn.now, &mut turn.effects.writes);
+        self.release_bytes(turn, before);
         self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
         self.expire_transfer(turn);
         self.expire_change(turn);

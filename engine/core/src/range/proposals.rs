@@ -176,8 +176,17 @@ impl Proposals {
         }
     }
 
-    /// Answers those whose deadline has passed.
+    /// Answers those whose deadline has passed. Queued ones wait longer than a turn behind a split.
     pub(crate) fn expire(&mut self, now: BootTime, answers: &mut Answers) {
+        let bytes = &mut self.bytes;
+        self.queue.retain(|write| {
+            let late = write.deadline <= now;
+            if late {
+                *bytes -= request_bytes(&write.request);
+                answers.push((write.token, Err(Error::Timeout { stage: "before it was proposed".into() })));
+            }
+            !late
+        });
         for pending in &mut self.pending {
             for slot in &mut pending.waiting {
                 if let Some((token, _)) = slot.take_if(|(_, deadline)| *deadline <= now) {

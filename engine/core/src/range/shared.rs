@@ -72,11 +72,11 @@ impl RangeIds {
         Some(ids)
     }
 
-    /// Whether there is any; if not, more are asked for.
-    pub(crate) fn has_any(&mut self) -> bool {
-        let any = self.left() > 0;
-        self.missed = if any { self.missed } else { self.missed.max(1) };
-        any
+    /// Whether there are as many as were last missed, or any at all; if not, more are asked for.
+    pub(crate) fn suffice(&mut self) -> bool {
+        let suffice = self.left() >= self.missed.max(1);
+        self.missed = if suffice { self.missed } else { self.missed.max(1) };
+        suffice
     }
 
     fn left(&self) -> u64 {

@@ -191,7 +191,8 @@ impl Range {
         if limit == 0 || bytes <= limit || asked_before || self.finding.is_some() {
             return;
         }
-        if !turn.shared.range_ids.has_any() {
+        // Without ids its keys would be looked for in vain, again and again.
+        if !turn.shared.range_ids.suffice() {
             return;
         }
         if let Ok(boundary) = self.may_split(turn) {

@@ -37,9 +37,7 @@ impl Range {
         let Some(removed) = self.raft.mut_store().truncate(index) else { return };
         // Term and vote as they were last written: newer ones belong to the ready state that is held
         // back until they are durable.
-        let (truncated_index, truncated_term) = self.raft.store().truncated();
-        let commit = self.raft.raft.raft_log.committed;
-        let state = v1::RaftState { commit, truncated_index, truncated_term, ..self.written_state };
+        let state = self.state_to_note();
         turn.items.push(LogItem { raft_state: Some(state), remove: vec![removed], ..LogItem::new(self.id) });
         turn.effects.events.push(Event::LogTruncated { range: self.id, index });
     }
@@ -48,11 +46,17 @@ impl Range {
     /// the only other one that knows.
     pub(super) fn write_commit(&self, turn: &mut Turn<'_>) {
         if !self.installs_snapshot() {
-            let (truncated_index, truncated_term) = self.raft.store().truncated();
-            let commit = self.raft.raft.raft_log.committed;
-            let state = v1::RaftState { commit, truncated_index, truncated_term, ..self.written_state };
-            turn.items.push(LogItem { raft_state: Some(state), ..LogItem::new(self.id) });
+            turn.items.push(LogItem { raft_state: Some(self.state_to_note()), ..LogItem::new(self.id) });
         }
+    }
+
+    /// The Raft state with what the log writer was given, and no more: entries that Raft got in this turn are not among
+    /// it, and never are if the replica is to go.
+    fn state_to_note(&self) -> v1::RaftState {
+        let log = self.raft.store();
+        let (truncated_index, truncated_term) = log.truncated();
+        let commit = self.raft.raft.raft_log.committed.min(log.handed_over());
+        v1::RaftState { commit, truncated_index, truncated_term, ..self.written_state }
     }
 
     /// Up to where followers have what they need of this leader's log.

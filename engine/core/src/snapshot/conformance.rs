@@ -184,7 +184,7 @@ pub fn a_small_snapshot_needs_no_file<H: Harness>() {
     harness.close(store);
 }
 
-/// Neither what was received in part, nor what was received and not wanted, nor what was made and not sent.
+/// tikv#10930: neither what was received in part, nor what was received and not wanted, nor what was made and not sent.
 pub fn transfers_that_break_off_leave_no_files<H: Harness>() {
     let mut harness = H::fresh();
     let store = harness.open();
@@ -243,7 +243,7 @@ pub fn chunks_that_are_not_what_they_say_are_refused<H: Harness>() {
     harness.close(store);
 }
 
-/// Old data, inside and outside of the new span, old log and old state are gone; the neighbour is untouched.
+/// tikv#17258: old data, inside and outside of the new span, old log and old state are gone; the neighbour is untouched.
 pub fn an_installation_replaces_all_that_the_replica_had<H: Harness>() {
     let (mut harness, store, made, received) = snapshot_in_files::<H>(SMALL);
     let mut steps = Vec::new();
@@ -270,7 +270,7 @@ pub fn an_installation_replaces_all_that_the_replica_had<H: Harness>() {
     harness.close(store);
 }
 
-/// The old state before the intent is durable, the new one from then on; nothing between.
+/// tikv#6366, #7027, #9108, cockroach#36611: the old state before the intent is durable, the new one from then on; nothing between.
 pub fn a_crash_after_any_step_leaves_the_old_state_or_the_new_one<H: Harness>() {
     for (seed, last) in (0..3).flat_map(|seed| Step::ALL.map(|step| (seed, step))) {
         let (mut harness, store, made, received) = snapshot_in_files::<H>(SMALL);
@@ -319,7 +319,7 @@ pub fn a_crash_while_a_restart_resumes_is_resumed_in_turn<H: Harness>() {
     }
 }
 
-/// A replica between two states whose files are gone must not start.
+/// tikv#15044, #15292: a replica between two states whose files are gone must not start.
 pub fn a_damaged_file_stops_a_start_that_needs_it<H: Harness>() {
     let (mut harness, store, _, received) = snapshot_in_files::<H>(SMALL);
     let Chunks::Tables(tables) = received.chunks.clone() else { panic!("it is large") };

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_proto::{NodeId, RangeId, v1};
+use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Effects, Envelope, Event, LogItem, Range, Store};
@@ -121,7 +121,7 @@ impl Store {
         effects: &mut Effects,
     ) -> Result<(), String> {
         let Some(header) = envelope.snapshot.map(|data| data.header) else {
-            let answer = nothing_here(&Envelope { snapshot: None, ..envelope });
+            let answer = self.nothing_here(&Envelope { snapshot: None, ..envelope });
             effects.messages.extend(answer);
             return Ok(());
         };
@@ -169,7 +169,7 @@ impl Store {
         }
         let since = self.unknown.note(id, to, now);
         let nothing_comes = now.since(since) >= self.shared.config.election_timeout();
-        let answer = if envelope.message.to_learner || nothing_comes { nothing_here(&envelope) } else { None };
+        let answer = if envelope.message.to_learner || nothing_comes { self.nothing_here(&envelope) } else { None };
         match answer {
             Some(answer) => effects.messages.push(answer),
             None => self.unknown.keep(now, envelope),
@@ -195,8 +195,32 @@ impl Store {
         message.set_msg_type(kind);
         message.reject = true;
         (message.commit, message.commit_term) = (gone.index, gone.term);
-        let message = v1::PeerMessage { range_id: id.0, ..wire::to_wire(message) };
-        Some(Envelope { from: envelope.to, to: envelope.from, message, disk_full: false, snapshot: None })
+        Some(self.answer(envelope, message))
+    }
+
+    /// What tells a leader that nothing is here: no promise is made by it, for nothing remembers that it was sent.
+    fn nothing_here(&self, envelope: &Envelope) -> Option<Envelope> {
+        let asked = &envelope.message;
+        let mut message =
+            Message { from: asked.to_replica, to: asked.from_replica, term: asked.term, ..Default::default() };
+        if asked.message_type == MessageType::MsgAppend as u32 {
+            message.set_msg_type(MessageType::MsgAppendResponse);
+            message.reject = true;
+            message.index = asked.index;
+        } else if asked.message_type == MessageType::MsgHeartbeat as u32 {
+            // Without its context, which would count towards a read.
+            message.set_msg_type(MessageType::MsgHeartbeatResponse);
+        } else {
+            return None;
+        }
+        Some(self.answer(envelope, message))
+    }
+
+    /// A message back to where another came from, in the name of the replica that it was for.
+    fn answer(&self, envelope: &Envelope, message: Message) -> Envelope {
+        let message = v1::PeerMessage { range_id: envelope.message.range_id, ..wire::to_wire(message) };
+        let disk_full = self.shared.full_nodes.contains(&self.shared.node);
+        Envelope { from: envelope.to, to: envelope.from, message, disk_full, snapshot: None }
     }
 
     fn begin_by_snapshot(
@@ -293,24 +317,4 @@ impl Store {
 fn overlap(one: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
     let before = |end: &[u8], start: &[u8]| !end.is_empty() && end <= start;
     one.keyspace_id == other.keyspace_id && !before(&one.end, &other.start) && !before(&other.end, &one.start)
-}
-
-/// What tells a leader that nothing is here: no promise is made by it, for nothing remembers that it was sent.
-fn nothing_here(envelope: &Envelope) -> Option<Envelope> {
-    let asked = &envelope.message;
-    let mut message =
-        Message { from: asked.to_replica, to: asked.from_replica, term: asked.term, ..Default::default() };
-    if asked.message_type == MessageType::MsgAppend as u32 {
-        message.set_msg_type(MessageType::MsgAppendResponse);
-        message.reject = true;
-        message.index = asked.index;
-    } else if asked.message_type == MessageType::MsgHeartbeat as u32 {
-        // Without its context, which would count towards a read.
-        message.set_msg_type(MessageType::MsgHeartbeatResponse);
-    } else {
-        return None;
-    }
-    let message = v1::PeerMessage { range_id: asked.range_id, ..wire::to_wire(message) };
-    let (from, to): (NodeId, NodeId) = (envelope.to, envelope.from);
-    Some(Envelope { from, to, message, disk_full: false, snapshot: None })
 }

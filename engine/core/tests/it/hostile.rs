@@ -299,7 +299,7 @@ fn no_message_of_a_made_up_peer_ends_the_process() {
             let state = cluster.summary(to);
             let mut near = |value: u64| match draw.below(8) {
                 0 => 0,
-                1 => value + 1,
+                1 => value.saturating_add(1),
                 2 => value.saturating_sub(1),
                 3 => u64::MAX,
                 _ => value,

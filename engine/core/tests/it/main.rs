@@ -14,6 +14,7 @@ mod membership;
 mod ranges;
 mod reads;
 mod recovery;
+mod removals;
 mod replication;
 mod snapshots;
 mod splits;

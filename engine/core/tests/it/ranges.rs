@@ -94,7 +94,7 @@ fn a_split_leaves_data_and_leader_where_they_were() {
     assert!(cluster.fatal.is_empty());
 }
 
-/// cockroach#7600, tikv#8084, #9584: what comes for a child before the split is applied makes no rival, and no vote
+/// cockroach#7600, tikv#8084, #9584, #13311, #17535: what comes for a child before the split is applied makes no rival, and no vote
 /// is lost.
 #[test]
 fn votes_for_a_child_that_come_before_the_split_are_kept() {
@@ -130,7 +130,7 @@ fn a_replayed_split_keeps_what_the_child_has_become() {
     }
 }
 
-/// A crash before, between and after log, apply and answer: the split happens once, and the child serves.
+/// cockroach#20939: a crash before, between and after log, apply and answer: the split happens once, and the child serves.
 #[test]
 fn a_crash_around_a_split_loses_neither_half() {
     for point in 0..12 {
@@ -253,12 +253,16 @@ fn a_replica_moves_by_order_and_the_old_one_cleans_up() {
     assert!(cluster.fatal.is_empty());
 }
 
-/// etcd#11038: a leader that is to go hands over first.
+/// etcd#11038: a leader that is to go hands over first, and says nothing more once it is gone.
 #[test]
 fn the_leader_itself_is_replaced() {
     let mut cluster = begun(1);
     cluster.turn(1, vec![order(&[4], &[1])]);
     cluster.tick_until(|cluster| voters_on(cluster, &[2, 3, 4]) && cluster.summary_of(1, RANGE).is_none());
+    let (sent, term) = (cluster.sent.len(), cluster.summary(2).term);
+    (0..30).for_each(|_| cluster.tick());
+    assert!(cluster.sent[sent..].iter().all(|of| of.from != NodeId(1)));
+    assert_eq!(cluster.summary(2).term, term, "and disturbs nobody");
 }
 
 #[test]

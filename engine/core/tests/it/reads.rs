@@ -20,6 +20,7 @@ fn header() -> v1::RequestHeader {
     v1::RequestHeader { range_id: RANGE.0, epoch: Some(EPOCH), ..Default::default() }
 }
 
+/// etcd#7331, tikv#9239.
 #[test]
 fn a_barrier_before_the_first_commit_of_the_term_waits() {
     let mut cluster = Cluster::new(Config::default(), 3);
@@ -85,6 +86,40 @@ fn an_unanswered_round_is_begun_again() {
     cluster.network.clear();
     cluster.tick_until(|cluster| !cluster.barriers.is_empty());
     assert!(cluster.barriers[0].1.is_ok());
+}
+
+/// etcd#20418, #21399: an answer to a round that was given up must not be taken for one to a later round.
+#[test]
+fn no_two_rounds_have_the_same_context() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    for round in 1..=6 {
+        if round % 2 == 1 {
+            cluster.barrier(1, round);
+        } else {
+            // Nobody answered: the round is begun again.
+            cluster.network.clear();
+            cluster.now = cluster.now + cluster.config.election_timeout();
+            cluster.turn(1, vec![Input::Tick]);
+        }
+        if round == 4 {
+            cluster.settle();
+            cluster.transfer(1, 100, 2);
+            cluster.tick_until(|cluster| cluster.view(2).serves);
+            cluster.transfer(2, 101, 1);
+            cluster.tick_until(|cluster| cluster.view(1).serves);
+        }
+    }
+    cluster.settle();
+    let to_2 = cluster.sent(1, 2, MessageType::MsgHeartbeat);
+    let contexts: Vec<_> = to_2.iter().map(|sent| &sent.context[..]).filter(|context| !context.is_empty()).collect();
+    let mut rounds = contexts.clone();
+    rounds.dedup();
+    let mut all = rounds.clone();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(rounds.len(), all.len(), "{rounds:?}");
+    assert!(all.len() >= 6, "{all:?}");
+    assert_eq!(cluster.barriers.len(), 3);
 }
 
 #[test]

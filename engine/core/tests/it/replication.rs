@@ -42,6 +42,21 @@ fn a_follower_acknowledges_only_after_persisted() {
     assert!(acknowledged(&cluster, 2, index));
 }
 
+/// etcd#14370: a range with one voter has no other disk that could know.
+#[test]
+fn a_lone_voter_answers_only_after_its_own_disk() {
+    let mut cluster = Cluster::new(Config::default(), 1);
+    cluster.tick_until(|cluster| cluster.view(1).serves);
+    cluster.disk_held.insert(1);
+    cluster.put(1, 1, "k", "v");
+    cluster.settle();
+    cluster.tick();
+    assert!(cluster.writes.is_empty() && cluster.node(1).applies.is_empty());
+    cluster.disk_held.clear();
+    cluster.settle();
+    assert!(cluster.answer(1).is_ok());
+}
+
 #[test]
 fn one_disk_is_no_quorum() {
     for held in [[1, 2], [1, 3], [2, 3]] {

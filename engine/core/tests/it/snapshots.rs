@@ -139,6 +139,7 @@ fn a_snapshot_waits_for_apply_in_flight() {
     assert_eq!(state_of(&cluster, 3), state_of(&cluster, 1));
 }
 
+/// etcd#18055.
 #[test]
 fn of_several_snapshots_in_one_turn_the_newest_is_installed() {
     let mut cluster = with_3_behind();
@@ -152,6 +153,7 @@ fn of_several_snapshots_in_one_turn_the_newest_is_installed() {
     assert_eq!(state_of(&cluster, 3), state_of(&cluster, 1));
 }
 
+/// etcd#18055: the second comes before the first is on disk.
 #[test]
 fn snapshots_that_wait_for_the_disk_together_are_installed_in_turn() {
     let mut cluster = with_3_behind();
@@ -170,6 +172,7 @@ fn snapshots_that_wait_for_the_disk_together_are_installed_in_turn() {
     cluster.tick_until(level);
 }
 
+/// tikv#6366, #7027, #9108, cockroach#36611: what it replaces and what it brings are one write.
 #[test]
 fn a_crash_before_a_snapshot_is_written_leaves_the_old_state_whole() {
     let mut cluster = with_3_behind();
@@ -211,6 +214,7 @@ fn a_replica_does_not_campaign_while_it_installs_a_snapshot() {
     cluster.tick_until(|cluster| cluster.leader().is_some_and(|id| id != 1));
 }
 
+/// tikv#15044: it may be gone by the time that it is to be sent.
 #[test]
 fn a_snapshot_that_is_let_go_before_it_leaves_is_made_anew() {
     let mut cluster = with_3_behind();

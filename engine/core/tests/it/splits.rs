@@ -3,7 +3,7 @@
 
 use flotilla_engine::config::Config;
 use flotilla_engine::snapshot;
-use flotilla_engine::store::{Envelope, Event, Input, ReadBarrier, Split, SplitAt, Token};
+use flotilla_engine::store::{Envelope, Event, Input, ReadBarrier, Split, SplitAt, Token, Write};
 use flotilla_proto::ids::{SYSTEM_KEYSPACE, SYSTEM_RANGE};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::MessageType;
@@ -141,8 +141,8 @@ fn a_split_while_a_learner_is_being_added_gives_it_both_halves() {
     assert!(cluster.fatal.is_empty());
 }
 
-/// A leader that has a split in its log, and has not applied it, takes writes by the epoch before. Behind the split
-/// they are refused at apply by every replica alike: their keys may be the child's.
+/// tikv#4125: a leader that has a split in its log, and has not applied it, takes writes by the epoch before. Behind
+/// the split they are refused at apply by every replica alike: their keys may be the child's.
 #[test]
 fn what_a_new_leader_took_before_it_applied_a_split_is_refused_at_apply() {
     let mut cluster = begun(0);
@@ -350,4 +350,26 @@ fn a_split_that_nobody_applied_before_a_crash_is_applied_after_it() {
     cluster.tick_until(|cluster| serves(cluster, CHILD).is_some() && serves(cluster, RANGE).is_some());
     assert!((1..=3).all(|id| cluster.node(id).store.ranges().count() == 2));
     assert!((1..=3).all(|id| rows(&cluster.node(id).disk, &whole()).len() == 4));
+}
+
+/// A split that is long in coming does not keep a write beyond its deadline: it was surely not proposed.
+#[test]
+fn a_write_behind_a_split_is_answered_at_its_deadline() {
+    let mut cluster = begun(0);
+    cluster.apply_held.insert(1);
+    let deadline = cluster.now + cluster.config.tick * 2;
+    let write = |token, deadline| {
+        let request = request(vec![put("b", "v")]);
+        Input::Write(Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline })
+    };
+    cluster.turn(1, vec![split_input(1, "m"), write(2, deadline), write(3, LATER)]);
+    cluster.tick();
+    assert!(!cluster.writes.iter().any(|(token, _)| *token == 2));
+    cluster.tick();
+    assert!(matches!(cluster.answer(2), Err(Error::Timeout { .. })), "{:?}", cluster.answer(2));
+    cluster.apply_held.clear();
+    cluster.settle();
+    cluster.tick();
+    assert!(cluster.answer(3).is_ok());
+    assert_eq!(cluster.summary(1).proposal_bytes, 0);
 }
