@@ -34,6 +34,7 @@ fn join(store: u64) -> Request {
 }
 
 /// A second service is loaded, and the first one still believes to be the one.
+/// pd#3423, #4884, #8781, #8836, #9051: whoever was deposed gives nothing out any more, whatever it believes.
 #[test]
 fn a_stale_services_writes_are_refused_whatever_they_touch() {
     for same_term in [true, false] {

@@ -188,6 +188,7 @@ fn balance_ends_whatever_the_sizes() {
     }
 }
 
+/// pd#11143: an order whose target is dead is not waited for.
 #[test]
 fn a_node_that_dies_in_the_middle_of_moves_leaves_no_order_and_no_learner_behind() {
     for seed in 1..20 {

@@ -284,6 +284,7 @@ mod tests {
         assert_eq!([before(&cache, "p"), before(&cache, "t"), before(&cache, "")], [None, None, Some(4)]);
     }
 
+    /// tikv#4125.
     #[test]
     fn an_older_epoch_never_replaces_a_newer_one() {
         let mut cache = cache(&[descriptor(2, "", "f", 3, 2)]);

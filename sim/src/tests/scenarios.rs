@@ -129,6 +129,7 @@ fn a_replica_that_was_cut_off_does_not_depose_the_leader_when_it_returns() {
     scenario.finish();
 }
 
+/// tikv#3270: pre-votes and check-quorum together must not keep each other waiting.
 #[test]
 fn two_pre_candidates_that_lose_their_leader_elect_one_of_them() {
     let mut scenario = Scenario::new();
