@@ -203,6 +203,7 @@ impl Service {
     fn check_move(&self, range: u64, from: u64, to: u64) -> Result<()> {
         let state = &self.state;
         let Some(route) = state.table.get(range) else {
+            self.check_reported(&format!("range {range} is not known yet"))?;
             return Err(Error::invalid(format!("there is no range {range}"), "`flotilla range list` shows all ranges"));
         };
         let replicas = &route.descriptor.replicas;
@@ -239,6 +240,15 @@ impl Service {
         Ok(())
     }
 
+    /// What a new service does not know, it may yet be told.
+    fn check_reported(&self, what: &str) -> Result<()> {
+        if self.state.settled {
+            return Ok(());
+        }
+        let reason = format!("{what}: not all nodes have reported to the placement service since it moved; try again");
+        Err(Error::Unavailable { reason })
+    }
+
     fn check_target(&self, node: u64, fit: impl Fn() -> String) -> Result<()> {
         let state = &self.state;
         let record = state.ahead.nodes.get(&node);
@@ -272,6 +282,7 @@ impl Service {
         let others =
             state.ahead.nodes.keys().any(|other| *other != node && state.is_live(*other) && !state.is_draining(*other));
         if !request.undo && !others {
+            self.check_reported("no other node is known to live yet")?;
             let what = format!("no other live node could take over what node {node} leads");
             return Err(Error::invalid(what, "end the draining of another node first, or add a node"));
         }

@@ -93,7 +93,7 @@ impl Service {
         // The larger the cluster, the more a round costs, and the less it matters that it comes at once.
         let pause = Duration::from_millis(self.state.ahead.nodes.len() as u64 / 20);
         let early = self.state.now.saturating_sub(self.work.last_round) < pause;
-        if !self.work.stirred || early || !self.state.settled {
+        if !self.work.stirred || early || !self.state.may_decide() {
             return;
         }
         self.work.stirred = false;

@@ -309,7 +309,7 @@ impl Service {
         match repair::look(&self.state, &Loads::of(&self.state), route) {
             Look::Fine => "it has the replicas that its keyspace asks for".into(),
             Look::Wait(why) => why,
-            Look::Act(_) if !self.state.settled => "not all nodes have reported yet: nothing is decided".into(),
+            Look::Act(_) if !self.state.may_decide() => "not all nodes have reported yet: nothing is decided".into(),
             Look::Act(decision) => format!("to be decided: {}", decision.reason),
         }
     }

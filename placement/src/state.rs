@@ -88,7 +88,7 @@ pub(crate) struct State {
     pub loaded_at: Duration,
     /// Nodes that joined in this reign, and when.
     pub joined: BTreeMap<u64, Duration>,
-    /// Enough is known to decide.
+    /// All is known that there is.
     pub settled: bool,
     pub acked: Records,
     pub ahead: Records,
@@ -142,12 +142,21 @@ impl State {
         self.is_live(node) && !self.is_draining(node) && !self.is_leaving(node) && !self.is_full(node)
     }
 
-    /// Notes whether enough is known to decide, from now on: every node that is not dead has reported all its ranges
-    /// to this reign once. One that joined since holds nothing that is not known.
+    /// Notes whether all is known, from now on: every node that is not dead has reported all its ranges to this reign
+    /// once. One that joined since holds nothing that is not known.
     pub fn settle(&mut self) {
-        let known = |node: &u64| self.reports.node(*node).is_some_and(|report| report.complete);
-        let counts = |node: &u64| !self.joined.contains_key(node);
-        let missing = |node: &u64| counts(node) && !known(node) && !self.is_dead(*node);
-        self.settled = self.settled || !self.ahead.nodes.keys().any(missing);
+        self.settled = self.settled || !self.unreported().any(|node| !self.is_dead(node));
+    }
+
+    /// Whether enough is known to decide. A node that is down, or was lost for good, is not waited for until it is dead:
+    /// its replicas stand in what others have reported, and are not given up any sooner.
+    pub fn may_decide(&self) -> bool {
+        self.settled || !self.unreported().any(|node| !self.is_lost(node))
+    }
+
+    /// Nodes that have not reported all their ranges to this reign.
+    fn unreported(&self) -> impl Iterator<Item = u64> + '_ {
+        let known = |node: u64| self.reports.node(node).is_some_and(|report| report.complete);
+        self.ahead.nodes.keys().copied().filter(move |node| !self.joined.contains_key(node) && !known(*node))
     }
 }

@@ -1,7 +1,7 @@
 //! Reports that are lost, repeated, late and in another order; answers that are lost; addresses that change.
 
 use flotilla_placement::{Request, Response};
-use flotilla_proto::v1;
+use flotilla_proto::{Error, v1};
 
 use crate::growth::grown;
 use crate::toy::Toy;
@@ -79,6 +79,32 @@ fn nothing_is_decided_before_all_living_nodes_have_reported() {
     assert!(!toy.service.complete());
     toy.nodes.get_mut(&4).expect("joined").restart();
     toy.until("rebuilt on three nodes", |toy| toy.replicas_on(3) == 0 && toy.at_rest(3));
+}
+
+/// A node that is down is waited for a moment, not until it is dead: else each change of the service would stop all
+/// repair and draining for minutes where one node is gone for good.
+#[test]
+fn a_node_that_is_down_holds_nothing_up_for_long_under_a_new_service() {
+    let mut toy = grown(6, 5, 1);
+    toy.nodes.get_mut(&5).expect("joined").up = false;
+    toy.steps(40);
+    toy.reload();
+    toy.settle_effects();
+    let held = toy.replicas_on(5);
+    let drain = || Request::DrainNode(v1::DrainNodeRequest { node_id: 2, undo: false });
+    let too_early = toy.ask(drain()).expect_err("nobody has reported");
+    assert!(matches!(too_early, Error::Unavailable { .. }), "{too_early}");
+    let moved = v1::MoveReplicaRequest { range_id: 2, from_node_id: 1, to_node_id: 2, ..Default::default() };
+    let too_early = toy.ask(Request::MoveReplica(moved)).expect_err("it is not known");
+    assert!(matches!(too_early, Error::Unavailable { .. }), "{too_early}");
+    toy.steps(3);
+    toy.ask(drain()).expect("drained");
+    let create = v1::CreateKeyspaceRequest { name: "orders".into(), ranges: 4, ..Default::default() };
+    toy.ask(Request::CreateKeyspace(create)).expect("created");
+    let grown = |toy: &Toy| toy.groups.values().all(|group| group.voters().len() == 3);
+    let took = toy.until("all done", |toy| toy.led_by(2) == 0 && grown(toy));
+    assert!(took < 60, "{took} steps");
+    assert!(!toy.service.complete() && toy.replicas_on(5) == held, "and no replica of a node that may come back goes");
 }
 
 /// The table knows range 2 at conf_ver 1, with replica 1 on node 1, and 2 as the next id.
