@@ -21,6 +21,8 @@ pub(crate) enum Item {
     Input(Box<Input>),
     /// A frame of messages from another node.
     Frame(Frame),
+    /// A snapshot of which the header alone has come: is the rest to be taken?
+    Offer { envelope: Box<Envelope>, reply: oneshot::Sender<Result<(), String>> },
     /// A snapshot from another node, with its place among those that come at once.
     Snapshot(Box<Envelope>, SnapshotSlot),
     /// A client's write.

@@ -159,6 +159,7 @@ impl<S: LocalStorage> Reads<S> {
             Item::Check { reply, .. } => return drop(reply.send(Err(error))),
             // Without an answer the asker knows that the loop has ended.
             Item::Summaries { reply } => return drop(reply),
+            Item::Offer { reply, .. } => return drop(reply),
             Item::Input(_) | Item::Frame(_) | Item::Snapshot(..) | Item::Stop | Item::Halt => return,
         };
         let response = requests::refusal(request.id, &error);

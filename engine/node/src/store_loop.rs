@@ -136,6 +136,7 @@ impl<S: LocalStorage> StoreLoop<S> {
                 self.store.on(now, *input, effects);
             }
             Item::Frame(frame) => self.take_frame(now, frame, effects),
+            Item::Offer { envelope, reply } => self.take_offer(now, *envelope, reply, effects),
             Item::Snapshot(envelope, memory) => {
                 self.store.on(now, Input::Message(*envelope), effects);
                 drop(memory);
@@ -176,6 +177,23 @@ impl<S: LocalStorage> StoreLoop<S> {
             self.store.on(now, Input::Message(envelope), effects);
         }
         drop(memory);
+    }
+
+    fn take_offer(
+        &mut self,
+        now: BootTime,
+        envelope: Envelope,
+        reply: oneshot::Sender<Result<(), String>>,
+        effects: &mut Effects,
+    ) {
+        let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) else { return };
+        let admitted = self.store.admit_snapshot(&envelope.message, header);
+        if admitted.is_err() {
+            // Refused with its reason; and what follows from the header by itself does follow.
+            self.store.on(now, Input::Message(envelope), effects);
+        }
+        // A connection that is gone wants no answer.
+        drop(reply.send(admitted));
     }
 
     fn take_write(&mut self, now: BootTime, mut request: Request, effects: &mut Effects) {

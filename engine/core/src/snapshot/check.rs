@@ -38,6 +38,11 @@ pub fn check(
     }
 }
 
+/// The part of [`check`] that the header alone tells, before the rest has come.
+pub fn check_header(header: &v1::SnapshotHeader, held: &v1::RangeDescriptor) -> Result<(), String> {
+    check_descriptor(header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?, Some(held))
+}
+
 fn check_descriptor(descriptor: &v1::RangeDescriptor, held: Option<&v1::RangeDescriptor>) -> Result<(), String> {
     let epoch = descriptor.epoch.ok_or("the snapshot's descriptor has no epoch")?;
     if !descriptor.end.is_empty() && descriptor.start >= descriptor.end {

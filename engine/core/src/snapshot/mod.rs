@@ -22,6 +22,7 @@ mod receive;
 use flotilla_proto::{KeyspaceId, RangeId, v1};
 
 pub use check::check;
+pub(crate) use check::check_header;
 pub use data::{ChunkFile, Chunks, SnapshotData, Tables};
 pub use install::{Resumed, Step, install, resume};
 pub use make::{make, make_staged};

@@ -24,6 +24,7 @@ use super::{Effects, Envelope, Event, LogItem, Range, Store};
 use crate::apply::{ApplyTask, ApplyWork, initial_applied, own_replica};
 use crate::range::{Born, joined};
 use crate::recover::RangeBoot;
+use crate::snapshot;
 use crate::time::BootTime;
 use crate::wire;
 
@@ -136,6 +137,37 @@ impl Store {
         ))
     }
 
+    /// Asked before a snapshot's records come, with what came first: whether it would be refused already. What is not
+    /// refused here may still be, when all of it is there: the store goes on meanwhile.
+    ///
+    /// Of one that is refused the core should be told all the same, by the message without the records: it may say that
+    /// the replica which is here was removed.
+    pub fn admit_snapshot(&self, message: &v1::PeerMessage, header: &v1::SnapshotHeader) -> Result<(), String> {
+        let (id, to) = (RangeId(message.range_id), message.to_replica);
+        match self.ranges.get(&id) {
+            Some(range) if range.replica() != to => {
+                return Err(format!("it is for replica {to}, and replica {} is here", range.replica()));
+            }
+            Some(range) => snapshot::check_header(header, range.descriptor())?,
+            None if self.is_gone(id, to) => return Err(format!("replica {to} is gone")),
+            None => self.check_own(id, to, header)?,
+        }
+        self.check_overlap(id, header)
+    }
+
+    /// Whether a replica was here, or would have been, and is not to come back.
+    fn is_gone(&self, id: RangeId, replica: u64) -> bool {
+        replica == 0 || self.tombstones.get(&id).is_some_and(|gone| replica <= gone.replica_id)
+    }
+
+    fn check_own(&self, id: RangeId, replica: u64, header: &v1::SnapshotHeader) -> Result<(), String> {
+        let descriptor = header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?;
+        if own_replica(descriptor, self.shared.node.0) != Some(replica) || descriptor.range_id != id.0 {
+            return Err("the snapshot does not name the replica that it is for".into());
+        }
+        Ok(())
+    }
+
     /// No other replica here may hold part of what a snapshot brings.
     fn check_overlap(&self, id: RangeId, header: &v1::SnapshotHeader) -> Result<(), String> {
         let descriptor = header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?;
@@ -157,7 +189,7 @@ impl Store {
         effects: &mut Effects,
     ) -> Result<(), String> {
         let to = envelope.message.to_replica;
-        if to == 0 || self.tombstones.get(&id).is_some_and(|gone| to <= gone.replica_id) {
+        if self.is_gone(id, to) {
             effects.messages.extend(self.gone_here(id, &envelope));
             return Err(format!("replica {to} is gone"));
         }
@@ -232,11 +264,8 @@ impl Store {
     ) -> Result<(), String> {
         let header = envelope.snapshot.as_ref().map(|data| data.header.clone()).unwrap_or_default();
         self.check_overlap(id, &header)?;
+        self.check_own(id, envelope.message.to_replica, &header)?;
         let descriptor = header.descriptor.unwrap_or_default();
-        let own = own_replica(&descriptor, self.shared.node.0);
-        if own != Some(envelope.message.to_replica) || descriptor.range_id != id.0 {
-            return Err("the snapshot does not name the replica that it is for".into());
-        }
         let boot = RangeBoot::blank(Arc::new(descriptor));
         let range = Range::new(&mut self.shared, &boot, now)?;
         self.ranges.insert(id, range);

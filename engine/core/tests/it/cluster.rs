@@ -185,7 +185,18 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("it exists");
         let mut effects = Effects::default();
         for input in inputs {
+            let refused = match &input {
+                Input::Message(Envelope { message, snapshot: Some(data), .. }) => {
+                    node.store.admit_snapshot(message, &data.header).err()
+                }
+                _ => None,
+            };
+            let before = effects.events.len();
             node.store.on(now, input, &mut effects);
+            let is_refusal = |event: &Event| matches!(event, Event::MessageRefused { .. });
+            // Of a snapshot whose header is refused the records are never sent: it must be one that nobody would take.
+            let agree = refused.is_none() || effects.events[before..].iter().any(is_refusal);
+            assert!(agree, "taken, and refused by its header: {refused:?}");
         }
         node.store.end_turn(now, &mut effects);
         for view in &effects.views {

@@ -40,6 +40,12 @@ fn snapshot_message(cluster: &Cluster, range: RangeId, to: u64) -> Input {
     Input::Message(Envelope { from: NodeId(1), to: NodeId(to), message, disk_full: false, snapshot: Some(data) })
 }
 
+/// What a store says to a snapshot of which only the header has come.
+fn admitted(cluster: &Cluster, id: u64, input: &Input) -> Result<(), String> {
+    let Input::Message(Envelope { message, snapshot: Some(data), .. }) = input else { return Ok(()) };
+    cluster.node(id).store.admit_snapshot(message, &data.header)
+}
+
 fn refused_with(cluster: &Cluster, id: u64, words: &str) -> bool {
     cluster.events.iter().any(|(node, event)| {
         *node == id && matches!(event, Event::MessageRefused { reason, .. } if reason.contains(words))
@@ -58,6 +64,8 @@ fn a_childs_snapshot_waits_until_the_parent_is_split() {
     cluster.turn(1, vec![write_at(2, CHILD, AFTER, "q")]);
     cluster.settle();
     let input = snapshot_message(&cluster, CHILD, 3);
+    let reason = admitted(&cluster, 3, &input).expect_err("its header alone tells");
+    assert!(reason.contains("overlaps with range 2"), "{reason}");
     let effects = cluster.turn(3, vec![input]);
     assert!(effects.log.is_none() && effects.ingests.is_empty() && effects.messages.is_empty());
     assert!(refused_with(&cluster, 3, "overlaps with range 2"));
@@ -73,6 +81,7 @@ fn a_childs_snapshot_waits_until_the_parent_is_split() {
         cluster.settle();
         snapshot_message(&cluster, CHILD, 3)
     };
+    assert_eq!(admitted(&cluster, 3, &input), Ok(()));
     cluster.turn(3, vec![input]);
     cluster.settle();
     assert_eq!(rows(&cluster.node(3).disk, &whole()), rows(&cluster.node(1).disk, &whole()), "now it is taken");

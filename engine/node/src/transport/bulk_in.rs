@@ -1,4 +1,5 @@
-//! Receives snapshots: checks the pieces, takes them in one by one, and hands the whole to the store's loop.
+//! Receives snapshots: asks the store's loop about the header, checks the pieces, takes them in one by one, and hands
+//! the whole to the loop.
 //!
 //! Two at once; a third one waits. What is small stays in memory, what is large goes straight into files of the
 //! staging area ([`crate::snapshots`]): memory holds one piece of it. A snapshot that breaks off leaves nothing behind.
@@ -6,10 +7,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use flotilla_engine::snapshot::Chunks;
 use flotilla_engine::store::{Envelope, SnapshotData};
 use flotilla_proto::{NodeId, v1};
 use prost::Message;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::spawn_blocking;
 use tonic::Streaming;
 
@@ -47,7 +49,7 @@ pub(crate) async fn take_snapshots(
         };
         let last = chunk.last;
         let current = match open.take() {
-            None => begin(context, *chunk).await?,
+            None => begin(context, peer, *chunk).await?,
             Some(mut current) => {
                 let data = current.assembly.push(*chunk)?;
                 current.incoming = push(current.incoming, data).await?;
@@ -68,9 +70,13 @@ pub(crate) async fn take_snapshots(
     Ok(())
 }
 
-async fn begin(context: &Context, chunk: v1::SnapshotChunk) -> Result<Open, String> {
+async fn begin(context: &Context, peer: &Peer, chunk: v1::SnapshotChunk) -> Result<Open, String> {
     let (assembly, header) = Assembly::begin(chunk)?;
     let closed = || "the node is stopping".to_string();
+    let (reply, answer) = oneshot::channel();
+    let envelope = Box::new(assembly.offer(peer.node, NodeId(context.hello.node_id), header.clone()));
+    context.inbox.push(Item::Offer { envelope, reply });
+    answer.await.map_err(|_| closed())??;
     let slot = Arc::clone(&context.snapshots_in).acquire_owned().await.map_err(|_| closed())?;
     let staging = context.staging.upgrade().ok_or_else(closed)?;
     let incoming = staging.begin(header)?;
@@ -137,6 +143,12 @@ impl Assembly {
         Ok(chunk.data)
     }
 
+    /// What has come so far, as the store is asked about it.
+    fn offer(&self, from: NodeId, to: NodeId, header: v1::SnapshotHeader) -> Envelope {
+        let snapshot = SnapshotData { header, chunks: Chunks::default() };
+        Envelope { from, to, message: self.message.clone(), disk_full: false, snapshot: Some(snapshot) }
+    }
+
     /// The whole, as the store takes it.
     pub fn finish(self, from: NodeId, to: NodeId, snapshot: SnapshotData) -> Envelope {
         Envelope { from, to, message: self.message, disk_full: false, snapshot: Some(snapshot) }
@@ -145,8 +157,6 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_engine::snapshot::Chunks;
-
     use super::*;
     use crate::transport::bulk_out;
 

@@ -5,7 +5,9 @@ use flotilla_engine::config::ReadMode;
 use flotilla_node::transport::frame::Frame;
 use flotilla_node::{Node, NodeConfig};
 use flotilla_proto::codec::BytesCodec;
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::{NodeId, v1};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -101,6 +103,43 @@ async fn callers_that_do_not_belong_are_told_why() {
         assert!(!status.expect("the connection is ended").message().is_empty());
     }
     assert!(node.counters().peer_refusals.get() >= 7);
+    node.stop().await.expect("nothing had failed");
+}
+
+/// A snapshot's first frame holds its header. What is to be refused is refused then, and not after gigabytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_refused_by_its_header() {
+    let cluster = not_started();
+    let node = lonely(&cluster).await;
+    let offer = |to_replica: u64| {
+        let own = v1::ReplicaDescriptor { replica_id: 5, node_id: 1, ..Default::default() };
+        let descriptor = v1::RangeDescriptor {
+            range_id: 77,
+            keyspace_id: DEFAULT_KEYSPACE.0,
+            epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+            replicas: vec![own],
+            ..Default::default()
+        };
+        let header = v1::SnapshotHeader { descriptor: Some(descriptor), applied: None, records: 1 };
+        let data = Bytes::from(header.encode_to_vec());
+        let snapshot = Some(v1::SnapshotMeta::default());
+        let message = v1::PeerMessage { range_id: 77, to_replica, snapshot, ..Default::default() };
+        let crc32 = crc32fast::hash(&data);
+        Frame::Chunk(Box::new(v1::SnapshotChunk {
+            snapshot_id: 1,
+            range_id: 77,
+            data,
+            crc32,
+            message: Some(message),
+            ..Default::default()
+        }))
+    };
+    for (to_replica, words) in [(5, "overlaps with range 2"), (6, "does not name the replica")] {
+        let frames = vec![encoded(hello_of(node.cluster_id(), 2, 1)), offer(to_replica).encode()];
+        let (_, status) = talk(&node.peer_address().to_string(), "/flotilla.v1.Peer/Bulk", frames).await;
+        let status = status.expect("nothing more of it is wanted");
+        assert!(status.message().contains(words), "{words}: {status:?}");
+    }
     node.stop().await.expect("nothing had failed");
 }
 
