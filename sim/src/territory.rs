@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flotilla_engine::apply::{Applied, RangeChange};
 use flotilla_engine::bootstrap::INITIAL_INDEX;
 use flotilla_engine::membership;
-use flotilla_engine::recover::Boot;
+use flotilla_engine::recover::{Boot, RangeBoot};
 use flotilla_engine::store::LogBatch;
 use flotilla_proto::{RangeId, v1};
 
@@ -146,6 +146,7 @@ impl Territory {
 
     /// What recovery found: no overlaps, no tombstone lost, nothing alive that is gone for good.
     pub(crate) fn recovered(&mut self, node: usize, boot: &Boot) -> Check {
+        boot.ranges.iter().for_each(|found| self.catch_up(found));
         let store = &mut self.stores[node];
         for (range, upto) in &store.durable_tombstones {
             if boot.tombstones.get(range).is_none_or(|found| found.replica_id < *upto) {
@@ -171,6 +172,22 @@ impl Territory {
             self.settle(node, removed.descriptor.clone())?;
         }
         Ok(())
+    }
+
+    /// The only replica of a range may have applied a change, and its process ended before it said so: nobody else tells.
+    fn catch_up(&mut self, found: &RangeBoot) {
+        let (id, descriptor) = (RangeId(found.descriptor.range_id), &found.descriptor);
+        if descriptor.replicas.len() > 1 {
+            return;
+        }
+        match self.newest(id).map(|known| age(known)) {
+            None => self.begin(descriptor.clone(), None),
+            Some(known) if known < age(descriptor) => {
+                let history = self.history.entry(id).or_default();
+                history.insert(found.applied.index, descriptor.clone());
+            }
+            Some(_) => {}
+        }
     }
 
     /// A range has data on a store from now on: nobody else there may have any of its keys.

@@ -53,7 +53,7 @@ fn a_leader_told_to_hand_over_holds_no_lease_in_that_term_again() {
     let term = scenario.view(old).map(|view| view.term);
     let target = scenario.another(&[old]);
     // The target never hears of it: the transfer fails, and the range goes on in the same term.
-    scenario.fault(&Fault::Partition { cut: Cut::Deaf(Target::Node(target)), length: ms(700) });
+    scenario.fault(&Fault::Partition { cut: Cut::Deaf(Target::Node(target)), length: ms(1_500) });
     scenario.fault(&Fault::Transfer { range: RANGE, to: target });
     scenario.wait_until("MsgTimeoutNow is sent", |cluster| cluster.marks.count(Mark::TimeoutNowSent) > 0);
     for _ in 0..50 {

@@ -10,6 +10,7 @@
 //! - a store that restarted grants no vote, and does not campaign, for one maximal lease plus drift;
 //! - proposals are made only by a leader that is not handing over, and stamped with its term.
 
+mod admit;
 mod barriers;
 mod change;
 mod expiry;
@@ -31,7 +32,7 @@ mod status;
 mod transfer;
 mod truncate;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
@@ -44,7 +45,7 @@ use crate::config::Config;
 use crate::membership;
 use crate::read;
 use crate::recover::RangeBoot;
-use crate::store::{RangeClock, ReadBarrier, ReadView, SnapshotData, TransferLeader, Write};
+use crate::store::{RangeClock, ReadBarrier, ReadView, SnapshotData, TransferLeader};
 use crate::time::BootTime;
 use barriers::Barriers;
 use change::PendingChange;
@@ -59,6 +60,7 @@ pub(crate) use removal::joined;
 use setup::{discard, raft_config};
 pub(crate) use shared::{Born, RangeIds, Shared, Turn};
 use split::{Finding, Size};
+use transfer::ToldToLead;
 
 /// What waits until a log batch is durable.
 struct Unpersisted {
@@ -106,6 +108,9 @@ pub(crate) struct Range {
     barriers: Barriers,
     expiry: Expiry,
     transfer: Option<(TransferLeader, u64)>,
+    /// Since when another leader is due: this replica hands the range over, or has; or it was just born and campaigns.
+    leader_due: Option<BootTime>,
+    told_to_lead: Option<ToldToLead>,
     unpersisted: VecDeque<Unpersisted>,
     /// What came with snapshot messages, until Raft has taken or refused them.
     incoming_snapshots: Vec<SnapshotData>,
@@ -151,11 +156,9 @@ impl Range {
             .map_err(|error| format!("range {id}: {error}"))?;
         // A replica that never heard of a leader has promised nothing to one.
         let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
-        // Its own promise alone never lets another lead, unless others vote by a change that it has not applied yet.
-        let alone = voters[..] == [replica]
-            && !membership::is_joint(&boot.descriptor)
-            && boot.entries.iter().all(|entry| entry.get_entry_type() == EntryType::EntryNormal);
-        let silent_until = if promised && !alone { now + shared.config.vote_silence() } else { BootTime::default() };
+        // Its own promise alone never lets another lead.
+        let silent_until =
+            if promised && !is_alone(boot, replica) { now + shared.config.vote_silence() } else { BootTime::default() };
         let view = ReadView {
             own_node: shared.node,
             descriptor: boot.descriptor.clone(),
@@ -192,6 +195,8 @@ impl Range {
             barriers: Barriers::default(),
             expiry: Expiry::new(&boot.applied, shared.incarnations),
             transfer: None,
+            leader_due: None,
+            told_to_lead: None,
             unpersisted: VecDeque::new(),
             incoming_snapshots: Vec::new(),
             ingest: None,
@@ -226,9 +231,24 @@ impl Range {
     pub(crate) fn begin(&mut self, turn: &Turn<'_>, campaigns: bool, bytes: u64) {
         self.size.set(bytes);
         if campaigns && !turn.shared.draining {
-            // Refused: then it is elected like any other, after its time-out.
-            drop(self.raft.campaign());
+            self.leader_due = Some(turn.now);
+            self.campaign_at_once();
         }
+    }
+
+    /// The process begins with this replica. A sole voter has nobody to wait for: it leads again at once.
+    pub(crate) fn lead_if_alone(&mut self, boot: &RangeBoot) {
+        if is_alone(boot, self.replica) {
+            self.campaign_at_once();
+        }
+    }
+
+    /// Asks for votes without asking first whether it would get them: nobody can lead whom that would depose.
+    fn campaign_at_once(&mut self) {
+        let mut message = Message { from: self.replica, to: self.replica, ..Default::default() };
+        message.set_msg_type(MessageType::MsgTimeoutNow);
+        // Refused: then it is elected like any other, after its time-out.
+        drop(self.raft.step(message));
     }
 
     pub(crate) fn view(&self) -> &Arc<ReadView> {
@@ -290,60 +310,6 @@ impl Range {
         (state >> 33) as usize
     }
 
-    /// Takes a client's write, or answers it with a refusal.
-    pub(crate) fn write(&mut self, turn: &mut Turn<'_>, write: Write) {
-        if let Err(error) = self.admit_write(turn, &write) {
-            turn.effects.writes.push((write.token, Err(error)));
-            return;
-        }
-        turn.shared.proposal_bytes += proposals::request_bytes(&write.request);
-        self.proposals.queue(write);
-    }
-
-    fn admit_write(&self, turn: &Turn<'_>, write: &Write) -> Result<(), Error> {
-        read::check_epoch(&self.descriptor, &self.siblings, Some(&write.epoch))?;
-        if !self.leads() {
-            return Err(self.not_leader());
-        }
-        if self.raft.raft.lead_transferee.is_some() || turn.shared.draining {
-            return Err(Error::ServerBusy { reason: "the range is being handed over".into(), retry_after_ms: 50 });
-        }
-        check_ops(&write.request)?;
-        for op in &write.request.ops {
-            if !command::op_key(op).is_some_and(|key| read::contains(&self.descriptor, key)) {
-                return Err(Error::KeyNotInRange { range: self.id, descriptors: self.known_descriptors() });
-            }
-        }
-        self.check_room(turn.shared, write)?;
-        let bytes = proposals::request_bytes(&write.request);
-        let config = &turn.shared.config;
-        let busy = |reason: &str| Error::ServerBusy { reason: reason.into(), retry_after_ms: 20 };
-        // A single request always fits into an idle range, whatever the limit.
-        if self.proposals.bytes() > 0 && self.proposals.bytes() + bytes > config.range_proposal_bytes_max {
-            return Err(busy("the range has as many bytes of writes under way as it may"));
-        }
-        if turn.shared.proposal_bytes > 0 && turn.shared.proposal_bytes + bytes > config.node_proposal_bytes_max {
-            return Err(busy("the node has as many bytes of writes under way as it may"));
-        }
-        Ok(())
-    }
-
-    /// Below the disk margin, here or on so many replicas that no quorum has room, only what frees
-    /// space is taken.
-    fn check_room(&self, shared: &Shared, write: &Write) -> Result<(), Error> {
-        if shared.full_nodes.is_empty() || write.request.ops.iter().all(command::op_frees_space) {
-            return Ok(());
-        }
-        let voters = self.descriptor.replicas.iter().filter(|replica| self.voters.contains(&replica.replica_id));
-        let nodes = voters.map(|replica| NodeId(replica.node_id));
-        let full: Vec<NodeId> = nodes.filter(|node| shared.full_nodes.contains(node)).collect();
-        let quorum = self.voters.len() / 2 + 1;
-        if full.contains(&shared.node) || self.voters.len() - full.len() < quorum {
-            return Err(Error::DiskFull { nodes: full });
-        }
-        Ok(())
-    }
-
     /// Takes a read that needs a barrier, or answers it with a refusal.
     pub(crate) fn barrier(&mut self, turn: &mut Turn<'_>, barrier: ReadBarrier) {
         let refusal = match read::check_epoch(&self.descriptor, &self.siblings, Some(&barrier.epoch)) {
@@ -367,7 +333,7 @@ impl Range {
         }
         #[cfg(feature = "fault-late-proposals")]
         self.propose_late();
-        if !self.proposals.has_queued() || self.holds_writes_back() {
+        if !self.proposals.has_queued() || self.holds_writes_back() || self.changes_hands() {
             return;
         }
         let before = self.proposals.bytes();
@@ -448,6 +414,7 @@ impl Range {
         self.age_snapshot(turn.now);
         self.consider_truncation(turn);
         if self.leads() {
+            self.repeat_hand_over();
             self.consider_split(turn);
             self.pursue_order(turn);
             self.pursue_expiry(turn);
@@ -475,18 +442,10 @@ impl Range {
     }
 }
 
-/// The rule that apply rests on; the limits are checked where the request came in.
-fn check_ops(request: &v1::WriteRequest) -> Result<(), Error> {
-    if request.atomic {
-        let mut keys = BTreeSet::new();
-        for key in request.ops.iter().filter_map(command::op_key) {
-            if !keys.insert(key) {
-                return Err(Error::invalid(
-                    "an atomic batch names a key twice",
-                    "name each key once, or send the batch without `atomic`",
-                ));
-            }
-        }
-    }
-    Ok(())
+/// Whether this replica is the only one that votes, and no change is on its way that could give others a vote: one would be
+/// in its log, for it could not be committed without it.
+fn is_alone(boot: &RangeBoot, replica: u64) -> bool {
+    membership::voters(&boot.descriptor.replicas)[..] == [replica]
+        && !membership::is_joint(&boot.descriptor)
+        && boot.entries.iter().all(|entry| entry.get_entry_type() == EntryType::EntryNormal)
 }

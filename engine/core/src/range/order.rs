@@ -59,7 +59,7 @@ impl Range {
         let waits = match self.next_step(turn) {
             Step::Change(replicas, next_replica_id) => self.propose_replicas(turn, replicas, next_replica_id).err(),
             Step::HandOver(replica) => {
-                self.raft.transfer_leader(replica);
+                self.begin_hand_over(turn, replica);
                 None
             }
             Step::Wait(reason) => Some(reason),
@@ -132,7 +132,7 @@ impl Range {
             return Step::Change(membership::left(&self.descriptor), self.descriptor.next_replica_id);
         }
         let candidates = self.voters.iter().filter(|id| self.is_level(**id) && self.is_heard(turn, **id));
-        match candidates.max_by_key(|id| (self.matched(**id), **id)) {
+        match candidates.max_by_key(|id| (self.voted_before(**id), self.matched(**id), **id)) {
             Some(replica) => Step::HandOver(*replica),
             None => Step::Wait("none of the new voters is level and alive".into()),
         }
@@ -152,7 +152,13 @@ impl Range {
         }
     }
 
-    fn matched(&self, replica: u64) -> u64 {
+    /// Whether a replica has a vote that it does not owe to a change still under way. One that has just come may be on a node
+    /// that not all others know yet: its campaign would be lost.
+    pub(super) fn voted_before(&self, replica: u64) -> bool {
+        self.old_voters.is_empty() || self.old_voters.contains(&replica)
+    }
+
+    pub(super) fn matched(&self, replica: u64) -> u64 {
         self.raft.raft.prs().get(replica).map_or(0, |progress| progress.matched)
     }
 

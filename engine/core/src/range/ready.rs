@@ -170,6 +170,7 @@ impl Range {
             return;
         }
         self.raft.advance_apply_to(done.index);
+        self.lead_as_told(turn);
         while self.apply_bytes.front().is_some_and(|(index, _)| *index <= done.index) {
             self.apply_bytes.pop_front();
         }
@@ -254,9 +255,12 @@ impl Range {
             self.forget_order();
             turn.effects.events.push(Event::SteppedDown { range: self.id, term });
             let error = self.not_leader();
-            let before = self.proposals.bytes();
-            self.proposals.refuse_queued(&error, &mut turn.effects.writes);
-            self.release_bytes(turn, before);
+            // Those that came during a transfer wait for the new leader's name.
+            if self.leader_due.is_none() {
+                let before = self.proposals.bytes();
+                self.proposals.refuse_queued(&error, &mut turn.effects.writes);
+                self.release_bytes(turn, before);
+            }
             self.barriers.refuse(&error, &mut turn.effects.barriers);
         }
         if role == StateRole::Leader && !same_reign {
@@ -266,6 +270,7 @@ impl Range {
             turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
         }
         self.follow_transfer(turn);
+        self.follow_hand_over(turn);
     }
 
     /// Reads of the disk that Raft waits for.

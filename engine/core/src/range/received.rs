@@ -44,6 +44,9 @@ impl Range {
         let stepped = self.raft.step(message).map_err(|error| error.to_string());
         self.draw_election_timeout(&turn.shared.config);
         stepped?;
+        if kind == MessageType::MsgTimeoutNow {
+            self.note_told_to_lead(turn, from, term);
+        }
         let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
         if heard && term == self.term() && self.raft.raft.leader_id == from {
             let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };

@@ -108,8 +108,10 @@ impl Store {
             incarnations: 0,
         };
         let mut ranges = BTreeMap::new();
-        for range in &boot.ranges {
-            ranges.insert(RangeId(range.descriptor.range_id), Range::new(&mut shared, range, now)?);
+        for boot in &boot.ranges {
+            let mut range = Range::new(&mut shared, boot, now)?;
+            range.lead_if_alone(boot);
+            ranges.insert(RangeId(boot.descriptor.range_id), range);
         }
         let dirty = ranges.keys().copied().collect();
         // Replicas whose removal was applied before the process ended, and whose data is still here.
@@ -224,7 +226,7 @@ impl Store {
             }
             Input::Drain => {
                 self.shared.draining = true;
-                self.with_all(now, effects, |range, _| range.hand_over());
+                self.with_all(now, effects, |range, turn| range.hand_over(turn));
             }
         }
     }
@@ -309,7 +311,7 @@ impl Store {
         let draining = self.shared.draining;
         self.with_all(now, effects, |range, turn| {
             if draining {
-                range.hand_over();
+                range.hand_over(turn);
             }
             range.tick(turn);
         });

@@ -1,13 +1,13 @@
 //! Votes, leases and transfers.
 
 use flotilla_engine::config::Config;
-use flotilla_engine::store::{Envelope, Event, Input};
+use flotilla_engine::store::{Envelope, Event, Input, Token, Write};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::error::Action;
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::{Error, NodeId, v1};
 use raft::eraftpb::MessageType;
 
-use crate::cluster::{Cluster, RANGE};
+use crate::cluster::{Cluster, EPOCH, RANGE, put, request};
 
 const NO_LEASE: BootTime = BootTime(0);
 
@@ -107,7 +107,9 @@ fn a_group_of_one_leads_again_without_waiting_for_itself() {
     cluster.put(1, 1, "k", "v");
     cluster.settle();
     cluster.restart(1);
-    cluster.tick_until(|cluster| cluster.view(1).serves);
+    cluster.turn(1, vec![]);
+    cluster.settle();
+    assert!(cluster.view(1).serves, "at once: there is nobody to wait for");
     for _ in 0..30 {
         cluster.tick();
         assert!(cluster.view(1).lease_covers(cluster.now), "its lease does not lapse while nothing happens");
@@ -170,6 +172,7 @@ fn a_transfer_is_answered_when_its_target_leads() {
     assert!(matches!(actions[..], [Ok(_), Err(Action::Fail), Err(Action::RefreshRoute)]), "{actions:?}");
 }
 
+/// A write that meets a transfer waits for a moment, and is refused when the transfer takes longer.
 #[test]
 fn nothing_is_proposed_while_the_range_is_handed_over() {
     let mut cluster = Cluster::led_by_1(Config::default());
@@ -177,8 +180,42 @@ fn nothing_is_proposed_while_the_range_is_handed_over() {
     cluster.transfer(1, 1, 2);
     let last = cluster.summary(1).last_index;
     cluster.put(1, 5, "k", "v");
-    assert_eq!(cluster.answer(5).as_ref().map_err(|error| error.action()), Err(Action::Retry));
+    let soon = Write {
+        token: Token(6),
+        range: RANGE,
+        epoch: EPOCH,
+        request: request(vec![put("k", "v")]),
+        deadline: cluster.now + cluster.config.tick * 2,
+    };
+    cluster.turn(1, vec![Input::Write(soon)]);
+    let action = |cluster: &Cluster, token| cluster.answer(token).as_ref().map_err(Error::action).err();
+    cluster.tick();
+    assert!(cluster.writes.iter().all(|(token, _)| *token != 5), "it waits");
+    cluster.tick();
+    assert_eq!(action(&cluster, 5), Some(Action::Retry));
+    cluster.put(1, 7, "k", "v");
+    assert_eq!(action(&cluster, 6), Some(Action::Retry), "at once: its time is over sooner than that");
+    assert_eq!(action(&cluster, 7), Some(Action::Retry), "at once: others have waited for long enough");
     assert_eq!(cluster.summary(1).last_index, last);
+}
+
+#[test]
+fn a_write_that_comes_during_a_transfer_is_told_who_leads_then() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.transfer(1, 1, 3);
+    cluster.put(1, 5, "k", "v");
+    cluster.step_until(|cluster| !cluster.summary(1).leads);
+    assert_eq!(cluster.view(1).leader, None, "it has voted, and does not know yet who leads");
+    cluster.put(1, 6, "k", "v");
+    assert!(cluster.writes.is_empty(), "both wait");
+    cluster.settle();
+    for token in [5, 6] {
+        let Err(Error::NotLeader { leader, .. }) = cluster.answer(token) else { panic!("{:?}", cluster.answer(token)) };
+        assert_eq!(*leader, Some(NodeId(3)));
+    }
+    cluster.put(3, 7, "k", "v");
+    cluster.settle();
+    assert!(cluster.answer(7).is_ok());
 }
 
 #[test]
@@ -201,4 +238,15 @@ fn a_store_that_stops_still_lets_others_be_elected() {
     cluster.turn(2, vec![Input::Drain]);
     cluster.cut_off.insert(1);
     cluster.tick_until(|cluster| cluster.summary(3).leads);
+}
+
+#[test]
+fn a_target_that_did_not_hear_that_it_is_to_lead_is_told_again() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.transfer(1, 1, 3);
+    cluster.network.retain(|sent| sent.message.message_type != MessageType::MsgTimeoutNow as u32);
+    cluster.settle();
+    assert!(cluster.summary(1).leads, "it was lost");
+    cluster.tick();
+    assert!(cluster.summary(3).leads);
 }

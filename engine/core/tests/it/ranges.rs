@@ -105,7 +105,7 @@ fn votes_for_a_child_that_come_before_the_split_are_kept() {
     cluster.settle();
     assert!(cluster.summary_of(1, CHILD).is_some());
     assert!(cluster.summary_of(2, CHILD).is_none(), "no rival");
-    assert!(!cluster.sent(1, 2, MessageType::MsgRequestPreVote).is_empty());
+    assert!(!cluster.sent(1, 2, MessageType::MsgRequestVote).is_empty());
     cluster.apply_held.clear();
     cluster.settle();
     assert_eq!(serves(&cluster, CHILD), Some(1), "without another round of the election");

@@ -382,3 +382,26 @@ fn a_write_behind_a_split_is_answered_at_its_deadline() {
     assert!(cluster.answer(3).is_ok());
     assert_eq!(cluster.summary(1).proposal_bytes, 0);
 }
+
+/// Where the child of a split is to be led, a write to it waits for the few messages that this takes.
+#[test]
+fn a_write_to_a_child_that_is_not_led_yet_waits_for_its_leader() {
+    let mut cluster = begun(0);
+    cluster.turn(1, vec![split_input(1, "m")]);
+    cluster.step_until(|cluster| cluster.summary_of(1, CHILD).is_some());
+    assert!(!cluster.summary_of(1, CHILD).expect("just seen").leads);
+    let epoch = v1::Epoch { version: 2, ..EPOCH };
+    cluster.turn(1, vec![write_at(2, CHILD, epoch, "q")]);
+    let now = cluster.now;
+    cluster.settle();
+    assert!(cluster.answer(2).is_ok() && cluster.now == now, "{:?}", cluster.answer(2));
+    // Without anybody who votes it is refused, soon.
+    let mut cluster = begun(0);
+    cluster.turn(1, vec![split_input(1, "m")]);
+    cluster.step_until(|cluster| cluster.summary_of(1, CHILD).is_some());
+    cluster.cut_off.extend([2, 3]);
+    cluster.turn(1, vec![write_at(2, CHILD, epoch, "q")]);
+    (0..2).for_each(|_| cluster.tick());
+    let answer = cluster.answer(2);
+    assert!(matches!(answer, Err(Error::NotLeader { leader: None, .. })), "{answer:?}");
+}

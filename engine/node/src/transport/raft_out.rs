@@ -19,10 +19,11 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+use super::Context;
 use super::frame::{FRAME_BYTES_MAX, Frame};
+use super::hello::{self, NOT_A_MEMBER};
 use super::peers::Peer;
 use super::service::peer_client::PeerClient;
-use super::{Context, hello};
 use crate::clock;
 use crate::failure::AbortOnPanic;
 
@@ -38,7 +39,7 @@ pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const WINDOW_BYTES: u32 = 8 << 20;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// After a refusal in words: nothing will change soon.
+/// After a refusal in words: nothing will change soon. Unless this node has just joined, and is not known everywhere yet.
 const PAUSE_REFUSED: Duration = Duration::from_secs(2);
 /// How long the last frame of a refused connection may take to leave.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -72,8 +73,12 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
         let end = session(&context, &peer).await;
         let stood = peer.outbox.is_open();
         context.counters.raft_messages_dropped.add(peer.outbox.end(None) as u64);
+        let mut lasting = true;
         let (words, refused) = match end {
-            End::Refused(words) => (words, true),
+            End::Refused(words) => {
+                lasting = !words.contains(NOT_A_MEMBER);
+                (words, true)
+            }
             End::Replaced(words) => {
                 context.replaced(peer.node, &words);
                 (words, true)
@@ -94,7 +99,7 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
         pause = if stood { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
         // Up to half a pause more, so that nodes that lost each other at once do not dial in step.
         let jitter = pause.mul_f64((clock::random_u64() % 512) as f64 / 1024.0);
-        sleep(if refused { PAUSE_REFUSED } else { pause } + jitter).await;
+        sleep(if refused && lasting { PAUSE_REFUSED } else { pause } + jitter).await;
     }
 }
 
