@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! a hint -> ask -> answer
-//!            | NOT_LEADER: the node that it names, or the one that any node's table names
+//!            | NOT_LEADER: the node that it names, or the one that any node's table names; if nobody leads, an election
+//!            |   is under way as a rule: the same node again, a moment later
 //!            | no connection, UNAVAILABLE: the next address, with a pause after each round
 //! ```
 //! Invariants: an order that must not be given twice is not repeated once an answer may have been
@@ -23,11 +24,17 @@ use tonic::{ConnectError, Response, Status};
 use super::connection::status_text;
 use super::endpoints::{Endpoints, RpcResult};
 use super::transport::RouteSource;
+use crate::core::{backoff, mix};
 
-/// How long to wait before nodes are asked once more.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The longest wait before nodes are asked once more; the first ones are much shorter.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// So many redirects to a named node are followed at once.
 const REDIRECTS_AT_ONCE: u32 = 2;
+/// So often a node that knows no leader is asked again before the others' tables are: those are large, and know less.
+const ELECTION_TURNS: usize = 3;
+/// So often a range that its caller has heard of may be unknown to nodes before there is none: the child of a split is
+/// not everywhere, and not in the nodes' tables, at once.
+const UNKNOWN_TURNS: usize = 8;
 
 /// Whether a request may be given again after an answer that may have been lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +78,7 @@ impl Seek<'_> {
         F: Future<Output = RpcResult<A>>,
     {
         let mut named = hint.and_then(|node| self.endpoints.address_of(node));
-        let (mut turn, mut redirects) = (0, 0);
+        let (mut turn, mut redirects, mut pauses, mut unknown) = (0, 0, 0, 0);
         let mut last = "nobody was asked".to_string();
         while Instant::now() < self.deadline {
             let address = match named.take() {
@@ -89,8 +96,13 @@ impl Seek<'_> {
             last = format!("{address}: {error}");
             turn += 1;
             named = match &error {
+                Error::NotLeader { leader: None, .. } if turn <= ELECTION_TURNS => Some(address),
                 Error::NotLeader { leader, .. } => self.leader(&address, *leader, &learned).await,
-                Error::RangeNotFound { .. } => self.leader_elsewhere(&address, &error, &learned).await?,
+                Error::RangeNotFound { .. } => {
+                    unknown += 1;
+                    let believed = hint.is_some() && unknown < UNKNOWN_TURNS;
+                    self.leader_elsewhere(&address, believed, &error, &learned).await?
+                }
                 Error::Unavailable { .. } => None,
                 // The right node, only not now.
                 _ => Some(address),
@@ -98,12 +110,19 @@ impl Seek<'_> {
             let redirected = matches!(error, Error::NotLeader { leader: Some(_), .. }) && named.is_some();
             redirects += u32::from(redirected);
             if !redirected || redirects > REDIRECTS_AT_ONCE {
-                sleep(PAUSE).await;
+                sleep(self.pause(pauses)).await;
+                pauses += 1;
             }
         }
         Err(Error::Timeout {
             stage: format!("while it looked for the leader of range {} (last: {last})", self.range.0),
         })
+    }
+
+    /// Growing, and with jitter: what is left of callers' times differs.
+    fn pause(&self, pauses: u32) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        backoff(pauses, mix(u64::from(left.subsec_nanos()))).min(PAUSE_MAX)
     }
 
     async fn attempt<A, F>(&self, address: &str, ask: &impl Fn(Channel) -> F) -> std::result::Result<A, Failed>
@@ -156,13 +175,14 @@ impl Seek<'_> {
     async fn leader_elsewhere(
         &self,
         asked: &str,
+        believed: bool,
         error: &Error,
         learned: &impl Fn(&v1::ListRangesResponse),
     ) -> Result<Option<String>> {
         let Ok(routes) = self.endpoints.routes().await else { return Ok(None) };
         learned(&routes);
         let Some(status) = routes.ranges.iter().find(|status| self.is_of_range(status)) else {
-            return if self.range == SYSTEM_RANGE { Ok(None) } else { Err(error.clone()) };
+            return if self.range == SYSTEM_RANGE || believed { Ok(None) } else { Err(error.clone()) };
         };
         let leader = self.endpoints.address_of(NodeId(status.leader_node_id));
         Ok(leader.filter(|address| address != asked))

@@ -240,9 +240,9 @@ fn only_the_operations_whose_answer_is_lost_are_ambiguous() {
     script.answer(1, written(&[2]));
     script.outcome(2, CallOutcome::Broken("reset".into()));
     script.outcome(3, CallOutcome::NotSent("refused".into()));
-    assert_eq!(script.steps(), ["wait 5 ms"], "the last was not sent: again after a pause");
-    script.now += Duration::from_millis(5);
-    assert_eq!(script.steps(), ["#4 n2 r4 z", "wait 5045 ms"], "another replica");
+    assert_eq!(script.steps(), ["wait 1 ms"], "the last was not sent: again after a pause");
+    script.now += Duration::from_millis(1);
+    assert_eq!(script.steps(), ["#4 n2 r4 z", "wait 5049 ms"], "another replica");
     script.answer(4, written(&[4]));
     assert_eq!(script.steps(), ["done: v2 Ambiguous v4"]);
 }
@@ -275,9 +275,9 @@ fn an_operation_refused_alone_is_repeated_alone() {
         batch.results[2].outcome = Some(Outcome::Error((&Error::invalid("no", "hint")).into()));
     }
     script.answer(1, answer);
-    assert_eq!(script.steps(), ["wait 105 ms"]);
-    script.now += Duration::from_millis(105);
-    assert_eq!(script.steps(), ["#2 n1 r2 b", "wait 4945 ms"]);
+    assert_eq!(script.steps(), ["wait 101 ms"]);
+    script.now += Duration::from_millis(101);
+    assert_eq!(script.steps(), ["#2 n1 r2 b", "wait 4949 ms"]);
     script.answer(2, written(&[5]));
     assert_eq!(script.steps(), ["done: v1 v5 InvalidArgument"]);
 }
@@ -328,12 +328,12 @@ fn routes_that_are_not_known_are_learned_first() {
     assert_eq!(script.steps(), ["refresh", "wait 5000 ms"]);
     assert_eq!(script.steps(), ["wait 5000 ms"], "one refresh at a time");
     script.call.on_routes(script.now, 0, Err(Error::Unavailable { reason: "no node answers".into() }));
-    assert_eq!(script.steps(), ["wait 20 ms"]);
-    script.now += Duration::from_millis(20);
-    assert_eq!(script.steps(), ["refresh", "wait 4980 ms"]);
+    assert_eq!(script.steps(), ["wait 4 ms"]);
+    script.now += Duration::from_millis(4);
+    assert_eq!(script.steps(), ["refresh", "wait 4996 ms"]);
     script.cache.merge(&descriptor(2, "", "", 1));
     script.call.on_routes(script.now, 0, Ok(()));
-    assert_eq!(script.steps(), ["#1 n2 r2 a", "wait 5030 ms"]);
+    assert_eq!(script.steps(), ["#1 n2 r2 a", "wait 5046 ms"]);
 }
 
 #[test]

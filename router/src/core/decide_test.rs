@@ -34,8 +34,8 @@ fn answers() -> Vec<(Error, &'static str, &'static str)> {
     let not_leader = |leader| Error::NotLeader { range, leader, descriptors: vec![] };
     vec![
         (not_leader(Some(NodeId(2))), "n2 in 0 ms", "n2 in 0 ms"),
-        (not_leader(Some(ASKED)), "not n3 in 5 ms", "not n3 in 5 ms"),
-        (not_leader(None), "not n3 in 5 ms", "not n3 in 5 ms"),
+        (not_leader(Some(ASKED)), "not n3 in 1 ms", "not n3 in 1 ms"),
+        (not_leader(None), "not n3 in 1 ms", "not n3 in 1 ms"),
         (
             Error::EpochMismatch { range, descriptors: descriptors() },
             "not n3 in 0 ms, refreshed",
@@ -47,11 +47,11 @@ fn answers() -> Vec<(Error, &'static str, &'static str)> {
             "not n3 in 0 ms, refreshed",
         ),
         (Error::RangeNotFound { range }, "not n3 in 0 ms, refreshed", "not n3 in 0 ms, refreshed"),
-        (Error::ServerBusy { reason: "full".into(), retry_after_ms: 70 }, "leader in 75 ms", "leader in 75 ms"),
-        (Error::Timeout { stage: "in the queue".into() }, "leader in 5 ms", "leader in 5 ms"),
-        (Error::DiskFull { nodes: vec![] }, "leader in 5 ms", "leader in 5 ms"),
-        (Error::Unavailable { reason: "stopping".into() }, "not n3 in 5 ms", "not n3 in 5 ms"),
-        (Error::Ambiguous { reason: "x".into() }, "leader in 5 ms", "Ambiguous"),
+        (Error::ServerBusy { reason: "full".into(), retry_after_ms: 70 }, "leader in 71 ms", "leader in 71 ms"),
+        (Error::Timeout { stage: "in the queue".into() }, "leader in 1 ms", "leader in 1 ms"),
+        (Error::DiskFull { nodes: vec![] }, "leader in 1 ms", "leader in 1 ms"),
+        (Error::Unavailable { reason: "stopping".into() }, "not n3 in 1 ms", "not n3 in 1 ms"),
+        (Error::Ambiguous { reason: "x".into() }, "leader in 1 ms", "Ambiguous"),
         (Error::BatchSpansRanges { borders: vec![] }, "BatchSpansRanges", "BatchSpansRanges"),
         (Error::invalid("what", "hint"), "InvalidArgument", "InvalidArgument"),
         (Error::KeyspaceNotFound { name: "x".into() }, "KeyspaceNotFound", "KeyspaceNotFound"),
@@ -64,9 +64,9 @@ fn failures() -> Vec<(Failure, &'static str, &'static str)> {
     let answers = answers().into_iter().map(|(error, read, write)| (Failure::Answer(error), read, write));
     let mut all: Vec<_> = answers.collect();
     all.extend([
-        (Failure::NotSent("refused".into()), "not n3 in 5 ms", "not n3 in 5 ms"),
+        (Failure::NotSent("refused".into()), "not n3 in 1 ms", "not n3 in 1 ms"),
         (Failure::NoAddress, "leader in 0 ms, refreshed", "leader in 0 ms, refreshed"),
-        (Failure::Broken("reset".into()), "not n3 in 5 ms", "Ambiguous"),
+        (Failure::Broken("reset".into()), "not n3 in 1 ms", "Ambiguous"),
         (Failure::NoAnswer, "not n3 in 0 ms", "Ambiguous"),
     ]);
     all
@@ -120,11 +120,11 @@ fn at_the_deadline_the_last_error_is_answered_or_named_in_a_timeout() {
 #[test]
 fn pauses_grow_to_their_bound_and_keep_within_their_jitter() {
     let wait = |failures, rand| backoff(failures, rand).as_millis();
-    let shortest: Vec<u128> = (0..7).map(|failures| wait(failures, 0)).collect();
-    assert_eq!(shortest, [5, 10, 20, 40, 80, 125, 125]);
+    let shortest: Vec<u128> = (0..9).map(|failures| wait(failures, 0)).collect();
+    assert_eq!(shortest, [1, 2, 4, 8, 16, 32, 64, 125, 125]);
     for rand in (0..1_000).map(super::super::mix) {
         let pause = backoff(3, rand);
-        assert!((Duration::from_millis(40)..=Duration::from_millis(80)).contains(&pause), "{pause:?}");
+        assert!((Duration::from_millis(8)..=Duration::from_millis(16)).contains(&pause), "{pause:?}");
     }
     assert!(backoff(u32::MAX, u64::MAX) <= PAUSE_MAX);
 }
@@ -137,7 +137,7 @@ fn nodes_that_point_at_each_other_cause_no_storm() {
         (0..5).map(|failures| words(&failure, &Attempt { failures, ..attempt(Access::Read) })).collect();
     assert_eq!(
         waits,
-        ["n2 in 0 ms", "n2 in 0 ms", "n2 in 20 ms", "n2 in 40 ms, refreshed", "n2 in 80 ms"],
+        ["n2 in 0 ms", "n2 in 0 ms", "n2 in 4 ms", "n2 in 8 ms, refreshed", "n2 in 16 ms"],
         "at once twice, then with growing pauses, and a look at the routes now and then"
     );
 }

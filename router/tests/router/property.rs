@@ -419,7 +419,7 @@ fn outcomes_are_true_whatever_breaks() {
     }
     println!("{tally:?}");
     for kind in ["written", "Ambiguous", "Timeout", "BatchSpansRanges"] {
-        assert!(tally.get(kind).is_some_and(|count| *count >= 20), "{kind} was hardly seen: {tally:?}");
+        assert!(tally.get(kind).is_some_and(|count| *count >= 10), "{kind} was hardly seen: {tally:?}");
     }
 }
 
