@@ -215,6 +215,21 @@ impl Counters {
     }
 }
 
+/// Measures, and says on stderr what came out: a long bench shows that it gets on, and what it had when it fails.
+pub async fn shown<const N: usize>(
+    name: &str,
+    columns: &[&str; N],
+    measured: impl Future<Output = Result<[f64; N]>>,
+) -> Result<[f64; N]> {
+    let begun = Instant::now();
+    let values = measured.await.map_err(|error| format!("{name}: {error}"))?;
+    eprintln!("{name}, after {:.0} s:", begun.elapsed().as_secs_f64());
+    for (column, value) in columns.iter().zip(&values) {
+        eprintln!("  {column}: {value:.3}");
+    }
+    Ok(values)
+}
+
 /// The ranges of the keyspaces of users.
 pub async fn user_ranges(client: &Client) -> Result<Vec<v1::RangeStatus>> {
     let mut routes = client.list_ranges().await?.ranges;

@@ -3,12 +3,13 @@
 //! Two probers, one that writes and one that reads one key of the range, each with one request under way, through the
 //! client library: its redirects and pauses are part of what they see. The time without service of an event is the
 //! longest time between two successes while it lasts and shortly after; without any event it is what the machine and
-//! one request take.
+//! one request take. Requests that fail are counted, those of unknown outcome apart; of a gap as long as an election
+//! time-out, the nodes' own records of the range are shown.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use flotilla_benches::args::Args;
@@ -18,6 +19,7 @@ use flotilla_router::{Client, SplitAt};
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, PATIENCE, Result, user_ranges};
+use crate::load::End;
 
 const KEY: &[u8] = b"m";
 /// An event's consequences are looked for until so long after its end.
@@ -25,13 +27,17 @@ const AFTER: Duration = Duration::from_millis(300);
 /// A window without an event.
 const QUIET: Duration = Duration::from_millis(500);
 const MOVE_LIMIT: Duration = Duration::from_secs(60);
+/// A gap that long is looked into, in milliseconds.
+const LONG_MS: f64 = 500.0;
+/// So many of a node's latest records of a range are shown.
+const RECORDS_SHOWN: usize = 12;
 
-/// When requests succeeded, in order.
-type Successes = Arc<Mutex<Vec<Instant>>>;
+/// How requests ended, and when, in order.
+type Ends = Arc<Mutex<Vec<(Instant, End)>>>;
 
 struct Prober {
-    writes: Successes,
-    reads: Successes,
+    writes: Ends,
+    reads: Ends,
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -39,18 +45,16 @@ struct Prober {
 impl Prober {
     fn start(client: &Client) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut prober = Self { writes: Successes::default(), reads: Successes::default(), stop, tasks: Vec::new() };
-        for (writes, successes) in [(true, &prober.writes), (false, &prober.reads)] {
-            let (client, stop, successes) = (client.clone(), Arc::clone(&prober.stop), Arc::clone(successes));
+        let mut prober = Self { writes: Ends::default(), reads: Ends::default(), stop, tasks: Vec::new() };
+        for (writes, ends) in [(true, &prober.writes), (false, &prober.reads)] {
+            let (client, stop, ends) = (client.clone(), Arc::clone(&prober.stop), Arc::clone(ends));
             prober.tasks.push(tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let done = match writes {
-                        true => client.put(KEY, Bytes::from_static(b"value")).await.is_ok(),
-                        false => client.get(KEY).await.is_ok(),
+                        true => client.put(KEY, Bytes::from_static(b"value")).await.map(drop),
+                        false => client.get(KEY).await.map(drop),
                     };
-                    if done {
-                        successes.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-                    }
+                    ends.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), End::of(&done)));
                 }
             }));
         }
@@ -67,11 +71,43 @@ impl Prober {
 }
 
 /// The longest time between two successes that reaches into the window, in milliseconds.
-fn longest_gap(successes: &Successes, from: Instant, to: Instant) -> f64 {
-    let all = successes.lock().unwrap_or_else(PoisonError::into_inner);
+fn longest_gap(ends: &Ends, from: Instant, to: Instant) -> f64 {
+    let ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+    let all: Vec<Instant> = ends.iter().filter(|(_, end)| *end == End::Success).map(|(at, _)| *at).collect();
     let first = all.partition_point(|at| *at < from).saturating_sub(1);
     let gaps = all[first..].windows(2).take_while(|pair| pair[0] < to).map(|pair| pair[1] - pair[0]);
     gaps.max().map_or(f64::NAN, |gap| gap.as_secs_f64() * 1000.0)
+}
+
+/// How many requests ended like this within the window.
+fn count(ends: &Ends, end: End, from: Instant, to: Instant) -> usize {
+    let ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+    ends.iter().filter(|(at, of)| *of == end && (from..to).contains(at)).count()
+}
+
+/// What was seen of all events of a kind.
+#[derive(Clone, Default)]
+struct Seen {
+    writes: Vec<f64>,
+    reads: Vec<f64>,
+    took: Vec<f64>,
+    ambiguous: usize,
+    failed: usize,
+}
+
+impl Seen {
+    fn add(&mut self, prober: &Prober, begun: Instant, until: Instant) {
+        self.writes.push(longest_gap(&prober.writes, begun, until));
+        self.reads.push(longest_gap(&prober.reads, begun, until));
+        for ends in [&prober.writes, &prober.reads] {
+            self.ambiguous += count(ends, End::Ambiguous, begun, until);
+            self.failed += count(ends, End::Failure, begun, until);
+        }
+    }
+
+    fn last_is_long(&self) -> bool {
+        [&self.writes, &self.reads].into_iter().any(|gaps| gaps.last().is_some_and(|gap| *gap >= LONG_MS))
+    }
 }
 
 /// What happens to the range.
@@ -99,35 +135,52 @@ pub async fn run(binary: &Path, args: &Args) -> Result<()> {
     let client = cluster.client().await?;
     client.put(KEY, Bytes::from_static(b"value")).await?;
     let prober = Prober::start(&cluster.client().await?);
-    let mut seen: Vec<(Vec<f64>, Vec<f64>, Vec<f64>)> = vec![Default::default(); EVENTS.len()];
+    let mut seen = vec![Seen::default(); EVENTS.len()];
     for turn in 0..args.extra("events") {
         for ((name, event), seen) in EVENTS.iter().zip(&mut seen) {
             let begun = retried(&client, *event, turn).await.map_err(|error| format!("{name}: {error}"))?;
-            let took = begun.elapsed();
+            seen.took.push(begun.elapsed().as_secs_f64() * 1000.0);
             tokio::time::sleep(AFTER).await;
             let until = Instant::now();
             // A gap that is open at the window's end is counted when it has ended.
             tokio::time::sleep(AFTER).await;
-            seen.0.push(longest_gap(&prober.writes, begun, until));
-            seen.1.push(longest_gap(&prober.reads, begun, until));
-            seen.2.push(took.as_secs_f64() * 1000.0);
+            seen.add(&prober, begun, until);
+            if seen.last_is_long() {
+                println!("{name}, event {turn}: write {:?} ms, read {:?} ms", seen.writes.last(), seen.reads.last());
+                show_records(&client, begun).await?;
+            }
         }
     }
     prober.stop().await?;
     println!("\nLongest time without a success, {} of each event\n", args.extra("events"));
-    println!(
-        "| | write, ms | 90% below | read, ms | 90% below | the event itself, ms |\n|---|---:|---:|---:|---:|---:|"
-    );
-    for ((name, _), (writes, reads, took)) in EVENTS.iter().zip(&seen) {
+    println!("| | write, ms | 90% below | read, ms | 90% below | the event itself, ms | ambiguous | failed |");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    for ((name, _), Seen { writes, reads, took, ambiguous, failed }) in EVENTS.iter().zip(&seen) {
         let (of, nine) = (Spread::of, |samples: &[f64]| ninety(samples));
         println!(
-            "| {name} | {} | {:.1} | {} | {:.1} | {} |",
+            "| {name} | {} | {:.1} | {} | {:.1} | {} | {ambiguous} | {failed} |",
             of(writes),
             nine(writes),
             of(reads),
             nine(reads),
             of(took)
         );
+    }
+    Ok(())
+}
+
+/// What the nodes recorded of the range of the key since an event began.
+async fn show_records(client: &Client, begun: Instant) -> Result<()> {
+    let range = range_of_key(client).await?.descriptor.map_or(0, |of| of.range_id);
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
+    let begun_ms = now_ms - begun.elapsed().as_millis() as i64;
+    for node in (1..=4).map(NodeId) {
+        let records = client.range_events(node, RangeId(range)).await?;
+        let shown = records.len().saturating_sub(RECORDS_SHOWN);
+        for record in &records[shown..] {
+            let after = record.unix_ms as i64 - begun_ms;
+            println!("  node {}, {after:>6} ms after it began: {}: {}", node.0, record.kind, record.what);
+        }
     }
     Ok(())
 }

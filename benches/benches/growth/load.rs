@@ -74,11 +74,21 @@ pub async fn fill(client: &Client, bytes: u64) -> Result<()> {
 
 /// How an operation ended.
 #[derive(Clone, Copy, PartialEq)]
-enum End {
+pub enum End {
     Success,
     /// Its node went while a write was under way: it may have been applied.
     Ambiguous,
     Failure,
+}
+
+impl End {
+    pub fn of<T>(done: &flotilla_proto::Result<T>) -> Self {
+        match done {
+            Ok(_) => Self::Success,
+            Err(Error::Ambiguous { .. }) => Self::Ambiguous,
+            Err(_) => Self::Failure,
+        }
+    }
 }
 
 /// Half writes, half reads, of small values.
@@ -88,11 +98,7 @@ async fn operation(client: &Client, number: u64) -> End {
         true => client.put(key, value(number, SMALL_BYTES)).await.map(drop),
         false => client.get(key).await.map(drop),
     };
-    match done {
-        Ok(()) => End::Success,
-        Err(Error::Ambiguous { .. }) => End::Ambiguous,
-        Err(_) => End::Failure,
-    }
+    End::of(&done)
 }
 
 /// Operations per second that come out if many clients each do one after the other.

@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
-use flotilla_proto::v1;
+use flotilla_proto::{RangeId, v1};
+use flotilla_router::{Client, SplitAt};
 
-use crate::cluster::{Cluster, Result, wait};
+use crate::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
 
 /// What ranges do after their birth is over by then.
 const SETTLE: Duration = Duration::from_secs(3);
 const MIB: f64 = 1024.0 * 1024.0;
+/// Children of one order.
+const PARTS_MAX: usize = 1_000;
+/// Before an order is given again.
+const RETRY: Duration = Duration::from_millis(200);
 
-const COLUMNS: &[&str] = &[
+const COLUMNS: &[&str; 9] = &[
     "resident, MiB",
     "the same after a restart",
     "idle CPU, % of a core",
@@ -35,7 +40,8 @@ pub async fn run(binary: &Path, args: &Args) -> Result<()> {
                 let most = if nodes == 1 { many } else { args.extra("many-of-three") };
                 if ranges <= most && ranges > 0 {
                     let name = format!("{nodes} node{}, {ranges} ranges", if nodes == 1 { "" } else { "s" });
-                    table.add(name, &measure(binary, args, nodes, ranges).await?);
+                    let values = shown(&name, COLUMNS, measure(binary, args, nodes, ranges)).await?;
+                    table.add(name, &values);
                 }
             }
         }
@@ -44,9 +50,11 @@ pub async fn run(binary: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn measure(binary: &Path, args: &Args, nodes: usize, ranges: u64) -> Result<Vec<f64>> {
-    let mut cluster = Cluster::start(binary, &args.dir, nodes, &["--initial-ranges", &ranges.to_string()]).await?;
+async fn measure(binary: &Path, args: &Args, nodes: usize, ranges: u64) -> Result<[f64; 9]> {
+    let mut cluster = Cluster::start(binary, &args.dir, nodes, &["--initial-ranges", "1"]).await?;
     let client = cluster.client().await?;
+    multiply(&client, ranges).await?;
+    cluster.wait_whole(nodes.min(3)).await?;
     tokio::time::sleep(SETTLE).await;
     let before = cluster.counters(&client).await?;
     let begun = Instant::now();
@@ -61,7 +69,7 @@ async fn measure(binary: &Path, args: &Args, nodes: usize, ranges: u64) -> Resul
     let again = cluster.resident_bytes(at)? / MIB;
     cluster.stop(at)?;
     let (stopped_ready, stopped_write) = restart(&mut cluster, at).await?;
-    Ok(vec![
+    Ok([
         resident,
         again,
         idle(spent.cpu_micros / 1e4),
@@ -72,6 +80,27 @@ async fn measure(binary: &Path, args: &Args, nodes: usize, ranges: u64) -> Resul
         stopped_ready,
         stopped_write,
     ])
+}
+
+/// Makes one range many: by orders to split the last one, which bring its children to life where its replicas are.
+async fn multiply(client: &Client, ranges: u64) -> Result<()> {
+    let keys: Vec<Bytes> = (1..ranges).map(|at| Bytes::from(format!("{at:08}"))).collect();
+    for keys in keys.chunks(PARTS_MAX) {
+        let begun = Instant::now();
+        loop {
+            let routes = user_ranges(client).await?;
+            let last = routes.iter().filter_map(|route| route.descriptor.as_ref()).find(|range| range.end.is_empty());
+            let last = RangeId(last.ok_or("some range is the last")?.range_id);
+            match client.split_range(last, SplitAt::Keys(keys.to_vec())).await {
+                Ok(_) => break,
+                // Ids for new ranges come from placement; the last range is not led at once, nor known everywhere.
+                Err(_) if begun.elapsed() < PATIENCE => tokio::time::sleep(RETRY).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    wait("all ranges to be known", async || user_ranges(client).await.is_ok_and(|routes| routes.len() as u64 == ranges))
+        .await
 }
 
 /// Starts a node again: milliseconds until it says that it is ready, and until a write sent to it was answered.

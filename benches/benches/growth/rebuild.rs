@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
 
-use crate::cluster::{Cluster, Result, user_ranges};
+use crate::cluster::{Cluster, Result, shown, user_ranges};
 use crate::load::{self, Steady};
 
 const RANGES: u64 = 32;
@@ -15,7 +15,7 @@ const RANGES: u64 = 32;
 const DEAD_AFTER: Duration = Duration::from_secs(2);
 const LOST: usize = 3;
 
-const COLUMNS: &[&str] = &[
+const COLUMNS: &[&str; 12] = &[
     "replicas lost",
     "MiB lost",
     "rebuilt after, s",
@@ -34,13 +34,14 @@ pub async fn run(binary: &Path, args: &Args) -> Result<()> {
     let mib = args.extra("mib");
     let mut table = Table::new(format!("Four nodes, {mib} MiB in {RANGES} ranges three times; one is lost"), COLUMNS);
     for _ in 0..args.reps {
-        table.add("a node is lost", &measure(binary, args, mib << 20).await?);
+        let name = "a node is lost";
+        table.add(name, &shown(name, COLUMNS, measure(binary, args, mib << 20)).await?);
     }
     table.print();
     Ok(())
 }
 
-async fn measure(binary: &Path, args: &Args, bytes: u64) -> Result<Vec<f64>> {
+async fn measure(binary: &Path, args: &Args, bytes: u64) -> Result<[f64; 12]> {
     let ranges = RANGES.to_string();
     let dead_after = DEAD_AFTER.as_millis().to_string();
     let flags = ["--initial-ranges", &ranges, "--node-dead-after-ms", &dead_after];
@@ -66,7 +67,7 @@ async fn measure(binary: &Path, args: &Args, bytes: u64) -> Result<Vec<f64>> {
     // The keys spread evenly; what the ranges report of their sizes is behind by then.
     let mib = bytes as f64 / RANGES as f64 * replicas as f64 / f64::from(1 << 20);
     let took = whole.saturating_duration_since(dead).as_secs_f64();
-    Ok(vec![
+    Ok([
         replicas as f64,
         mib,
         whole.duration_since(lost).as_secs_f64(),

@@ -8,9 +8,9 @@ use flotilla_benches::stats::Table;
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 
-use crate::cluster::{Cluster, PATIENCE, Result, user_ranges, wait};
+use crate::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
 
-const COLUMNS: &[&str] =
+const COLUMNS: &[&str; 6] =
     &["answered, s", "all led, s", "fsyncs/split", "log entries/split", "Raft messages/split", "server CPU ms/split"];
 
 #[derive(Clone, Copy)]
@@ -33,14 +33,14 @@ pub async fn run(binary: &std::path::Path, args: &Args) -> Result<()> {
     let mut table = Table::new(format!("One range becomes {ranges}; sums over three nodes"), COLUMNS);
     for _ in 0..args.reps {
         for (name, how) in HOW {
-            table.add(*name, &measure(binary, args, ranges, *how).await?);
+            table.add(*name, &shown(name, COLUMNS, measure(binary, args, ranges, *how)).await?);
         }
     }
     table.print();
     Ok(())
 }
 
-async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -> Result<Vec<f64>> {
+async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -> Result<[f64; 6]> {
     let cluster = Cluster::start(binary, &args.dir, 3, &[]).await?;
     let client = cluster.client().await?;
     let range = user_ranges(&client).await?.first().and_then(|route| route.descriptor.clone()).ok_or("no range")?;
@@ -57,14 +57,7 @@ async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -
     let led = begun.elapsed().as_secs_f64();
     let spent = cluster.counters(&client).await?.since(before);
     let each = |sum: f64| sum / (ranges - 1) as f64;
-    Ok(vec![
-        answered,
-        led,
-        each(spent.syncs),
-        each(spent.entries),
-        each(spent.messages),
-        each(spent.cpu_micros / 1000.0),
-    ])
+    Ok([answered, led, each(spent.syncs), each(spent.entries), each(spent.messages), each(spent.cpu_micros / 1000.0)])
 }
 
 async fn split(client: &Client, mut range: RangeId, mut keys: Vec<Bytes>, how: How) -> Result<()> {
