@@ -146,8 +146,9 @@ impl Cluster {
             (all, good) == (replicas, replicas) && running.contains(&route.leader_node_id)
         };
         wait("all replicas of all ranges", async || {
-            let routes = client.list_ranges().await;
-            routes.is_ok_and(|routes| !routes.ranges.is_empty() && routes.ranges.iter().all(whole))
+            let Ok(routes) = client.list_ranges().await else { return false };
+            pause_after(&routes.ranges).await;
+            !routes.ranges.is_empty() && routes.ranges.iter().all(whole)
         })
         .await
     }
@@ -235,6 +236,11 @@ pub async fn user_ranges(client: &Client) -> Result<Vec<v1::RangeStatus>> {
     let mut routes = client.list_ranges().await?.ranges;
     routes.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.range_id != SYSTEM_RANGE.0));
     Ok(routes)
+}
+
+/// A long list costs its node more than what is waited for: the longer it is, the longer it is not asked for again.
+pub async fn pause_after(list: &[v1::RangeStatus]) {
+    tokio::time::sleep(Duration::from_micros(20) * u32::try_from(list.len()).unwrap_or(u32::MAX)).await;
 }
 
 /// Waits until a condition holds.

@@ -9,7 +9,7 @@ use flotilla_benches::stats::Table;
 use flotilla_proto::{RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 
-use crate::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
+use crate::cluster::{Cluster, PATIENCE, Result, pause_after, shown, user_ranges, wait};
 
 /// What ranges do after their birth is over by then.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -99,8 +99,12 @@ async fn multiply(client: &Client, ranges: u64) -> Result<()> {
             }
         }
     }
-    wait("all ranges to be known", async || user_ranges(client).await.is_ok_and(|routes| routes.len() as u64 == ranges))
-        .await
+    wait("all ranges to be known", async || {
+        let Ok(routes) = user_ranges(client).await else { return false };
+        pause_after(&routes).await;
+        routes.len() as u64 == ranges
+    })
+    .await
 }
 
 /// Starts a node again: milliseconds until it says that it is ready, and until a write sent to it was answered.
