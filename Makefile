@@ -11,7 +11,7 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 SEEDS := 3000
 CI_SEEDS := 400
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
-	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart
+	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed
 
 .PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
 

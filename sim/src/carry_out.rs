@@ -38,6 +38,7 @@ impl Cluster {
         self.answer_clients(index, effects);
         let life = self.nodes[index].life();
         for wanted in effects.expiries_wanted.drain(..) {
+            self.marks.hit(Mark::ExpiryLookedFor);
             // What the pass finds is out of date when its answer comes.
             let found = flotilla_engine::expiry::find(&self.nodes[index].disk, &wanted);
             let range = RangeId(wanted.descriptor.range_id);

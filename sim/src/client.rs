@@ -21,6 +21,7 @@ use crate::ops::{Asker, Keys};
 use crate::recorder::Recorded;
 use crate::rng::Rng;
 use crate::schedule::{Event, ReplyTo};
+use crate::spans::Deleting;
 
 /// What a client does when it has nothing under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub(crate) struct Client {
     pub answers: Vec<Result<Answer, Error>>,
     /// The next page of a scan.
     next_page: Option<v1::ScanRequest>,
+    /// A delete of a span under way, and the next part of one that was cut short.
+    pub deleting: Option<Deleting>,
+    pub next_part: Option<v1::DeleteRangeRequest>,
     cache: RouteCache,
     active: Option<Active>,
     calls: u64,
@@ -56,7 +60,17 @@ struct Active {
 
 impl Client {
     pub(crate) fn is_idle(&self) -> bool {
-        self.active.is_none() && self.script.is_empty() && self.mode != Mode::Random
+        self.active.is_none() && self.deleting.is_none() && self.script.is_empty() && self.mode != Mode::Random
+    }
+
+    /// Whether what was cut short is gone on with.
+    pub(crate) fn goes_on(&mut self) -> bool {
+        self.rng.chance(500)
+    }
+
+    /// How long to wait before the next request.
+    pub(crate) fn pause(&mut self, mean: u64) -> u64 {
+        self.rng.delay(mean)
     }
 }
 
@@ -86,6 +100,8 @@ impl Cluster {
             asker: Asker::new(number, &self.knobs),
             answers: Vec::new(),
             next_page: None,
+            deleting: None,
+            next_part: None,
             cache: RouteCache::new(DEFAULT_KEYSPACE, local),
             active: None,
             calls: 0,
@@ -106,14 +122,14 @@ impl Cluster {
         self.wake_client_at(client, self.now);
     }
 
-    fn wake_client_at(&mut self, client: usize, at: u64) {
+    pub(crate) fn wake_client_at(&mut self, client: usize, at: u64) {
         let of = &mut self.clients[client];
         of.wake += 1;
         let wake = of.wake;
         self.schedule.at(at.max(self.now), Event::ClientWake { client, wake });
     }
 
-    fn time(&self) -> Duration {
+    pub(crate) fn time(&self) -> Duration {
         Duration::from_nanos(self.now)
     }
 
@@ -139,7 +155,15 @@ impl Cluster {
     }
 
     fn begin_call(&mut self, client: usize) -> bool {
-        let (now, number) = (self.time(), client as u64);
+        if self.clients[client].deleting.is_none() {
+            self.draw_delete(client);
+        }
+        if self.clients[client].deleting.is_some() {
+            let Some((body, timeout_ms)) = self.next_of_delete(client) else { return false };
+            let recorded = self.recorder.begin(client as u64, self.now, &body);
+            self.call(client, body, timeout_ms, recorded);
+            return true;
+        }
         let bound_ms = (10 * self.knobs.election_timeout_max()).div_ceil(1_000_000);
         let healed = self.ending.is_healed();
         let of = &mut self.clients[client];
@@ -166,11 +190,27 @@ impl Cluster {
                 (Body::Write(v1::BatchRequest { header: None, ops: vec![op], atomic: false }), 2_000)
             }
         };
-        let recorded = self.recorder.begin(number, self.now, &body);
-        let call = Call::new(body, now, now + Duration::from_millis(timeout_ms));
-        of.calls += 1;
-        of.active = Some(Active { call, recorded });
+        let recorded = self.recorder.begin(client as u64, self.now, &body);
+        self.call(client, body, timeout_ms, recorded);
         true
+    }
+
+    fn call(&mut self, client: usize, body: Body, timeout_ms: u64, recorded: Recorded) {
+        let now = self.time();
+        let of = &mut self.clients[client];
+        of.calls += 1;
+        of.active = Some(Active { call: Call::new(body, now, now + Duration::from_millis(timeout_ms)), recorded });
+    }
+
+    fn draw_delete(&mut self, client: usize) {
+        let healed = self.ending.is_healed();
+        let of = &mut self.clients[client];
+        if of.mode != Mode::Random || healed {
+            return;
+        }
+        if let Some(request) = of.next_part.take().or_else(|| of.asker.draw_delete(&self.keys)) {
+            self.begin_delete(client, request);
+        }
     }
 
     fn send_request(&mut self, client: usize, node: NodeId, request: v1::Request) {
@@ -237,6 +277,12 @@ impl Cluster {
         let Some(active) = of.active.take() else { return };
         self.trace.note(self.now, "done", &[client as u64, of.calls, u64::from(answer.is_ok())]);
         self.trace.say(self.now, || format!("client {client}: {answer:?}"));
+        if let Some(deleting) = &mut of.deleting {
+            let verdict = self.recorder.finish(self.now, &active.recorded, &answer).map(|_| ());
+            deleting.on_answer(Duration::from_nanos(self.now), of.rng.next(), answer);
+            self.check(verdict.map_err(|what| format!("I12: {what}")));
+            return self.wake_client_at(client, self.now);
+        }
         if let Ok(Answer::Scan(page)) = &answer {
             of.next_page = active.recorded.next_scan(page);
         }

@@ -21,6 +21,7 @@ use crate::client::Client;
 use crate::clock::{Clock, Nanos, ms, us};
 use crate::disk::SimDisk;
 use crate::ending::Ending;
+use crate::expiring::Watch;
 use crate::faulting::Undo;
 use crate::faults::{self, Step};
 use crate::invariants::{Check, Invariants};
@@ -73,6 +74,7 @@ pub(crate) struct Cluster {
     pub invariants: Invariants,
     pub recorder: Recorder,
     pub ending: Ending,
+    pub expiring: Watch,
     pub marks: Marks,
     pub trace: Trace,
     pub tally: Tally,
@@ -103,6 +105,7 @@ impl Cluster {
             invariants: Invariants::new(knobs.nodes, &layout, options.black_box),
             recorder: Recorder::default(),
             ending: Ending::default(),
+            expiring: Watch::default(),
             marks: Marks::default(),
             trace: Trace::new(options.print_trace),
             tally: Tally::default(),

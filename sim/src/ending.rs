@@ -1,8 +1,9 @@
 //! The end of a run: everything heals, and then the cluster has to prove that it is well.
 //!
 //! 1. All faults end, all nodes run. Within ten election time-outs every range takes a write (I13).
-//! 2. Clients finish what they began; all replicas become level, and hold equal data (I4, I3).
-//! 3. Every key is read. The history is linearizable, nothing acknowledged is lost, nothing was seen
+//! 2. Clients finish what they began; keys with a ttl end in time (I14).
+//! 3. All replicas become level, and hold equal data (I4, I3), with an expiry index that fits it (I14).
+//! 4. Every key is read. The history is linearizable, nothing acknowledged is lost, nothing was seen
 //!    that nobody wrote (I12).
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::{RangeId, v1};
 use v1::request::Body;
 
-use crate::checker::{Budget, Verdict, check, nothing_invented, nothing_lost};
+use crate::checker::{Budget, Verdict, check, nothing_invented, nothing_lost, nothing_outlives, timeline};
 use crate::client::Mode;
 use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
@@ -31,6 +32,7 @@ enum Phase {
     Faults,
     Healing,
     Recovering,
+    Expiring,
     Levelling,
     Reading,
     Done,
@@ -125,11 +127,15 @@ impl Cluster {
         match self.ending.phase {
             Phase::Recovering if self.ending.waiting.is_empty() => {
                 self.tally.recovery = self.ending.last_recovery;
-                self.next_phase(Phase::Levelling);
+                self.next_phase(Phase::Expiring);
+                self.watch_leaders(true);
             }
+            Phase::Expiring => self.check_expiring(late),
             Phase::Levelling if self.clients_idle() && self.uneven().is_none() => {
                 self.compare_replicas();
                 self.check_territory();
+                let verdict = self.check_expiry_index();
+                self.check(verdict);
                 self.read_all();
             }
             Phase::Reading if self.ending.readers.iter().all(|client| self.clients[*client].is_idle()) => {
@@ -168,6 +174,22 @@ impl Cluster {
         if self.ending.phase == Phase::Levelling && progress != self.ending.progress {
             self.ending.progress = progress;
             self.ending.began = self.now;
+        }
+    }
+
+    /// Goes on when all short ttls are over, by what the disks hold or else by the time that has passed.
+    fn check_expiring(&mut self, late: bool) {
+        let busy = !self.clients_idle();
+        self.watch_leaders(busy);
+        let over = self.now > self.all_over_at();
+        match self.short_lived() {
+            _ if busy && late => self.check(Err("I13: clients still wait".into())),
+            _ if busy => {}
+            None => self.next_phase(Phase::Levelling),
+            // Clients are to notice it by themselves.
+            Some(_) if over && self.invariants.black_box => self.next_phase(Phase::Levelling),
+            Some(key) if over => self.check(Err(format!("I14: a key outlives its ttl: {key}"))),
+            Some(_) => {}
         }
     }
 
@@ -315,6 +337,7 @@ impl Cluster {
         match check(history, Budget::default()) {
             Verdict::Ok(_) => {}
             Verdict::Violation(violation) => {
+                self.trace.say(self.now, || timeline(history, &violation.key));
                 let what = format!("I12: {}", violation.explanation);
                 return self.check(Err(what));
             }
@@ -325,7 +348,8 @@ impl Cluster {
             }
         }
         let audit = nothing_lost(history);
-        let findings = audit.findings.into_iter().chain(nothing_invented(history));
+        let outlived = nothing_outlives(history, &self.calm());
+        let findings = audit.findings.into_iter().chain(nothing_invented(history)).chain(outlived);
         if let Some(finding) = findings.into_iter().next() {
             self.check(Err(format!("I12: {finding}")));
         } else if let Some(key) = audit.keys_without_final_read.first() {

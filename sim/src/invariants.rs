@@ -31,7 +31,7 @@ struct Seen {
 #[derive(Debug, Default)]
 pub(crate) struct Invariants {
     /// Only what a client could notice in the end is checked: leaders, committed entries, equal states.
-    black_box: bool,
+    pub black_box: bool,
     /// Of each node, as written and as known to be durable.
     written: Vec<Mirror>,
     durable: Vec<Mirror>,

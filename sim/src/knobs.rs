@@ -6,7 +6,7 @@ use std::time::Duration;
 use flotilla_engine::config::{Config, ReadMode};
 use flotilla_proto::v1;
 
-use crate::clock::{Nanos, ms, us};
+use crate::clock::{Clock, Nanos, ms, us};
 use crate::rng::Rng;
 
 /// How the network treats what is sent over it.
@@ -99,6 +99,9 @@ pub(crate) struct Knobs {
     pub think: Nanos,
     pub hot_keys: usize,
     pub cold_keys: usize,
+    /// How many of the writes have a ttl, and of all requests delete a span.
+    pub ttl_per_mille: u64,
+    pub delete_span_per_mille: u64,
     /// Keeps reads, transfers of leadership and little else coming.
     pub transfer_storm: bool,
     /// Faults come until then; the rest of the run is the healing.
@@ -111,6 +114,7 @@ impl Knobs {
     pub(crate) fn draw(seed: u64) -> Self {
         let mut knobs = Self::draw_still(seed);
         knobs.draw_growth(&mut Rng::new(seed, 6));
+        knobs.draw_ends(&mut Rng::new(seed, 9));
         knobs
     }
 
@@ -138,10 +142,18 @@ impl Knobs {
             think: rng.pick(&[ms(3), ms(12), ms(40)]),
             hot_keys: rng.between(1, 4) as usize,
             cold_keys: 16,
+            ttl_per_mille: 0,
+            delete_span_per_mille: 0,
             transfer_storm,
             duration: rng.between(ms(14_000), ms(32_000)),
             fault_every: if transfer_storm { ms(900) } else { rng.pick(&[ms(700), ms(1_500), ms(3_000)]) },
         }
+    }
+
+    /// Keys with a ttl and deletes of spans, in most runs.
+    fn draw_ends(&mut self, rng: &mut Rng) {
+        self.ttl_per_mille = rng.pick(&[0, 100, 300, 300, 700]);
+        self.delete_span_per_mille = rng.pick(&[0, 5, 20, 20, 60]);
     }
 
     /// Splits and moves, in most runs.
@@ -189,7 +201,7 @@ impl Knobs {
             placement: PlacementKnobs::still(3),
             ranges: 1,
             replicas: 3,
-            config: Config { seed, expiry_clock_drift: Config::default().clock_drift, ..Config::default() },
+            config: Config { seed, expiry_clock_drift: clock_fast(), ..Config::default() },
             network: NetworkKnobs::calm(),
             sync: us(150),
             write_delay: 0,
@@ -199,6 +211,8 @@ impl Knobs {
             think: ms(5),
             hot_keys: 1,
             cold_keys: 4,
+            ttl_per_mille: 0,
+            delete_span_per_mille: 0,
             transfer_storm: false,
             duration: ms(3_600_000),
             fault_every: 0,
@@ -211,9 +225,14 @@ impl Knobs {
     }
 }
 
+/// By how much the fastest clock of a run is ahead of true time, as a fraction: all that ttls have to allow for.
+fn clock_fast() -> f64 {
+    let (_, fast) = Clock::rates(Config::default().clock_drift);
+    fast as f64 / 1e6 - 1.0
+}
+
 fn config(seed: u64, rng: &mut Rng) -> Config {
-    let mut config =
-        Config { seed: seed ^ 0xF107_111A, expiry_clock_drift: Config::default().clock_drift, ..Config::default() };
+    let mut config = Config { seed: seed ^ 0xF107_111A, expiry_clock_drift: clock_fast(), ..Config::default() };
     match rng.below(4) {
         0 => {
             config.tick = Duration::from_millis(50);

@@ -18,6 +18,7 @@ mod clock;
 mod cluster;
 pub mod disk;
 mod ending;
+mod expiring;
 mod faulting;
 mod faults;
 mod invariants;
@@ -33,6 +34,7 @@ mod rng;
 pub mod run;
 mod schedule;
 mod serve;
+mod spans;
 mod stages;
 mod territory;
 #[cfg(test)]

@@ -103,6 +103,11 @@ marks! {
     RouteRefresh: "a client learns its routes anew",
     ClientUnknown: "a client is left without an outcome",
     ScanResumed: "a scan goes on from its token",
+    SpanDeleted: "a span is deleted",
+    SpanDeletedInPart: "a span is deleted in part",
+    SpanDeleteFailed: "a delete of a span fails",
+    ExpiryLookedFor: "a leader looks through the expiry index",
+    TtlEnded: "an entry ends keys by their ttl",
     PairSeen: "a scan sees an atomic batch's keys",
 }
 

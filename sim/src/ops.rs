@@ -11,8 +11,12 @@ use v1::write_op::Op;
 use crate::checker::Versioned;
 use crate::knobs::Knobs;
 use crate::rng::Rng;
+use crate::spans;
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// Ttls are shorter than this, but for some that outlive the run.
+pub(crate) const SHORT_TTL_MS: u64 = 4_000;
 
 /// The keys of a run.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +24,8 @@ pub(crate) struct Keys {
     pub hot: Vec<Bytes>,
     pub cold: Vec<Bytes>,
     pub pairs: Vec<(Bytes, Bytes)>,
+    /// Neighbours that may be deleted together.
+    pub spans: Vec<Vec<Bytes>>,
 }
 
 impl Keys {
@@ -35,7 +41,10 @@ impl Keys {
         let hot = named("hot", knobs.hot_keys);
         let cold = named("cold", knobs.cold_keys);
         let pair = |base: Bytes| (Bytes::from([&base[..], b"-a"].concat()), Bytes::from([&base[..], b"-b"].concat()));
-        Self { hot, cold, pairs: named("pair", 2).into_iter().map(pair).collect() }
+        let pairs: Vec<(Bytes, Bytes)> = named("pair", 2).into_iter().map(pair).collect();
+        let apart: Vec<Bytes> = pairs.iter().flat_map(|(first, second)| [first.clone(), second.clone()]).collect();
+        let spans = spans::spans_between(&[&hot[..], &cold[..]].concat(), &apart);
+        Self { hot, cold, pairs, spans }
     }
 }
 
@@ -47,6 +56,8 @@ pub(crate) struct Asker {
     pub seen: BTreeMap<Bytes, Versioned>,
     pub rng: Rng,
     reads_per_mille: u64,
+    ttl_per_mille: u64,
+    delete_span_per_mille: u64,
 }
 
 impl Asker {
@@ -55,7 +66,9 @@ impl Asker {
         // Under a storm of transfers, some only read: that is what a stale lease would show to.
         let reads_per_mille =
             if knobs.transfer_storm { rng.pick(&[300, 950]) } else { rng.pick(&[100, 350, 500, 800]) };
-        Self { client, values: 0, seen: BTreeMap::new(), rng, reads_per_mille }
+        let (ttl_per_mille, delete_span_per_mille) = (knobs.ttl_per_mille, knobs.delete_span_per_mille);
+        let seen = BTreeMap::new();
+        Self { client, values: 0, seen, rng, reads_per_mille, ttl_per_mille, delete_span_per_mille }
     }
 
     /// How long the client waits for the next answer, in milliseconds.
@@ -81,6 +94,38 @@ impl Asker {
 
     pub(crate) fn draw(&mut self, keys: &Keys) -> Body {
         if self.rng.chance(self.reads_per_mille) { self.read(keys) } else { self.write(keys) }
+    }
+
+    /// A delete of a span, now and then.
+    pub(crate) fn draw_delete(&mut self, keys: &Keys) -> Option<v1::DeleteRangeRequest> {
+        if keys.spans.is_empty() || !self.rng.chance(self.delete_span_per_mille) {
+            return None;
+        }
+        let span = &keys.spans[self.rng.index(keys.spans.len())];
+        let first = self.rng.index(span.len());
+        let last = (first + self.rng.pick(&[0, 0, 1, 2, 5, 20])).min(span.len() - 1);
+        let header = v1::RequestHeader { timeout_ms: self.timeout_ms(), ..Default::default() };
+        Some(v1::DeleteRangeRequest {
+            header: Some(header),
+            start: span[first].clone(),
+            end: [&span[last][..], &[0]].concat().into(),
+            limit: self.rng.pick(&[0, 0, 0, 1, 3]),
+            token: Bytes::new(),
+        })
+    }
+
+    /// Mostly none at all.
+    fn ttl_ms(&mut self) -> u64 {
+        if !self.rng.chance(self.ttl_per_mille) {
+            return 0;
+        }
+        match self.rng.below(20) {
+            0..9 => self.rng.between(20, 200),
+            9..15 => self.rng.between(200, 1_000),
+            15..19 => self.rng.between(1_000, SHORT_TTL_MS),
+            // One that no run sees the end of.
+            _ => 3_600_000,
+        }
     }
 
     fn read(&mut self, keys: &Keys) -> Body {
@@ -158,8 +203,8 @@ impl Asker {
     fn op(&mut self, keys: &Keys) -> v1::WriteOp {
         let key = self.key(keys);
         let op = match self.rng.below(100) {
-            0..55 => Op::Put(v1::Put { key, value: self.value(), if_absent: false, ttl_ms: 0 }),
-            55..65 => Op::Put(v1::Put { key, value: self.value(), if_absent: true, ttl_ms: 0 }),
+            0..55 => Op::Put(v1::Put { key, value: self.value(), if_absent: false, ttl_ms: self.ttl_ms() }),
+            55..65 => Op::Put(v1::Put { key, value: self.value(), if_absent: true, ttl_ms: self.ttl_ms() }),
             65..77 => Op::Delete(v1::Delete { key }),
             _ => Op::CompareAndSwap(self.swap(key)),
         };
@@ -175,6 +220,7 @@ impl Asker {
             _ => (Expect::Absent(true), false),
         };
         let new_value = if deletes { None } else { Some(self.value()) };
-        v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms: 0 }
+        let ttl_ms = if deletes { 0 } else { self.ttl_ms() };
+        v1::CompareAndSwap { key, expect: Some(expect), new_value, ttl_ms }
     }
 }

@@ -3,7 +3,7 @@
 //! A batch is one operation for each key; a multi-get or a scan is a get of each key, whose moment lies
 //! within the request's interval. What a scan did not reach was not asked. Stale reads promise nothing and
 //! are not recorded. Keys of a pair are only ever written together: a scan's page that holds one
-//! value of such a write and not the other has seen half of an atomic batch.
+//! value of such a write and not the other has seen half of an atomic batch. Deletes of spans: `spans`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +17,7 @@ use v1::write_op::Op;
 
 use crate::checker::{Expect, History, Input, OpId, Outcome, Output, Versioned};
 use crate::clock::Nanos;
+use crate::spans::Clearing;
 
 /// A request under way, as it stands in the history.
 #[derive(Debug, Default)]
@@ -50,6 +51,9 @@ pub(crate) struct Recorder {
     pub unknown: u64,
     pub refused: u64,
     pub pairs_seen: u64,
+    /// Deletes of spans under way, by number.
+    pub clearing: BTreeMap<u64, Clearing>,
+    pub clears_begun: u64,
 }
 
 /// What an operation asks.
@@ -68,6 +72,14 @@ fn input_of(op: &v1::WriteOp) -> Option<(Bytes, Input)> {
             (swap.key.clone(), Input::CompareAndSwap { expect, new: swap.new_value.clone() })
         }
     })
+}
+
+fn ttl_of(op: &v1::WriteOp) -> u64 {
+    match &op.op {
+        Some(Op::Put(put)) => put.ttl_ms,
+        Some(Op::CompareAndSwap(swap)) => swap.ttl_ms,
+        _ => 0,
+    }
 }
 
 fn holds(expect: &Expect, current: Option<&Versioned>) -> bool {
@@ -110,6 +122,7 @@ impl Recorder {
     pub(crate) fn begin(&mut self, client: u64, now: Nanos, body: &Body) -> Recorded {
         let mut recorded = Recorded::default();
         let mut asked: Vec<(Bytes, Input)> = Vec::new();
+        let mut ttls: Vec<u64> = Vec::new();
         match body {
             Body::Get(get) if !is_stale(get.header.as_ref()) => asked.push((get.key.clone(), Input::Get)),
             Body::MultiGet(get) => asked.extend(get.keys.iter().map(|key| (key.clone(), Input::Get))),
@@ -117,6 +130,7 @@ impl Recorder {
                 recorded.is_write = true;
                 recorded.atomic = batch.atomic && batch.ops.len() > 1;
                 asked.extend(batch.ops.iter().filter_map(input_of));
+                ttls.extend(batch.ops.iter().map(ttl_of));
             }
             Body::Scan(scan) if !scan.keys_only && !scan.count_only => {
                 let inside = |key: &&Bytes| **key >= scan.start && (scan.end.is_empty() || **key < scan.end);
@@ -125,9 +139,11 @@ impl Recorder {
             }
             _ => {}
         }
-        for (key, input) in asked {
-            self.keys.insert(key.clone());
-            recorded.operations.push((self.history.invoke(client, now, key.clone(), input), key));
+        for (at, (key, input)) in asked.into_iter().enumerate() {
+            self.note_key(now, &key);
+            let id = self.history.invoke(client, now, key.clone(), input);
+            self.history.ends_after(id, ttls.get(at).map_or(0, |ttl_ms| crate::clock::ms(*ttl_ms)));
+            recorded.operations.push((id, key));
         }
         recorded
     }

@@ -217,6 +217,7 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-no-epoch-check"), "mutant-no-epoch-check"),
         (cfg!(feature = "mutant-snapshot-over-overlap"), "mutant-snapshot-over-overlap"),
         (cfg!(feature = "mutant-tombstone-apart"), "mutant-tombstone-apart"),
+        (cfg!(feature = "mutant-expiry-of-the-renewed"), "mutant-expiry-of-the-renewed"),
     ]
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))

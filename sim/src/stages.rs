@@ -13,6 +13,7 @@ use flotilla_proto::RangeId;
 
 use crate::cluster::Cluster;
 use crate::disk::SimDisk;
+use crate::expiring::ends_keys;
 use crate::faults::CrashPoint;
 use crate::marks::Mark;
 use crate::schedule::{Event, Inner, Life};
@@ -102,6 +103,9 @@ impl Cluster {
         let Some(process) = &mut node.process else { return };
         process.apply_due = false;
         let tasks = std::mem::take(&mut process.apply_queue);
+        if self.knobs.ttl_per_mille > 0 && tasks.iter().any(ends_keys) {
+            self.marks.hit(Mark::TtlEnded);
+        }
         for task in &tasks {
             match &task.work {
                 ApplyWork::Replaced { applied, .. } => drop(process.applied_written.insert(task.range, applied.index)),
@@ -141,6 +145,9 @@ impl Cluster {
             }
             let verdict = self.invariants.applied(life.node, applied);
             self.check(verdict);
+        }
+        // The crash loses none of what the disk has taken: a sole voter's change may be seen nowhere else.
+        for applied in &done {
             if self.crash_after_change(life.node, applied) {
                 return;
             }

@@ -60,7 +60,8 @@ impl DeletedPart {
 impl Client {
     /// Deletes keys of a span until it is done, the limit is reached, or the client's time-out is
     /// nearly over. Not all or nothing, and not one point in time: a key that is there from the
-    /// beginning to the end goes, one that is written for the first time meanwhile may go or stay.
+    /// beginning to the end goes, one that is written for the first time meanwhile may go or stay; so
+    /// may one that is written again after this call has deleted it.
     /// May be repeated at will; `next_token` goes on where it ended.
     ///
     /// Errors come only where no part of the span was done: *retry*: [`Error::Timeout`]; *fail*:

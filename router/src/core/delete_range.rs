@@ -7,7 +7,8 @@
 //! ```
 //! Invariants:
 //! - a delete names the version that was read: one that arrives late, or twice, harms no later write;
-//!   so it may be repeated even where its answer was lost;
+//!   so it may be repeated even where its answer was lost. (Whoever is told then of another version cannot know
+//!   whether the key was deleted and written again, or only written: it is deleted, if need be once more);
 //! - the place to go on never passes a key that was read and may still be there;
 //! - what was done in time is told: an error comes only where no part of the span was done, or where
 //!   no repetition will ever succeed.

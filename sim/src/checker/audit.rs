@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::history::{Expect, History, Input, Key, OpId, Outcome, Output, Value, Version, Versioned};
+use super::history::{Expect, History, Input, Key, Moment, OpId, Outcome, Output, Value, Version, Versioned};
 use super::render;
 
 /// Something that an audit found to be wrong.
@@ -51,6 +51,10 @@ struct Write<'a> {
     /// `None` if the version is not known.
     version: Option<Version>,
     acknowledged: bool,
+    /// When it had surely happened, if it ever does.
+    until: Moment,
+    /// When what it wrote may end by itself.
+    ends: Option<Moment>,
 }
 
 /// Compares each key's final read (a get invoked after every acknowledged write had returned) with
@@ -67,7 +71,7 @@ pub fn nothing_lost(history: &History) -> LossAudit {
         let mut compared = false;
         for (id, found) in final_reads.filter_map(|id| read_by_get(history, id)) {
             compared = true;
-            if let Some(what) = lost(&writes, found) {
+            if let Some(what) = lost(history, &writes, id, found) {
                 let operations = acknowledged().map(|write| write.id).chain([id]).collect();
                 let what = format!("{what}, by {}", render::line(id, history.operation(id)));
                 audit.findings.push(Finding { key: key.clone(), operations, what });
@@ -90,13 +94,17 @@ fn read_by_get(history: &History, id: OpId) -> Option<(OpId, Option<&Versioned>)
 }
 
 /// What is missing in a final read, if anything.
-fn lost(writes: &[Write<'_>], found: Option<&Versioned>) -> Option<String> {
+fn lost(history: &History, writes: &[Write<'_>], read: OpId, found: Option<&Versioned>) -> Option<String> {
     let newest = writes.iter().filter(|write| write.acknowledged).max_by_key(|write| write.version.unwrap_or(0))?;
     let newest_version = newest.version.unwrap_or(0);
-    let deletion_possible =
-        writes.iter().any(|write| write.value.is_none() && (write.version.is_none() || write.id == newest.id));
+    // The newest, or one that may be newer still: a deletion, or a value whose ttl may have been over.
+    let may_be_last = |write: &&Write<'_>| {
+        write.id == newest.id || (write.version.is_none() && write.until > history.invoked_at(newest.id))
+    };
+    let leaves_nothing =
+        |write: &Write<'_>| write.value.is_none() || write.ends.is_some_and(|ends| ends <= history.returned_at(read));
     match found {
-        None if deletion_possible => None,
+        None if writes.iter().filter(may_be_last).any(leaves_nothing) => None,
         None => Some(format!("acknowledged version {newest_version} is gone, nothing was found")),
         Some((_, version)) if *version < newest_version => {
             Some(format!("acknowledged version {newest_version} is gone, older version {version} was found"))
@@ -126,7 +134,8 @@ fn writes<'a>(history: &'a History, ids: &[OpId]) -> Vec<Write<'a>> {
             Outcome::Ok(Output::Delete { existed: false, version: Some(version) }) => (Some(*version), true),
             Outcome::Ok(_) => continue,
         };
-        writes.push(Write { id, value, version, acknowledged });
+        let (until, ends) = (history.returned_at(id), history.ends_at(id).filter(|_| value.is_some()));
+        writes.push(Write { id, value, version, acknowledged, until, ends });
     }
     writes
 }

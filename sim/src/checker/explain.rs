@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 
 use super::history::{History, Key, OpId, Outcome};
 use super::model::{Need, State, Then};
-use super::problem::{self, Problem};
+use super::problem::{self, Ends, Problem};
 use super::render;
 use super::search::{Found, Furthest, Search};
 
@@ -75,7 +75,7 @@ impl Oracle<'_> {
             return false;
         }
         let known: BTreeSet<OpId> = known.iter().copied().collect();
-        let problem = Problem::new(self.history, self.ids, |id| known.contains(&id));
+        let problem = Problem::new(self.history, self.ids, |id| known.contains(&id), Ends::OfAny);
         let steps = self.steps_left.min(self.steps_each);
         let mut search = Search::new(&problem, steps);
         let found = search.run();
@@ -117,14 +117,14 @@ pub(super) fn text(history: &History, key: &Key, problem: &Problem, core: &[OpId
         problem.ops.len() - problem.definite,
         render::lines(history, core)
     );
-    let ids = |ops: &[usize]| ops.iter().map(|at| problem.ops[*at].id).collect::<Vec<_>>();
+    let tail: String = furthest.tail.iter().map(|at| step_text(history, problem, *at)).collect();
     let _ = write!(
         text,
         "the longest order found explains {} of {} answers and ends with:\n{}\
          the key then holds {}, and none of these can come next:\n",
         furthest.placed,
         problem.definite,
-        render::lines(history, &ids(&furthest.tail)),
+        tail,
         state_text(problem, furthest.state),
     );
     for &at in &furthest.stuck {
@@ -133,6 +133,14 @@ pub(super) fn text(history: &History, key: &Key, problem: &Problem, core: &[OpId
         let _ = writeln!(text, "  {line}: {}", obstacle(problem, furthest.state, at));
     }
     text
+}
+
+fn step_text(history: &History, problem: &Problem, at: usize) -> String {
+    let op = &problem.ops[at];
+    if op.ends {
+        return format!("  the end of what #{} wrote, by its ttl\n", op.id.0);
+    }
+    render::lines(history, &[op.id])
 }
 
 fn state_text(problem: &Problem, state: State) -> String {

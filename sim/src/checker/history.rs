@@ -11,6 +11,8 @@
 //! - An operation without a known outcome stays open for ever: it may take effect at any time after
 //!   its invocation, or never. It is never recorded as a failure.
 //! - [`Outcome::NotApplied`] is a promise that the operation did not and will not take effect.
+//! - A value that was written with a ttl may end by itself, once: not before the ttl has passed since the request was
+//!   made, in true time; and never again, so that what is seen gone stays gone until somebody writes.
 
 use std::collections::BTreeMap;
 
@@ -116,6 +118,8 @@ pub struct Operation {
     pub key: Key,
     /// The question.
     pub input: Input,
+    /// What it writes ends by itself, so long after the request at the earliest; 0: it stays.
+    pub ttl_ns: u64,
     /// When the request was made.
     pub invoked_ns: u64,
     /// When the client stopped waiting, if it has.
@@ -149,11 +153,26 @@ impl History {
 
     /// Records that a request is about to leave. Until it is completed, its outcome is unknown.
     pub fn invoke(&mut self, client: u64, now_ns: u64, key: Key, input: Input) -> OpId {
-        let operation =
-            Operation { client, key, input, invoked_ns: now_ns, returned_ns: None, outcome: Outcome::Unknown };
+        let operation = Operation {
+            client,
+            key,
+            input,
+            ttl_ns: 0,
+            invoked_ns: now_ns,
+            returned_ns: None,
+            outcome: Outcome::Unknown,
+        };
         let invoke_seq = self.take_seq();
         self.entries.push(Entry { operation, invoke_seq, return_seq: u64::MAX });
         OpId(self.entries.len() - 1)
+    }
+
+    /// Records that what an operation writes has a ttl.
+    ///
+    /// # Panics
+    /// If the operation is not of this history.
+    pub fn ends_after(&mut self, id: OpId, ttl_ns: u64) {
+        self.entries[id.0].operation.ttl_ns = ttl_ns;
     }
 
     /// Records that the client has stopped waiting, with what it knows then.
@@ -213,6 +232,12 @@ impl History {
     pub(super) fn invoked_at(&self, id: OpId) -> Moment {
         let entry = &self.entries[id.0];
         (entry.operation.invoked_ns, entry.invoke_seq)
+    }
+
+    /// When what this operation writes may end by itself, at the earliest.
+    pub(super) fn ends_at(&self, id: OpId) -> Option<Moment> {
+        let operation = self.operation(id);
+        (operation.ttl_ns > 0).then(|| (operation.invoked_ns.saturating_add(operation.ttl_ns), 0))
     }
 
     /// The end of the interval; an open operation ends after everything else, and so does an answer

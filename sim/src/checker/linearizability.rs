@@ -14,7 +14,7 @@ use std::fmt;
 
 use super::explain;
 use super::history::{History, Key, OpId, Outcome};
-use super::problem::Problem;
+use super::problem::{Ends, Problem};
 use super::render;
 use super::search::{Found, Search};
 
@@ -121,8 +121,16 @@ pub fn check(history: &History, budget: Budget) -> Verdict {
 }
 
 fn check_key(history: &History, key: &Key, ids: &[OpId], budget: Budget) -> Verdict {
-    let problem = Problem::new(history, ids, |_| true);
-    match Search::new(&problem, budget.search_steps).run() {
+    let mut problem = Problem::new(history, ids, |_| true, Ends::OfTheirOwn);
+    let mut found = Search::new(&problem, budget.search_steps).run();
+    if matches!(found, Found::OutOfBudget(_)) {
+        // A contradiction may be found sooner where ends are easier to place. (If none is, nothing is known.)
+        let loose = Problem::new(history, ids, |_| true, Ends::OfAny);
+        if let contradiction @ Found::Contradiction(_) = Search::new(&loose, budget.search_steps).run() {
+            (problem, found) = (loose, contradiction);
+        }
+    }
+    match found {
         Found::Linearizable => Verdict::Ok(count(history, ids)),
         Found::Contradiction(furthest) => {
             let core = explain::core(history, ids, budget.explain_steps);

@@ -2,7 +2,8 @@
 //!
 //! They know nothing of the engine or of the simulator, so that tests with real processes use the same
 //! ones. Flow: a workload records a [`History`]; [`check`] decides whether every key is linearizable;
-//! [`nothing_lost`] and [`nothing_invented`] look again, in a cheaper and independent way.
+//! [`nothing_lost`] and [`nothing_invented`] look again, in a cheaper and independent way; [`nothing_outlives`] sees to it
+//! that values with a ttl end in time.
 //!
 //! ```
 //! use flotilla_sim::checker::{Budget, History, Input, Outcome, Output, check};
@@ -25,6 +26,7 @@
 
 mod audit;
 mod chains;
+mod expiry;
 mod explain;
 mod history;
 mod infer;
@@ -37,6 +39,7 @@ mod search;
 mod tests;
 
 pub use audit::{Finding, LossAudit, nothing_invented, nothing_lost};
+pub use expiry::{Calm, nothing_outlives};
 pub use history::{Expect, History, Input, Key, OpId, Operation, Outcome, Output, Value, Version, Versioned};
 pub use linearizability::{Budget, Checked, Verdict, Violation, check};
 pub use render::{line, lines, timeline};

@@ -10,6 +10,10 @@
 //! numbers has a solution if and only if the least choice at each step is one; so keeping the least
 //! is neither too strict nor too lax.
 //!
+//! A ttl. That a value ends by itself is one more operation, of unknown outcome: a swap of that value for nothing, from
+//! the moment on at which its ttl may be over. So the search has no notion of time but that of intervals. The end takes a
+//! version, as any deletion does.
+//!
 //! Invariants: `last` never falls; `exact` only while a value is present (for an absent key the
 //! version matters as a lower bound alone); while a value is present, `last` is that value's version.
 
@@ -179,6 +183,13 @@ impl Action {
         };
         Some(Self { need, then: Then::Write(value, None) })
     }
+}
+
+/// The end of a value with a ttl, by itself: an operation of unknown outcome that nobody asked for. Under which version
+/// the value was written may be known.
+pub(super) fn end_of(value: ValueId, version: Option<Version>) -> Action {
+    let need = version.map_or(Need::Value(value), |version| Need::Exactly(value, version));
+    Action { need, then: Then::Write(None, None) }
 }
 
 fn need_of<'a>(expect: &'a Expect, mut id_of: impl FnMut(&'a Value) -> ValueId) -> Need {

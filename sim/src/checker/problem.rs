@@ -7,9 +7,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{History, Moment, OpId, Outcome, Output, Value, Version};
+use super::history::{History, Input, Moment, OpId, Outcome, Output, Value, Version};
 use super::infer;
-use super::model::{Action, Need, Then, UNNAMED, ValueId};
+use super::model::{self, Action, Need, Then, UNNAMED, ValueId};
 
 /// One operation of the problem.
 pub(super) struct Op {
@@ -17,6 +17,8 @@ pub(super) struct Op {
     pub invoked: Moment,
     pub returned: Moment,
     pub action: Action,
+    /// Not the operation itself: the end of what it wrote, when its ttl is over.
+    pub ends: bool,
 }
 
 /// Open operations that nothing can tell apart but the time of their invocation, earliest first.
@@ -26,6 +28,17 @@ pub(super) struct Op {
 pub(super) struct Class {
     pub action: Action,
     pub members: Vec<usize>,
+}
+
+/// What the end of a value by its ttl may be applied to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// To that value alone.
+    OfTheirOwn,
+    /// Where nobody saw the value, and its write is of unknown outcome, to whatever is there: as if it had been written
+    /// just before. Such ends can be told apart by nothing but their time, as plain deletions; which is much cheaper, and
+    /// lax: what is a contradiction even so is a real one.
+    OfAny,
 }
 
 /// Everything the search needs to know about one key.
@@ -52,17 +65,18 @@ impl Problem {
     /// Prepares the operations `ids` of one key. Those for which `known` is false are weakened: a
     /// write counts as of unknown outcome, and what had no effect is left out. Every linearization
     /// of the history is one of the weakened history, so a contradiction there is a real one.
-    pub(super) fn new(history: &History, ids: &[OpId], known: impl Fn(OpId) -> bool) -> Self {
+    pub(super) fn new(history: &History, ids: &[OpId], known: impl Fn(OpId) -> bool, ends: Ends) -> Self {
         let mut names = Names::default();
         let (mut definite, mut open) = (Vec::new(), Vec::new());
         for &id in ids {
             let operation = history.operation(id);
             let (invoked, returned) = (history.invoked_at(id), history.returned_at(id));
+            open.extend(end(history, id, known(id), |value| names.id(value)));
             match &operation.outcome {
                 Outcome::NotApplied => {}
                 Outcome::Ok(output) if known(id) => {
                     let action = Action::of_answer(&operation.input, output, |value| names.id(value));
-                    definite.push(Op { id, invoked, returned, action });
+                    definite.push(Op { id, invoked, returned, action, ends: false });
                 }
                 outcome => {
                     if matches!(outcome, Outcome::Ok(output) if !had_effect(output)) {
@@ -70,11 +84,14 @@ impl Problem {
                     }
                     let action = Action::of_unknown(&operation.input, |value| names.id(value));
                     let returned = (u64::MAX, u64::MAX);
-                    open.extend(action.map(|action| Op { id, invoked, returned, action }));
+                    open.extend(action.map(|action| Op { id, invoked, returned, action, ends: false }));
                 }
             }
         }
         infer::settle(&mut definite, &mut open);
+        if ends == Ends::OfAny {
+            loosen(&definite, &mut open);
+        }
         forget_unnamed(&mut definite, &mut open);
         Self::arrange(definite, open, names.list)
     }
@@ -132,16 +149,50 @@ pub(super) fn had_effect(output: &Output) -> bool {
     }
 }
 
+/// The end of the value that an operation wrote with a ttl, or may have written. (Where several operations write one
+/// value, and it is not known under which version, any of their ends will do for it: too lax, never too strict.)
+fn end<'a>(history: &'a History, id: OpId, known: bool, id_of: impl FnOnce(&'a Value) -> ValueId) -> Option<Op> {
+    let operation = history.operation(id);
+    let (Input::Put(value) | Input::PutIfAbsent(value) | Input::CompareAndSwap { new: Some(value), .. }) =
+        &operation.input
+    else {
+        return None;
+    };
+    let version = match &operation.outcome {
+        Outcome::NotApplied => return None,
+        Outcome::Ok(output) if !had_effect(output) => return None,
+        Outcome::Ok(Output::Put { version } | Output::Applied { version }) if known => Some(*version),
+        _ => None,
+    };
+    let invoked = history.ends_at(id)?;
+    let action = model::end_of(id_of(value), version);
+    Some(Op { id, invoked, returned: (u64::MAX, u64::MAX), action, ends: true })
+}
+
+/// Makes the ends of values that nobody saw plain deletions: see [`Ends::OfAny`].
+fn loosen(definite: &[Op], open: &mut [Op]) {
+    let written =
+        definite.iter().filter_map(|op| if let Then::Write(value, _) = op.action.then { value } else { None });
+    let asked = open.iter().filter(|op| !op.ends).chain(definite);
+    let named: BTreeSet<ValueId> = asked.filter_map(|op| value_of(op.action.need)).chain(written).collect();
+    for op in open.iter_mut().filter(|op| op.ends) {
+        if value_of(op.action.need).is_some_and(|value| !named.contains(&value)) {
+            op.action.need = Need::Present;
+        }
+    }
+}
+
+fn value_of(need: Need) -> Option<ValueId> {
+    match need {
+        Need::Value(value) | Need::Exactly(value, _) => Some(value),
+        _ => None,
+    }
+}
+
 /// Gives all values that no operation names (sees or expects) the same number.
 fn forget_unnamed(definite: &mut [Op], open: &mut [Op]) {
-    let named: BTreeSet<ValueId> = definite
-        .iter()
-        .chain(open.iter())
-        .filter_map(|op| match op.action.need {
-            Need::Value(value) | Need::Exactly(value, _) => Some(value),
-            _ => None,
-        })
-        .collect();
+    let named: BTreeSet<ValueId> =
+        definite.iter().chain(open.iter()).filter_map(|op| value_of(op.action.need)).collect();
     for op in definite.iter_mut().chain(open) {
         if let Then::Write(Some(value), _) = &mut op.action.then
             && !named.contains(value)

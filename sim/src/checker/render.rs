@@ -35,7 +35,11 @@ pub fn line(id: OpId, operation: &Operation) -> String {
         (Outcome::Unknown, _) | (_, None) => text.push('?'),
         (_, Some(time)) => text.push_str(&micros(time)),
     }
-    let _ = write!(text, " us] {} -> ", question(&operation.input));
+    let _ = write!(text, " us] {}", question(&operation.input));
+    if operation.ttl_ns > 0 {
+        let _ = write!(text, " for {} us", micros(operation.ttl_ns));
+    }
+    text.push_str(" -> ");
     match &operation.outcome {
         Outcome::Ok(output) => text.push_str(&answer(output)),
         Outcome::NotApplied => text.push_str("surely not applied"),

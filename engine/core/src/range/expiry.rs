@@ -24,6 +24,9 @@
 //!   the log `T(k) - T(i) <= p(k) - p(i)`. In both cases `E - T(i) <= (p(k) - p(i)) + (x - b) <= x - p(i)`, since
 //!   `p(k) <= b`.
 //!
+//! Times are cut to whole milliseconds: `E - T(i)` may be too large by what was cut from `T(i)`, less than one. (Only where
+//! both are of one term; at a term's beginning nothing is cut.) So a key is due when the time is *past* its deadline.
+//!
 //! A split goes on from the parent's time on both sides, and whoever leads the child does so after the split was
 //! proposed: its log is the continuation of the parent's. (A merge, when there is one, must not take the larger time
 //! of the two: for keys of the other half that would be a leap.)
@@ -143,7 +146,8 @@ impl Keys {
         for (deadline_ms, key) in &self.by_deadline {
             bytes += key.len();
             let full = due.len() == ENTRY_KEYS_MAX || (bytes > ENTRY_BYTES_MAX && !due.is_empty());
-            if *deadline_ms > now_ms || full {
+            // At apply it has to be behind.
+            if *deadline_ms >= now_ms || full {
                 break;
             }
             let version = self.by_key.get(key).map_or(0, |(_, version)| *version);

@@ -246,13 +246,13 @@ fn both_halves_of_a_split_go_on_from_the_time_and_the_bound_of_the_whole() {
         let expire = Some(v1::Expire { keys, next_expiry_ms: 0, seen_index: bootstrap::INITIAL_INDEX });
         command::encode(&v1::Command { expire, ..timed(2, 9, ms) })
     };
-    let entries = [5_999, 6_000].map(expire).into_iter().zip(bootstrap::INITIAL_INDEX + 1..);
+    let entries = [6_000, 6_001].map(expire).into_iter().zip(bootstrap::INITIAL_INDEX + 1..);
     let entries = entries.map(|(data, index)| Entry { index, term: 6, data, ..Default::default() });
     for (entry, bound) in entries.zip([6_000, 0]) {
         let work = ApplyWork::Entries(vec![entry]);
         let task = ApplyTask { range: flotilla_proto::RangeId(9), work };
         let done = stage.stage.apply(&stage.disk, vec![task], &mut |_, _| {}).expect("it can be applied");
-        assert_eq!(done[0].expiry.next_expiry_ms, bound, "a millisecond before its time a key stays");
+        assert_eq!(done[0].expiry.next_expiry_ms, bound, "a key stays until its time is past");
     }
     assert_eq!(stage_index(&stage.disk), before[..1]);
 }

@@ -227,6 +227,25 @@ fn a_key_does_not_end_early_by_a_clock_that_runs_fast() {
     assert!((5_000..7_000).contains(&gone), "gone after {gone} ms");
 }
 
+/// The range's time is whole milliseconds: what is cut from it when a key is written must not be taken from its ttl.
+#[test]
+fn a_key_does_not_end_early_by_a_part_of_a_millisecond() {
+    let config = || Config { expiry_clock_drift: 0.0, ..Config::default() };
+    for offset in 0..10 {
+        let mut cluster = Cluster::led_by_1(config());
+        cluster.now = cluster.now + Duration::from_micros(100 * offset);
+        let sent = cluster.put_for(1, 1, "key", 50);
+        for short in [900, 700, 500, 300, 100, 1] {
+            cluster.now = sent + Duration::from_millis(50) - Duration::from_micros(short);
+            cluster.turn(1, vec![Input::Tick]);
+            cluster.settle();
+            assert!(cluster.is_there_on(1, "key"), "written {offset}/10 ms late, gone {short} us early");
+        }
+        let gone = cluster.until_gone("key", sent);
+        assert!(gone < 1_000, "gone after {gone} ms");
+    }
+}
+
 #[test]
 fn time_noted_while_keys_wait_outlives_leaders() {
     let mut cluster = Cluster::led_by_1(Config::default());

@@ -7,17 +7,22 @@ use super::*;
 struct Register {
     current: Option<(bytes::Bytes, Version)>,
     last: Version,
+    /// When what it holds may end by itself.
+    ends_ns: Option<u64>,
 }
 
 /// Whether some order explains the history. Guesses for versions that nobody was told range up to
 /// `limit`, the highest in the history; above it one guess, the next number, is as good as any.
 pub(super) fn linearizable(operations: &[Operation], limit: Version) -> bool {
     let left: Vec<&Operation> = operations.iter().filter(|op| op.outcome != Outcome::NotApplied).collect();
-    explains(&left, &Register { current: None, last: 0 }, limit)
+    explains(&left, &Register { current: None, last: 0, ends_ns: None }, limit)
 }
 
 fn explains(left: &[&Operation], register: &Register, limit: Version) -> bool {
     if left.iter().all(|op| op.outcome == Outcome::Unknown) {
+        return true;
+    }
+    if ends(left, register, limit) {
         return true;
     }
     (0..left.len()).any(|at| {
@@ -31,6 +36,10 @@ fn explains(left: &[&Operation], register: &Register, limit: Version) -> bool {
         for version in register.last + 1..=limit.max(register.last + 1) {
             let mut after = register.clone();
             let answer = apply(&mut after, &next.input, version);
+            if after.last != register.last {
+                let kept = after.current.is_some() && next.ttl_ns > 0;
+                after.ends_ns = kept.then_some(next.invoked_ns + next.ttl_ns);
+            }
             let fits = match &next.outcome {
                 Outcome::Ok(output) => same(output, &answer),
                 _ => true,
@@ -45,6 +54,15 @@ fn explains(left: &[&Operation], register: &Register, limit: Version) -> bool {
         }
         false
     })
+}
+
+/// Whether the history is explained by the end of the value that is there, now.
+fn ends(left: &[&Operation], register: &Register, limit: Version) -> bool {
+    let Some(ends_ns) = register.ends_ns else { return false };
+    let overtaken = |other: &&Operation| matches!(other.outcome, Outcome::Ok(_)) && other.returned_ns < Some(ends_ns);
+    !left.iter().any(overtaken)
+        && (register.last + 1..=limit.max(register.last + 1))
+            .any(|version| explains(left, &Register { current: None, last: version, ends_ns: None }, limit))
 }
 
 /// Equality, but for the version of a deletion that was not reported.

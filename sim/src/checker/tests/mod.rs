@@ -2,6 +2,7 @@
 
 mod bad;
 mod brute;
+mod expiry;
 mod good;
 mod random;
 
@@ -18,12 +19,17 @@ impl Script {
         Self { history: History::new() }
     }
 
-    fn op(mut self, window: (u64, u64), input: Input, outcome: Outcome) -> Self {
+    fn op(self, window: (u64, u64), input: Input, outcome: Outcome) -> Self {
+        self.op_for(0, window, input, outcome)
+    }
+
+    fn op_for(mut self, ttl_ns: u64, window: (u64, u64), input: Input, outcome: Outcome) -> Self {
         let client = self.history.len() as u64;
         let _ = self.history.push(Operation {
             client,
             key: "k".into(),
             input,
+            ttl_ns,
             invoked_ns: window.0,
             returned_ns: Some(window.1),
             outcome,
@@ -41,6 +47,10 @@ impl Script {
 
     fn put(self, window: (u64, u64), value: &'static str, version: Version) -> Self {
         self.ok(window, Input::Put(value.into()), Output::Put { version })
+    }
+
+    fn put_for(self, ttl_ns: u64, window: (u64, u64), value: &'static str, version: Version) -> Self {
+        self.op_for(ttl_ns, window, Input::Put(value.into()), Outcome::Ok(Output::Put { version }))
     }
 
     fn get(self, window: (u64, u64), value: &'static str, version: Version) -> Self {

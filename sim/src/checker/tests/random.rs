@@ -25,6 +25,7 @@ impl Random {
 }
 
 /// What a generated workload looks like.
+#[derive(Default)]
 struct Shape {
     clients: usize,
     operations: usize,
@@ -34,6 +35,9 @@ struct Shape {
     values: u64,
     /// Gaps between versions, as other keys of the range leave them.
     version_gap: u64,
+    /// How many of the writes have a ttl (those write a value of their own), of at most so much.
+    ttl_percent: u64,
+    ttl_max: u64,
 }
 
 enum Phase {
@@ -48,6 +52,8 @@ struct World {
     shape: Shape,
     history: History,
     current: Option<(bytes::Bytes, Version)>,
+    /// When that ends by itself at the earliest.
+    ends_ns: Option<u64>,
     seen: Vec<(bytes::Bytes, Version)>,
     last: Version,
     lingering: Vec<OpId>,
@@ -61,6 +67,7 @@ impl World {
             shape,
             history: History::new(),
             current: None,
+            ends_ns: None,
             seen: Vec::new(),
             last: 0,
             lingering: Vec::new(),
@@ -69,6 +76,9 @@ impl World {
         let mut phases: Vec<Phase> = (0..world.shape.clients).map(|_| Phase::Idle).collect();
         while world.history.len() < world.shape.operations {
             world.now_ns += world.random.below(3);
+            if world.ends_ns.is_some_and(|ends_ns| ends_ns <= world.now_ns) && world.random.percent(20) {
+                world.write(None, None);
+            }
             if world.random.percent(2 + world.shape.unknown_percent) && !world.lingering.is_empty() {
                 let at = world.random.below(world.lingering.len() as u64) as usize;
                 let id = world.lingering.swap_remove(at);
@@ -84,8 +94,11 @@ impl World {
     fn advance(&mut self, client: u64, phase: Phase) -> Phase {
         match phase {
             Phase::Idle => {
-                let input = self.input();
-                Phase::Waiting(self.history.invoke(client, self.now_ns, "k".into(), input))
+                let drawn = self.input();
+                let (input, ttl_ns) = self.mortal(drawn);
+                let id = self.history.invoke(client, self.now_ns, "k".into(), input);
+                self.history.ends_after(id, ttl_ns);
+                Phase::Waiting(id)
             }
             Phase::Waiting(id) if self.random.percent(self.shape.unknown_percent) => {
                 // May still take effect, or be lost.
@@ -122,6 +135,23 @@ impl World {
         }
     }
 
+    /// Gives some writes a ttl, and a value of their own.
+    fn mortal(&mut self, input: Input) -> (Input, u64) {
+        let own = bytes::Bytes::from(format!("t{}", self.history.len()));
+        let mortal = match &input {
+            Input::Put(_) => Input::Put(own),
+            Input::PutIfAbsent(_) => Input::PutIfAbsent(own),
+            Input::CompareAndSwap { expect, new: Some(_) } => {
+                Input::CompareAndSwap { expect: expect.clone(), new: Some(own) }
+            }
+            _ => return (input, 0),
+        };
+        if !self.random.percent(self.shape.ttl_percent) {
+            return (input, 0);
+        }
+        (mortal, 1 + self.random.below(self.shape.ttl_max))
+    }
+
     fn value(&mut self) -> bytes::Bytes {
         let distinct = self.shape.values;
         let number = if distinct == 0 { self.history.len() as u64 } else { self.random.below(distinct) };
@@ -137,7 +167,8 @@ impl World {
         self.seen[self.seen.len() - back as usize].clone()
     }
 
-    fn write(&mut self, value: Option<bytes::Bytes>) -> Version {
+    fn write(&mut self, value: Option<bytes::Bytes>, ends_ns: Option<u64>) -> Version {
+        self.ends_ns = ends_ns.filter(|_| value.is_some());
         self.last += 1 + self.random.below(1 + self.shape.version_gap);
         self.current = value.map(|value| (value, self.last));
         self.seen.extend(self.current.clone());
@@ -146,16 +177,18 @@ impl World {
 
     fn take_effect(&mut self, id: OpId) -> Output {
         let current = self.current.clone();
-        match self.history.operation(id).input.clone() {
+        let operation = self.history.operation(id);
+        let ends = (operation.ttl_ns > 0).then_some(operation.invoked_ns + operation.ttl_ns);
+        match operation.input.clone() {
             Input::Get => Output::Get(current),
-            Input::Put(value) => Output::Put { version: self.write(Some(value)) },
+            Input::Put(value) => Output::Put { version: self.write(Some(value), ends) },
             Input::PutIfAbsent(value) => match current {
                 Some((_, version)) => Output::Exists { version },
-                None => Output::Applied { version: self.write(Some(value)) },
+                None => Output::Applied { version: self.write(Some(value), ends) },
             },
             Input::Delete if current.is_none() => Output::Delete { existed: false, version: None },
             Input::Delete => {
-                let version = self.write(None);
+                let version = self.write(None, None);
                 let version = self.random.percent(70).then_some(version);
                 Output::Delete { existed: true, version }
             }
@@ -166,7 +199,7 @@ impl World {
                     (Expect::Version(expected), Some((_, version))) => expected == version,
                     _ => false,
                 };
-                if holds { Output::Applied { version: self.write(new) } } else { Output::Failed { current } }
+                if holds { Output::Applied { version: self.write(new, ends) } } else { Output::Failed { current } }
             }
         }
     }
@@ -239,6 +272,8 @@ fn long_linearizable_histories_pass() {
             unknown_percent: seed % 8,
             values: if seed % 8 == 0 { 20 } else { 0 },
             version_gap: seed % 3,
+            ttl_percent: 20 * (seed % 4),
+            ttl_max: 400,
         };
         let history = World::run(seed, shape);
         let verdict = check(&history, Budget::default());
@@ -253,7 +288,8 @@ fn long_linearizable_histories_pass() {
 #[test]
 fn a_hot_key_with_hundreds_of_unknown_outcomes_is_decided() {
     for seed in 100..104 {
-        let shape = Shape { clients: 64, operations: 8000, unknown_percent: 6, values: 0, version_gap: 2 };
+        let shape =
+            Shape { clients: 64, operations: 8000, unknown_percent: 6, values: 0, version_gap: 2, ..Shape::default() };
         let verdict = check(&World::run(seed, shape), Budget::default());
         assert!(verdict.is_ok(), "seed {seed}: {verdict}");
     }
@@ -270,6 +306,8 @@ fn tiny_histories_are_judged_as_by_brute_force() {
             unknown_percent: random.below(80),
             values: random.below(4),
             version_gap: random.below(2),
+            ttl_percent: 40 * (seed % 3),
+            ttl_max: 8,
         };
         let recorded = World::run(seed, shape);
         let mut operations = operations(&recorded);
@@ -292,17 +330,27 @@ fn invented_histories_are_judged_as_by_brute_force() {
         let count = 2 + random.below(2) + random.below(4);
         let mut definite_left = 2 + random.below(2);
         let spread = random.below(3);
+        let mortal = random.below(2 * count);
         let mut operations = Vec::new();
         for at in 0..count {
             let definite = random.below(count - at) < definite_left;
             definite_left -= u64::from(definite);
-            let input = invented_input(&mut random);
+            let mut input = invented_input(&mut random);
+            let mut ttl_ns = 0;
+            if at == mortal
+                && let Input::Put(value) | Input::PutIfAbsent(value) | Input::CompareAndSwap { new: Some(value), .. } =
+                    &mut input
+            {
+                *value = MORTAL.into();
+                ttl_ns = 1 + 10 * random.below(4);
+            }
             let start = if definite { 10 * at } else { 0 };
             operations.push(Operation {
                 client: at,
                 key: "k".into(),
                 outcome: if definite { invented_outcome(&mut random, &input) } else { Outcome::Unknown },
                 input,
+                ttl_ns,
                 invoked_ns: start,
                 returned_ns: Some(start + 5 + 10 * random.below(1 + spread)),
             });
@@ -316,6 +364,13 @@ fn invented_value(random: &mut Random) -> bytes::Bytes {
     format!("v{}", random.below(3)).into()
 }
 
+/// A value that at most one operation writes, one with a ttl.
+const MORTAL: &str = "t";
+
+fn named_value(random: &mut Random) -> bytes::Bytes {
+    if random.percent(30) { MORTAL.into() } else { invented_value(random) }
+}
+
 fn invented_input(random: &mut Random) -> Input {
     match random.below(10) {
         0..2 => Input::Put(invented_value(random)),
@@ -325,7 +380,7 @@ fn invented_input(random: &mut Random) -> Input {
         _ => {
             let expect = match random.below(5) {
                 0 => Expect::Absent,
-                1..3 => Expect::Value(invented_value(random)),
+                1..3 => Expect::Value(named_value(random)),
                 _ => Expect::Version(1 + random.below(4)),
             };
             let new = random.percent(70).then(|| invented_value(random));
@@ -336,7 +391,7 @@ fn invented_input(random: &mut Random) -> Input {
 
 fn invented_outcome(random: &mut Random, input: &Input) -> Outcome {
     let version = 1 + random.below(6);
-    let found = random.percent(60).then(|| (invented_value(random), version));
+    let found = random.percent(60).then(|| (named_value(random), version));
     Outcome::Ok(match input {
         Input::Get => Output::Get(found),
         Input::Put(_) => Output::Put { version },
@@ -400,7 +455,15 @@ fn core_is_a_contradiction(all: &[Operation], core: &[OpId], limit: Version, see
 fn a_corrupted_answer_in_a_long_history_is_decided() {
     let mut found = 0;
     for seed in 0..60 {
-        let shape = Shape { clients: 16, operations: 2000, unknown_percent: 5, values: 0, version_gap: 1 };
+        let shape = Shape {
+            clients: 16,
+            operations: 2000,
+            unknown_percent: 5,
+            values: 0,
+            version_gap: 1,
+            ttl_percent: 10 * (seed % 3),
+            ttl_max: 300,
+        };
         let recorded = World::run(seed, shape);
         let mut operations = operations(&recorded);
         let mut random = Random(seed);
