@@ -26,7 +26,9 @@ impl<S: LocalStorage> StoreLoop<S> {
         if !effects.views.is_empty() {
             self.views.publish(effects.views.drain(..));
         }
-        effects.views_gone.drain(..).for_each(|range| self.views.withdraw(range));
+        if !effects.views_gone.is_empty() {
+            self.views.withdraw(effects.views_gone.drain(..));
+        }
         if let Some(reason) = effects.fatal.take() {
             return self.failure.fail(reason);
         }

@@ -70,11 +70,22 @@ impl Views {
         }
     }
 
-    /// Nothing can be read of this range here any more, until it is published again. Called by the store's loop only.
-    pub fn withdraw(&self, range: RangeId) {
-        let mut left = Cells::clone(&self.cells.load());
-        if let Some(cell) = left.remove(&range) {
-            self.led.fetch_sub(usize::from(leads(&cell.load())), Ordering::Relaxed);
+    /// Nothing can be read of these ranges here any more, until they are published again. Called by the store's loop
+    /// only.
+    pub fn withdraw(&self, ranges: impl Iterator<Item = RangeId>) {
+        let cells = self.cells.load();
+        // The table is copied once, however many ranges end: a dropped keyspace may have thousands.
+        let mut left: Option<Cells> = None;
+        for range in ranges {
+            if !cells.contains_key(&range) {
+                continue;
+            }
+            let left = left.get_or_insert_with(|| Cells::clone(&cells));
+            if let Some(cell) = left.remove(&range) {
+                self.led.fetch_sub(usize::from(leads(&cell.load())), Ordering::Relaxed);
+            }
+        }
+        if let Some(left) = left {
             self.cells.store(Arc::new(left));
             self.changed();
         }
