@@ -2,6 +2,7 @@
 //! one links RocksDB.
 
 mod admin;
+mod altered;
 mod bad_input;
 mod cli;
 mod crash;
@@ -14,6 +15,7 @@ mod settings;
 mod snapshots;
 mod supervisor;
 mod support;
+mod system_down;
 mod tour;
 
 #[path = "../powercut/mod.rs"]

@@ -369,6 +369,7 @@ fn run<S: LocalStorage>(
         last_sequence: 0,
         next_tick: started + config.engine.tick,
         give_up_at: None,
+        led_at_stop: None,
     };
     let threads = spawn(&shared, directory, queue, config.sync_batches_max, store_loop)?;
     Ok(Node::from_inner(Inner {

@@ -85,6 +85,8 @@ pub(crate) struct StoreLoop<S> {
     pub next_tick: BootTime,
     /// Set once it was told to stop: when to wait no longer.
     pub give_up_at: Option<BootTime>,
+    /// How many ranges it led then.
+    pub led_at_stop: Option<usize>,
 }
 
 impl<S: LocalStorage> StoreLoop<S> {
@@ -163,6 +165,7 @@ impl<S: LocalStorage> StoreLoop<S> {
             Item::Summaries { reply } => drop(reply.send(self.store.ranges().collect())),
             Item::Stop => {
                 self.give_up_at = Some(now + self.drain_timeout);
+                self.led_at_stop = Some(self.views.led());
                 self.store.on(now, Input::Drain, effects);
             }
             Item::Halt => self.give_up_at = Some(now),
@@ -224,6 +227,11 @@ impl<S: LocalStorage> StoreLoop<S> {
 
     /// Answers everybody who still waits.
     fn finish(mut self) {
+        if let Some(led) = self.led_at_stop {
+            // What is kept is led by nobody until an election time-out has passed.
+            let kept = self.views.led();
+            tracing::info!(led, kept, "leaders were handed over");
+        }
         for item in self.inbox.close() {
             self.reads.refuse(crate::inbox::Refused::Closed(item));
         }

@@ -147,10 +147,7 @@ fn verdict(checks: &[Checked], style: KeyStyle) -> Result {
         })
         .collect();
     if !differences.is_empty() {
-        return Err(Failure::failed(differences.join("\n")).hint(
-            "keep that node's data for inspection (`flotilla debug`), then have its replica rebuilt: \
-             `flotilla range move` takes it to another node",
-        ));
+        return Err(Failure::failed(differences.join("\n")).hint(advice(checks)));
     }
     let rest = checks.iter().filter(|check| !check.is_good()).count() as u64;
     if rest > 0 {
@@ -158,6 +155,27 @@ fn verdict(checks: &[Checked], style: KeyStyle) -> Result {
             .hint("see `flotilla status`, and check again when all nodes are up"));
     }
     Ok(())
+}
+
+/// What to do about the first difference. Copies are made of what the leader has, so a replica that is right must lead.
+fn advice(checks: &[Checked]) -> String {
+    let sound = checks.iter().find_map(|check| {
+        let answer = check.answer.as_ref().ok()?;
+        let wrong = &answer.difference.as_ref()?.node_ids;
+        let sound = |of: &&v1::CheckedReplica| of.problem.is_empty() && !wrong.contains(&of.node_id);
+        Some((check.range, answer.replicas.iter().find(sound)?.node_id))
+    });
+    let keep =
+        "keep that node's data for inspection (`flotilla debug`), then have its replica rebuilt from one that is right";
+    match sound {
+        Some((range, node)) => format!(
+            "{keep}: `flotilla range transfer-leader {range} {node}`, as copies are made of what the leader has, then \
+             `flotilla range move` to another node"
+        ),
+        None => {
+            format!("{keep}; here no majority of the replicas is the same, so which one that is only people can tell")
+        }
+    }
 }
 
 #[cfg(test)]
@@ -183,10 +201,18 @@ mod tests {
         assert_eq!(failure.code(), 1);
         let text = failure.to_string();
         assert!(text.starts_with("range 7: the replica on node 2 differs first between k\\x01 and (last)"), "{text}");
+        assert!(text.contains("`flotilla range transfer-leader 7 1`"), "{text}");
         let table = table(&checks).to_string();
         assert_eq!(table.matches("DIFFERENT").count(), 1);
         assert!(table.lines().nth(5).is_some_and(|line| line.contains("DIFFERENT")), "{table}");
         assert_eq!(checks[1].json()["difference"]["node_ids"][0], 2);
+    }
+
+    #[test]
+    fn where_all_differ_nobody_is_said_to_be_right() {
+        let span = v1::DifferingSpan { node_ids: vec![1, 2, 3], ..Default::default() };
+        let text = verdict(&[checked(Some(span), "")], KeyStyle::default()).expect_err("different").to_string();
+        assert!(text.contains("no majority") && !text.contains("transfer-leader"), "{text}");
     }
 
     #[test]

@@ -59,13 +59,15 @@ impl Cluster {
     /// Lays a cluster out; no process runs yet.
     pub fn new(nodes: u64) -> Self {
         let directory = tempfile::tempdir().expect("a directory for the test");
-        let nodes = (1..=nodes).map(|id| {
-            let data = directory.path().join(format!("node-{id}"));
-            let address = || format!("127.0.0.1:{}", free_port());
-            Process { id, client: address(), peer: address(), http: address(), data, environment: vec![], child: None }
-        });
-        let nodes = nodes.collect();
+        let nodes = (1..=nodes).map(|id| Process::laid_out(id, directory.path())).collect();
         Self { directory, nodes, extra_args: Vec::new() }
+    }
+
+    /// Lays one more node out; its id.
+    pub fn add(&mut self) -> u64 {
+        let id = self.nodes.len() as u64 + 1;
+        self.nodes.push(Process::laid_out(id, self.directory.path()));
+        id
     }
 
     /// Three nodes, serving.
@@ -274,6 +276,14 @@ impl Cluster {
     pub async fn client(&self, timeout: Duration) -> Client {
         let config = ClientConfig { timeout, ..ClientConfig::default() };
         Client::connect(self.addresses(), config).await.expect("a node that runs")
+    }
+}
+
+impl Process {
+    fn laid_out(id: u64, directory: &Path) -> Self {
+        let data = directory.join(format!("node-{id}"));
+        let address = || format!("127.0.0.1:{}", free_port());
+        Self { id, client: address(), peer: address(), http: address(), data, environment: vec![], child: None }
     }
 }
 
