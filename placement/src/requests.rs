@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use flotilla_proto::ids::SYSTEM_KEYSPACE;
-use flotilla_proto::{Error, KeyspaceId, Result, v1};
+use flotilla_proto::{Error, KeyspaceId, RangeId, Result, v1};
 
 use crate::borders::{bounds, descriptor};
 use crate::decide::loads::Loads;
@@ -180,6 +180,12 @@ impl Service {
 
     pub(crate) fn on_move_replica(&mut self, token: Token, request: &v1::MoveReplicaRequest) -> Result<()> {
         let (range, from, to) = (request.range_id, request.from_node_id, request.to_node_id);
+        if let Some((unit, order_id)) = self.same_move(request) {
+            // Asked for once more: the first answer may have been lost, or people wait for it in two places.
+            let wants = self.moved(order_id, request.timeout_ms);
+            self.wait(token, unit, wants);
+            return Ok(());
+        }
         self.check_move(range, from, to)?;
         let decision = Decision {
             range,
@@ -190,20 +196,33 @@ impl Service {
             limit: self.state.config.order_time_limit,
         };
         let (unit, order_id) = self.stage_orders(&[decision]);
-        let wants = if request.timeout_ms == 0 {
-            Wants::Written(Response::MoveReplica(v1::MoveReplicaResponse { done: false }))
-        } else {
-            let deadline = self.state.now + Duration::from_millis(request.timeout_ms);
-            Wants::Moved { order_id, deadline, ended: None }
-        };
+        let wants = self.moved(order_id, request.timeout_ms);
         self.wait(token, unit, wants);
         Ok(())
+    }
+
+    fn moved(&self, order_id: u64, timeout_ms: u64) -> Wants {
+        if timeout_ms == 0 {
+            return Wants::Written(Response::MoveReplica(v1::MoveReplicaResponse { done: false }));
+        }
+        Wants::Moved { order_id, deadline: self.state.now + Duration::from_millis(timeout_ms), ended: None }
+    }
+
+    /// The order under way that does just this, if there is one, and a unit that is written when it is.
+    fn same_move(&self, request: &v1::MoveReplicaRequest) -> Option<(u64, u64)> {
+        let order = self.state.ahead.orders.get(&request.range_id)?.order.as_ref()?;
+        let same = order.add_nodes == [request.to_node_id] && order.remove_nodes == [request.from_node_id];
+        same.then(|| (self.writer.last(), order.order_id))
     }
 
     fn check_move(&self, range: u64, from: u64, to: u64) -> Result<()> {
         let state = &self.state;
         let Some(route) = state.table.get(range) else {
             self.check_reported(&format!("range {range} is not known yet"))?;
+            // Ids are given out in order: an older one may be that of a child that has not been reported yet.
+            if range < self.next_id(Counter::Range) {
+                return Err(Error::RangeNotFound { range: RangeId(range) });
+            }
             return Err(Error::invalid(format!("there is no range {range}"), "`flotilla range list` shows all ranges"));
         };
         let replicas = &route.descriptor.replicas;

@@ -181,7 +181,13 @@ impl Service {
             }
             let result = match why {
                 None => Ok(true),
-                Some(why) => Err(Error::Unavailable { reason: format!("order {id} was given up: {why}") }),
+                // Not of the kind that is tried again by itself: what was asked for has come to nothing.
+                Some(why) => Err(Error::invalid(
+                    format!("order {id} was given up: {why}"),
+                    format!(
+                        "`flotilla range show {range}` shows where its replicas are; ask again if it is still wanted"
+                    ),
+                )),
             };
             for waiter in &mut self.waiters {
                 if let Wants::Moved { order_id, ended, .. } = &mut waiter.wants

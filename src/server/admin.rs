@@ -9,7 +9,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
 
 use super::check;
-use super::placement::Handle;
+use super::placement::{Handle, News};
 use super::table::RouteTable;
 
 /// The service.
@@ -17,11 +17,12 @@ pub(super) struct Service {
     node: Node,
     table: RouteTable,
     placement: Handle,
+    news: News,
 }
 
 impl Service {
-    pub(super) fn new(node: Node, table: RouteTable, placement: Handle) -> Self {
-        Self { node, table, placement }
+    pub(super) fn new(node: Node, table: RouteTable, placement: Handle, news: News) -> Self {
+        Self { node, table, placement, news }
     }
 
     /// The refusal of a range that nobody has told of.
@@ -30,12 +31,13 @@ impl Service {
     }
 
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that
-    /// nobody knows.
-    fn must_lead(&self, range: RangeId) -> Result<(), Error> {
+    /// neither it nor placement knows.
+    async fn must_lead(&self, range: RangeId) -> Result<(), Error> {
         if self.node.leads(range) == Some(true) {
             return Ok(());
         }
-        let Some(route) = self.table.range(range.0) else { return Err(self.unknown(range)) };
+        let known = self.table.look_for_range(&self.news, range.0).await;
+        let Some(route) = known else { return Err(self.unknown(range)) };
         let known = Some(NodeId(route.leader_node_id)).filter(|node| node.0 != 0 && *node != self.node.node_id());
         let leader = self.node.leader(range).or(known);
         Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
@@ -62,10 +64,13 @@ impl v1::admin_server::Admin for Service {
         request: Request<v1::ListRangesRequest>,
     ) -> Result<Response<v1::ListRangesResponse>, Status> {
         let keyspace = request.into_inner().keyspace;
-        let mut routes = self.table.routes();
-        if routes.ranges.is_empty() {
+        if !self.table.is_ready() {
             return Err(blank().into());
         }
+        if !keyspace.is_empty() {
+            self.table.look_for_keyspace(&self.news, &keyspace).await?;
+        }
+        let mut routes = self.table.routes();
         if !keyspace.is_empty() {
             let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
             let id = known.ok_or(Error::KeyspaceNotFound { name: keyspace })?;
@@ -78,7 +83,7 @@ impl v1::admin_server::Admin for Service {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
         if !request.local {
-            self.must_lead(range)?;
+            self.must_lead(range).await?;
         }
         Ok(Response::new(self.node.range_status(range).await?))
     }
@@ -93,7 +98,7 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
-        self.must_lead(range)?;
+        self.must_lead(range).await?;
         let done = self.node.transfer_leader(range, NodeId(request.to_node_id), timeout(request.timeout_ms)).await?;
         Ok(Response::new(done))
     }
@@ -108,7 +113,7 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::SplitRangeResponse>, Status> {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
-        self.must_lead(range)?;
+        self.must_lead(range).await?;
         let ranges = self.node.split(range, request.keys, request.parts, timeout(request.timeout_ms)).await?;
         Ok(Response::new(v1::SplitRangeResponse { ranges }))
     }
@@ -119,7 +124,7 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::CheckRangeResponse>, Status> {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
-        self.must_lead(range)?;
+        self.must_lead(range).await?;
         let answer = check::run(&self.node, &self.table, range, timeout(request.timeout_ms)).await?;
         Ok(Response::new(answer))
     }
@@ -175,7 +180,9 @@ impl v1::admin_server::Admin for Service {
         &self,
         _: Request<v1::ListKeyspacesRequest>,
     ) -> Result<Response<v1::ListKeyspacesResponse>, Status> {
-        let keyspaces = self.table.routes().keyspaces;
+        // With what was changed a moment ago, through whichever node; if placement is not reached, as known here.
+        self.news.exchange().await;
+        let keyspaces = self.table.keyspaces();
         Ok(Response::new(v1::ListKeyspacesResponse { keyspaces }))
     }
 

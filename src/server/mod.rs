@@ -33,7 +33,7 @@ use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
 use tokio::net::TcpListener as AsyncListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, Listen};
@@ -128,7 +128,7 @@ pub struct Server {
     client: SocketAddr,
     http: SocketAddr,
     stopping: watch::Sender<bool>,
-    leaving: mpsc::Sender<oneshot::Sender<()>>,
+    news: placement::News,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -160,10 +160,11 @@ impl Server {
         let seed = u64::from(std::process::id()) ^ node.node_id().0.rotate_left(32);
         let router_config = RouterConfig { local: Some(node.node_id()), seed };
         let table = RouteTable::new(node.clone());
-        let router = Router::new(NodeTransport::new(node.clone()), NodeRoutes::new(table.clone()), router_config);
-        let ((stopping, _), (leaving, left)) = (watch::channel(false), mpsc::channel(1));
-        let mut server = Self { node, table, router, client, http, stopping, leaving, tasks: Vec::new() };
-        let handle = server.run_placement(config.placement(), left);
+        let ((stopping, _), (news, askers)) = (watch::channel(false), placement::News::new());
+        let routes = NodeRoutes::new(table.clone(), news.clone());
+        let router = Router::new(NodeTransport::new(node.clone()), routes, router_config);
+        let mut server = Self { node, table, router, client, http, stopping, news, tasks: Vec::new() };
+        let handle = server.run_placement(config.placement(), askers);
         server.serve_grpc(listeners.client, handle)?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
@@ -227,18 +228,15 @@ impl Server {
     /// Placement is not to give this node leaders while it hands its own over. It need not answer for that.
     async fn tell_placement(&self) {
         self.node.leave();
-        let (told, wait) = oneshot::channel();
-        if self.leaving.send(told).await.is_ok() {
-            tokio::time::timeout(LEAVE_TIMEOUT, wait).await.ok();
-        }
+        tokio::time::timeout(LEAVE_TIMEOUT, self.news.exchange()).await.ok();
     }
 
     /// The agent, and the service for as long as this node leads the system range.
-    fn run_placement(&mut self, config: flotilla_placement::Config, leaving: placement::Leaving) -> placement::Handle {
+    fn run_placement(&mut self, config: flotilla_placement::Config, askers: placement::Askers) -> placement::Handle {
         let (handle, orders) = placement::Handle::new(self.node.clone(), self.table.clone());
         let service = placement::ServiceTask::new(self.node.clone(), config, orders);
         let (node, store_id) = (self.node.clone(), self.node.store_id());
-        let agent = placement::Agent::new(node, self.table.clone(), handle.clone(), store_id, leaving);
+        let agent = placement::Agent::new(node, self.table.clone(), handle.clone(), store_id, askers);
         self.tasks.push(tokio::spawn(service.run(self.stopping.subscribe())));
         self.tasks.push(tokio::spawn(agent.run(self.stopping.subscribe())));
         handle
@@ -247,7 +245,7 @@ impl Server {
     fn serve_grpc(&mut self, listener: TcpListener, handle: placement::Handle) -> Result<(), ServerError> {
         let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
-        let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone());
+        let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone(), self.news.clone());
         let placement = placement::PlacementRpc::new(self.node.clone(), handle);
         let (health_reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()

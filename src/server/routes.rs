@@ -5,6 +5,7 @@ use flotilla_node::Node;
 use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, RouteSource, Transport};
 
+use super::placement::News;
 use super::table::RouteTable;
 
 /// Calls this node or another one.
@@ -36,11 +37,12 @@ impl Transport for NodeTransport {
 /// Routes as this node knows them.
 pub(crate) struct NodeRoutes {
     table: RouteTable,
+    news: News,
 }
 
 impl NodeRoutes {
-    pub(super) fn new(table: RouteTable) -> Self {
-        Self { table }
+    pub(super) fn new(table: RouteTable, news: News) -> Self {
+        Self { table, news }
     }
 }
 
@@ -52,5 +54,11 @@ impl RouteSource for NodeRoutes {
             return Err(Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() });
         }
         Ok(self.table.routes())
+    }
+
+    /// A keyspace that was just created is known to placement, and within a report to every node.
+    async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+        self.table.look_for_keyspace(&self.news, keyspace).await?;
+        self.routes().await
     }
 }

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_node::Node;
-use flotilla_proto::{RangeId, v1};
+use flotilla_proto::{Error, RangeId, Result, v1};
 use tokio::sync::watch;
 
+use super::placement::News;
 use super::route_map::{RouteMap, is_newer, range_id};
 
 /// What was learned from others.
@@ -127,6 +128,44 @@ impl RouteTable {
             node.draining = draining.contains(&node.node_id);
         }
         v1::ListRangesResponse { ranges, nodes, keyspaces }
+    }
+
+    /// The keyspaces that are known here.
+    pub(super) fn keyspaces(&self) -> Vec<v1::Keyspace> {
+        self.lock().keyspaces.clone()
+    }
+
+    /// Whether a keyspace of this name is known, and not dropped.
+    fn has_keyspace(&self, name: &str) -> bool {
+        let keyspaces = &self.lock().keyspaces;
+        keyspaces.iter().any(|of| of.name == name && of.state() != v1::KeyspaceState::Dropped)
+    }
+
+    /// Whether there is a keyspace of this name: unless it is known here, placement decides.
+    pub(super) async fn look_for_keyspace(&self, news: &News, name: &str) -> Result<()> {
+        if self.has_keyspace(name) {
+            return Ok(());
+        }
+        let asked = news.exchange().await;
+        match self.has_keyspace(name) {
+            true => Ok(()),
+            false if asked => Err(Error::KeyspaceNotFound { name: name.into() }),
+            false => {
+                let reason = format!(
+                    "it does not know keyspace \"{name}\", and the placement service, which knows all, is not reached"
+                );
+                Err(Error::Unavailable { reason })
+            }
+        }
+    }
+
+    /// The range with this id; what is not known here is asked of placement first.
+    pub(super) async fn look_for_range(&self, news: &News, range: u64) -> Option<v1::RangeStatus> {
+        if let Some(known) = self.range(range) {
+            return Some(known);
+        }
+        news.exchange().await;
+        self.range(range)
     }
 
     /// The range with this id.

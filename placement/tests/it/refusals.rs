@@ -1,6 +1,7 @@
 //! Bad requests: each refused with what is wrong and what would be allowed.
 
 use flotilla_placement::{Request, Response};
+use flotilla_proto::error::Action;
 use flotilla_proto::{Error, v1};
 
 use crate::growth::grown;
@@ -65,6 +66,27 @@ fn a_range_has_one_order_at_a_time_and_a_wait_ends() {
     toy.nodes.get_mut(&to).expect("joined").up = false;
     let error = toy.ask(move_it(2, on[0], to, 60_000)).expect_err("the target is gone");
     assert!(error.to_string().contains("nothing is heard"), "{error}");
+    assert_eq!(error.action(), Action::Fail, "it is not given once more by itself");
+}
+
+/// Its answer may have been lost with the service's last node, or two people want the same.
+#[test]
+fn a_move_that_is_asked_for_again_is_waited_for() {
+    let mut toy = grown(1, 4, 1);
+    let on = toy.groups[&2].voters();
+    let to = (1..=4).find(|node| !on.contains(node)).expect("four nodes");
+    toy.ask(move_it(2, on[0], to, 0)).expect("decided");
+    let answer = toy.ask(move_it(2, on[0], to, 10_000));
+    assert_eq!(answer, Ok(Response::MoveReplica(v1::MoveReplicaResponse { done: true })));
+}
+
+#[test]
+fn a_range_that_may_yet_be_reported_is_not_said_to_be_none() {
+    let mut toy = grown(1, 4, 1);
+    // Nodes hold blocks of ids for children: this one is given out, and the other one is not.
+    let child = toy.ask(move_it(3, 1, 4, 0)).expect_err("nobody has reported it");
+    assert!(matches!(child, Error::RangeNotFound { .. }), "{child}");
+    assert!(refused(&mut toy, move_it(1_000_000_000, 1, 4, 0)).contains("no range 1000000000"));
 }
 
 #[test]

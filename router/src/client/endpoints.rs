@@ -198,13 +198,26 @@ pub(super) fn admin(channel: Channel) -> AdminClient<Channel> {
     AdminClient::new(channel).max_decoding_message_size(DECODED_BYTES_MAX)
 }
 
-impl RouteSource for Endpoints {
-    async fn routes(&self) -> Result<v1::ListRangesResponse> {
-        let ask =
-            |mut admin: AdminClient<Channel>| async move { admin.list_ranges(v1::ListRangesRequest::default()).await };
+impl Endpoints {
+    async fn list(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
+        let ask = |mut admin: AdminClient<Channel>| {
+            let request = request.clone();
+            async move { admin.list_ranges(request).await }
+        };
         let routes = self.ask_each(self.addresses_in_turn(), ask).await?;
         self.learn(&routes.nodes);
         Ok(routes)
+    }
+}
+
+impl RouteSource for Endpoints {
+    async fn routes(&self) -> Result<v1::ListRangesResponse> {
+        self.list(&v1::ListRangesRequest::default()).await
+    }
+
+    /// A node that is asked for the ranges of one keyspace asks placement before it says that there is none.
+    async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+        self.list(&v1::ListRangesRequest { keyspace: keyspace.into() }).await
     }
 }
 

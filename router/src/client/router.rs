@@ -80,9 +80,11 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
         let now = self.now();
         let deadline = now.saturating_add(Duration::from_millis(timeout_ms));
-        let keyspace = match self.find(header_of(&body)) {
+        let name = header_of(&body).map_or("", |header| &header.keyspace);
+        let known = self.keyspaces().find(name);
+        let keyspace = match known {
             Some(keyspace) => keyspace,
-            None => self.look_for(header_of(&body), deadline).await?,
+            None => self.look_for(name, deadline).await?,
         };
         let mut call = Call::new(body, now, deadline);
         let mut sending: Vec<(u64, Sending<'_>)> = Vec::with_capacity(1);
@@ -106,7 +108,7 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
                     }
                     Event::Routes(result) => {
                         call.on_routes(self.now(), self.rand(), result);
-                        if !self.keyspaces().contains(keyspace) {
+                        if !self.is_still(call.keyspace(), keyspace, deadline).await {
                             call.abandon(&Error::KeyspaceNotFound { name: call.keyspace().to_string() });
                         }
                     }
@@ -196,27 +198,17 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         .await
     }
 
-    fn find(&self, header: Option<&v1::RequestHeader>) -> Option<KeyspaceId> {
-        self.keyspaces().find(header.map_or("", |header| &header.keyspace))
-    }
-
-    /// A keyspace that is not known here: one look at the routes decides, however long it takes to
-    /// get them. Those of a node that has just started, and knows no keyspace, decide nothing.
-    async fn look_for(&self, header: Option<&v1::RequestHeader>, deadline: Time) -> Result<KeyspaceId> {
-        let name = header.map_or("", |header| &header.keyspace);
+    /// A keyspace that is not known here: whoever knows decides, however long it takes to hear from one. The list of a
+    /// node that is behind decides nothing.
+    async fn look_for(&self, name: &str, deadline: Time) -> Result<KeyspaceId> {
         let over = self.shared.origin + deadline;
         let mut last = "no answer".to_string();
         let mut failures = 0;
         while Instant::now() < over {
-            let lists = self.keyspaces().lists();
-            match timeout_at(over, self.refresh()).await {
-                Ok(Ok(())) => match self.find(header) {
-                    Some(keyspace) => return Ok(keyspace),
-                    None if self.keyspaces().lists() > lists => {
-                        return Err(Error::KeyspaceNotFound { name: name.into() });
-                    }
-                    None => last = "a node that does not know the keyspaces yet".into(),
-                },
+            match timeout_at(over, self.look_once(name)).await {
+                Ok(Ok(Some(keyspace))) => return Ok(keyspace),
+                Ok(Ok(None)) => last = "a node that does not know the keyspaces yet".into(),
+                Ok(Err(Error::KeyspaceNotFound { .. })) => return Err(Error::KeyspaceNotFound { name: name.into() }),
                 Ok(Err(error)) => last = error.to_string(),
                 Err(_) => break,
             }
@@ -224,6 +216,36 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
             sleep_until(over.min(Instant::now() + backoff(failures, self.rand()))).await;
         }
         Err(Error::Timeout { stage: format!("while it looked for keyspace \"{name}\" (last: {last})") })
+    }
+
+    /// First the routes, which all that look for some get together; then somebody who knows.
+    async fn look_once(&self, name: &str) -> Result<Option<KeyspaceId>> {
+        self.refresh().await?;
+        let (found, lists) = {
+            let keyspaces = self.keyspaces();
+            (keyspaces.find(name), keyspaces.lists())
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+        let routes = self.shared.source.routes_with(name).await?;
+        self.merge(&routes);
+        let keyspaces = self.keyspaces();
+        match keyspaces.find(name) {
+            None if keyspaces.lists() > lists => Err(Error::KeyspaceNotFound { name: name.into() }),
+            found => Ok(found),
+        }
+    }
+
+    /// Whether a keyspace is not surely gone, though lists may have left it out: nodes may be behind.
+    async fn is_still(&self, name: &str, keyspace: KeyspaceId, deadline: Time) -> bool {
+        if self.keyspaces().contains(keyspace) {
+            return true;
+        }
+        match self.look_for(name, deadline).await {
+            Ok(found) => found == keyspace,
+            Err(error) => !matches!(error, Error::KeyspaceNotFound { .. }),
+        }
     }
 
     fn keyspaces(&self) -> MutexGuard<'_, Keyspaces> {

@@ -28,13 +28,13 @@ use crate::core::{backoff, mix};
 
 /// The longest wait before nodes are asked once more; the first ones are much shorter.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+/// How long a range that no node has heard of may yet be told of: it may be the child of a split of this moment. Nodes
+/// hear news within half a second.
+const NEWS_TAKE: Duration = Duration::from_millis(1_500);
 /// So many redirects to a named node are followed at once.
 const REDIRECTS_AT_ONCE: u32 = 2;
 /// So often a node that knows no leader is asked again before the others' tables are: those are large, and know less.
 const ELECTION_TURNS: usize = 3;
-/// So often a range that its caller has heard of may be unknown to nodes before there is none: the child of a split is
-/// not everywhere, and not in the nodes' tables, at once.
-const UNKNOWN_TURNS: usize = 8;
 
 /// Whether a request may be given again after an answer that may have been lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,8 @@ impl Seek<'_> {
         F: Future<Output = RpcResult<A>>,
     {
         let mut named = hint.and_then(|node| self.endpoints.address_of(node));
-        let (mut turn, mut redirects, mut pauses, mut unknown) = (0, 0, 0, 0);
+        let (mut turn, mut redirects, mut pauses) = (0, 0, 0);
+        let mut unheard_since = None;
         let mut last = "nobody was asked".to_string();
         while Instant::now() < self.deadline {
             let address = match named.take() {
@@ -98,10 +99,10 @@ impl Seek<'_> {
             named = match &error {
                 Error::NotLeader { leader: None, .. } if turn <= ELECTION_TURNS => Some(address),
                 Error::NotLeader { leader, .. } => self.leader(&address, *leader, &learned).await,
-                Error::RangeNotFound { .. } => {
-                    unknown += 1;
-                    let believed = hint.is_some() && unknown < UNKNOWN_TURNS;
-                    self.leader_elsewhere(&address, believed, &error, &learned).await?
+                Error::RangeNotFound { range } => {
+                    let since = *unheard_since.get_or_insert_with(Instant::now);
+                    let late = since.elapsed() >= NEWS_TAKE;
+                    self.leader_elsewhere(&address, *range, late, &learned).await.ok_or(error.clone())?
                 }
                 Error::Unavailable { .. } => None,
                 // The right node, only not now.
@@ -165,32 +166,36 @@ impl Seek<'_> {
         }
         let routes = self.endpoints.routes().await.ok()?;
         learned(&routes);
-        let status = routes.ranges.iter().find(|status| self.is_of_range(status));
+        let status = routes.ranges.iter().find(|status| is_of(status, self.range));
         let told = status.map(|status| NodeId(status.leader_node_id)).filter(|node| node.0 != 0);
         leader.or(told).and_then(|node| self.endpoints.address_of(node)).filter(elsewhere)
     }
 
-    /// A node has no such range: it may have lost its replica, or there is no such range at all. The
-    /// system range always exists, and a new node may not have heard of it.
+    /// A node has not heard of a range: another node's table may name its leader, or it is the child of a split of
+    /// this moment. Where to ask next; `None`: it is late, and there is no such range.
     async fn leader_elsewhere(
         &self,
         asked: &str,
-        believed: bool,
-        error: &Error,
+        range: RangeId,
+        late: bool,
         learned: &impl Fn(&v1::ListRangesResponse),
-    ) -> Result<Option<String>> {
-        let Ok(routes) = self.endpoints.routes().await else { return Ok(None) };
+    ) -> Option<Option<String>> {
+        if range != self.range {
+            // The right node, which does not know the range that the request is about.
+            return (!late).then(|| Some(asked.to_owned()));
+        }
+        let Ok(routes) = self.endpoints.routes().await else { return Some(None) };
         learned(&routes);
-        let Some(status) = routes.ranges.iter().find(|status| self.is_of_range(status)) else {
-            return if self.range == SYSTEM_RANGE || believed { Ok(None) } else { Err(error.clone()) };
+        let Some(status) = routes.ranges.iter().find(|status| is_of(status, range)) else {
+            return (!late || range == SYSTEM_RANGE).then_some(None);
         };
         let leader = self.endpoints.address_of(NodeId(status.leader_node_id));
-        Ok(leader.filter(|address| address != asked))
+        Some(leader.filter(|address| address != asked))
     }
+}
 
-    fn is_of_range(&self, status: &v1::RangeStatus) -> bool {
-        status.descriptor.as_ref().is_some_and(|descriptor| descriptor.range_id == self.range.0)
-    }
+fn is_of(status: &v1::RangeStatus, range: RangeId) -> bool {
+    status.descriptor.as_ref().is_some_and(|descriptor| descriptor.range_id == range.0)
 }
 
 impl Failed {

@@ -23,4 +23,11 @@ pub trait Transport: Send + Sync + 'static {
 pub trait RouteSource: Send + Sync + 'static {
     /// The ranges, their leaders, and the nodes, as far as is known there.
     fn routes(&self) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
+
+    /// The same from somebody who knows whether there is a keyspace of this name: asked before a request is refused
+    /// because there is none. [`flotilla_proto::Error::KeyspaceNotFound`]: surely none.
+    fn routes_with(&self, keyspace: &str) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send {
+        let _ = keyspace;
+        self.routes()
+    }
 }

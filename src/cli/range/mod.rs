@@ -66,7 +66,10 @@ async fn transfer(args: &TransferArgs, global: &Global) -> Result {
 
 /// An order or a question about a range that failed.
 fn failure(error: Error) -> Failure {
-    let unknown = matches!(error, Error::RangeNotFound { .. });
-    let failure = Failure::order(error, "`flotilla range list` shows whether it happened");
-    if unknown { failure.hint("`flotilla range list` lists the ranges") } else { failure }
+    match error {
+        Error::RangeNotFound { range } => {
+            Failure::failed(format!("no node knows a range {}", range.0)).hint("`flotilla range list` lists the ranges")
+        }
+        error => Failure::order(error, "`flotilla range list` shows whether it happened"),
+    }
 }

@@ -1,11 +1,13 @@
 //! `range move`: a replica from one node to another, and the wait until it has arrived.
 //!
-//! The move is an order of the placement service, carried out step by step by the range's leader.
-//! Whether it is done is read from the range's descriptor, as any node may lead it meanwhile.
+//! The move is an order of the placement service, carried out step by step by the range's leader. The service says how
+//! it ended: done, or given up and why. Where its answer is lost (the service has moved to another node, say), the
+//! range's replicas tell whether it is done, and the order is given again: one that is under way is waited for.
 
 use std::time::{Duration, Instant};
 
-use flotilla_proto::{NodeId, RangeId, v1};
+use flotilla_proto::error::Action;
+use flotilla_proto::{Error, NodeId, RangeId, v1};
 use flotilla_router::Client;
 use serde_json::json;
 use v1::ReplicaRole;
@@ -39,12 +41,13 @@ pub struct MoveArgs {
 
 pub async fn run(args: &MoveArgs, global: &Global) -> Result {
     let client = global.client().await?;
-    let (range, from, to) = (RangeId(args.range), NodeId(args.from), NodeId(args.to));
-    let mut done = client.move_replica(range, from, to, None).await.map_err(failure)?;
-    if !args.no_wait && !done {
+    let done = if args.no_wait {
+        let (range, from, to) = (RangeId(args.range), NodeId(args.from), NodeId(args.to));
+        client.move_replica(range, from, to, None).await.map_err(failure)?
+    } else {
         wait(&client, args).await?;
-        done = true;
-    }
+        true
+    };
     if global.json() {
         return output::json(&json!({
             "range_id": args.range, "from_node_id": args.from, "to_node_id": args.to, "done": done,
@@ -54,28 +57,78 @@ pub async fn run(args: &MoveArgs, global: &Global) -> Result {
     output::line(format_args!("range {}: the replica on node {} {what} to node {}", args.range, args.from, args.to))
 }
 
+/// Orders the move, and waits for its end.
 async fn wait(client: &Client, args: &MoveArgs) -> Result {
-    let began = Instant::now();
-    let bar = output::progress(0, "move");
-    let mut last = "its replicas could not be read".to_owned();
-    while began.elapsed() < args.wait {
-        // A leader that is being changed answers later.
-        if let Ok(answer) = client.get_range(RangeId(args.range), None).await {
-            let descriptor = answer.status.and_then(|status| status.descriptor).unwrap_or_default();
-            let stage = stage(&descriptor, args.from, args.to);
-            if stage == Stage::Done {
-                bar.finish_and_clear();
-                return Ok(());
+    let until = Instant::now() + args.wait;
+    let mut seen =
+        Seen { bar: output::progress(0, "move"), last: "its replicas could not be read".into(), stage: None };
+    let mut lost = false;
+    let ended = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let answer = seen.watch(client, args, left).await;
+        match answer {
+            Ok(done) => break Ok(done),
+            Err(error) if error.action() == Action::Fail && !lost => break Err(error),
+            Err(error) => {
+                // It may be done, and then it cannot be ordered a second time.
+                seen.look(client, args).await;
+                if seen.stage == Some(Stage::Done) {
+                    break Ok(true);
+                }
+                if error.action() == Action::Fail || left.is_zero() {
+                    break Err(error);
+                }
+                lost = true;
+                tokio::time::sleep(POLL).await;
             }
-            last = format!("{}; replicas on nodes {}", stage.text(), replicas(&descriptor));
-            bar.set_message(last.clone());
         }
-        bar.tick();
-        tokio::time::sleep(POLL).await;
+    };
+    seen.bar.finish_and_clear();
+    match ended {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let what = format!("the move is not done after {}: {}", duration(args.wait), seen.last);
+            let hint = format!("it goes on; see `flotilla range show {0}` and `flotilla range events {0}`", args.range);
+            Err(Failure::failed(what).hint(hint))
+        }
+        Err(error) => Err(failure(error)),
     }
-    bar.finish_and_clear();
-    Err(Failure::failed(format!("the move is not done after {}: {last}", duration(args.wait)))
-        .hint(format!("it goes on; see `flotilla range show {0}` and `flotilla range events {0}`", args.range)))
+}
+
+/// What was seen of a move under way.
+struct Seen {
+    bar: indicatif::ProgressBar,
+    last: String,
+    stage: Option<Stage>,
+}
+
+impl Seen {
+    /// Orders the move, and shows how far it is until the answer comes.
+    async fn watch(&mut self, client: &Client, args: &MoveArgs, left: Duration) -> std::result::Result<bool, Error> {
+        let (range, from, to) = (RangeId(args.range), NodeId(args.from), NodeId(args.to));
+        // Without time to wait, the answer is that it is decided.
+        let left = left.max(Duration::from_millis(1));
+        let mut answer = std::pin::pin!(client.move_replica(range, from, to, Some(left)));
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(POLL) => self.look(client, args).await,
+            }
+        }
+    }
+
+    async fn look(&mut self, client: &Client, args: &MoveArgs) {
+        self.bar.tick();
+        // A leader that is being changed answers later.
+        let Ok(answer) = client.get_range(RangeId(args.range), None).await else { return };
+        let descriptor = answer.status.and_then(|status| status.descriptor).unwrap_or_default();
+        let waits = answer.replica.map(|replica| replica.order_waits).unwrap_or_default();
+        let waits = if waits.is_empty() { String::new() } else { format!("; it waits: {waits}") };
+        let stage = stage(&descriptor, args.from, args.to);
+        self.stage = Some(stage);
+        self.last = format!("{}; replicas on nodes {}{waits}", stage.text(), replicas(&descriptor));
+        self.bar.set_message(self.last.clone());
+    }
 }
 
 /// How far a move is.

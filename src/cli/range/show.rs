@@ -63,6 +63,12 @@ fn replica_text(replica: &v1::ReplicaStatus) -> String {
         replica.applied_checksum,
         size(replica.proposal_bytes),
     );
+    if replica.order_id != 0 {
+        text.push_str(&format!("\ncarries out order {} of placement", replica.order_id));
+    }
+    if !replica.order_waits.is_empty() {
+        text.push_str(&format!(", which waits: {}", replica.order_waits));
+    }
     if replica.followers.is_empty() {
         return text;
     }
@@ -102,6 +108,8 @@ fn replica_json(replica: &v1::ReplicaStatus) -> Value {
         "lease_remaining_ms": replica.lease_remaining_ms,
         "proposal_bytes": replica.proposal_bytes,
         "applied_checksum": replica.applied_checksum,
+        "order_id": replica.order_id,
+        "order_waits": replica.order_waits,
         "followers": replica.followers.iter().map(follower).collect::<Vec<_>>(),
     })
 }
@@ -117,5 +125,14 @@ mod tests {
         let replica = v1::ReplicaStatus { last_index: 12, followers: vec![follower], ..Default::default() };
         let text = replica_text(&replica);
         assert!(text.ends_with("3                       5       7  probe  no"), "{text}");
+        assert!(!text.contains("order"), "{text}");
+    }
+
+    #[test]
+    fn an_order_and_what_it_waits_for_are_seen() {
+        let replica = v1::ReplicaStatus { order_id: 4, order_waits: "node 3 is silent".into(), ..Default::default() };
+        let text = replica_text(&replica);
+        assert!(text.ends_with("carries out order 4 of placement, which waits: node 3 is silent"), "{text}");
+        assert_eq!(replica_json(&replica)["order_waits"], "node 3 is silent");
     }
 }

@@ -5,6 +5,9 @@
 //!
 //! While no service can be reached, the node goes on with what it has. One that has just started then asks other
 //! nodes for their routes.
+//!
+//! Whoever must know what placement knows by now (of a keyspace, or a range, that this node has not heard of; or that
+//! placement has heard of a stop) asks for a report at once, through [`News`]: all that ask at one time get the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,8 +36,49 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const REPORT_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Where whoever stops the node tells it, and waits until placement knows.
-pub(crate) type Leaving = mpsc::Receiver<oneshot::Sender<()>>;
+/// How many may wait for one report; more wait for the next.
+const ASKERS_MAX: usize = 256;
+/// How long they wait.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whoever asked for a report at once waits there; told whether placement has answered.
+pub(crate) type Askers = mpsc::Receiver<oneshot::Sender<bool>>;
+
+/// Asks the agent for a report at once. Clones are handles on the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    askers: mpsc::Sender<oneshot::Sender<bool>>,
+}
+
+impl News {
+    /// A handle, and its other end.
+    pub fn new() -> (Self, Askers) {
+        let (askers, queue) = mpsc::channel(ASKERS_MAX);
+        (Self { askers }, queue)
+    }
+
+    /// Returns when placement has been told what this node has, and this node what placement knows. False: it could
+    /// not be asked.
+    pub async fn exchange(&self) -> bool {
+        let (told, wait) = oneshot::channel();
+        let exchanged = async {
+            // Without an agent the node stops.
+            self.askers.send(told).await.is_ok() && wait.await.unwrap_or(false)
+        };
+        timeout(EXCHANGE_TIMEOUT, exchanged).await.unwrap_or(false)
+    }
+}
+
+/// What came of a round of reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Both sides know what the other one does.
+    All,
+    /// There is more: at once again.
+    Part,
+    /// No service could be asked.
+    Nothing,
+}
 
 /// See the module.
 pub(crate) struct Agent {
@@ -51,12 +95,11 @@ pub(crate) struct Agent {
     was_refused: bool,
     /// How long it took to look through all ranges.
     looking: Duration,
-    /// Whoever stops the node waits there until placement was told.
-    leaving: Leaving,
+    askers: Askers,
 }
 
 impl Agent {
-    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64, leaving: Leaving) -> Self {
+    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64, askers: Askers) -> Self {
         Self {
             node,
             table,
@@ -69,40 +112,46 @@ impl Agent {
             told: BTreeMap::new(),
             was_refused: false,
             looking: Duration::ZERO,
-            leaving,
+            askers,
         }
     }
 
     /// Runs until the node stops.
     pub async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         let mut changes = self.node.route_changes();
+        let mut waiting: Vec<oneshot::Sender<bool>> = Vec::new();
         loop {
             let began = Instant::now();
-            tokio::select! {
+            let told = tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
-                again = self.round() => if again { continue },
+                told = self.round() => told,
+            };
+            if told == Told::Part {
+                continue;
+            }
+            for asker in waiting.drain(..) {
+                // Whoever waited may have gone on.
+                asker.send(told == Told::All).ok();
             }
             sleep_until(began + INTERVAL_MIN.max(self.looking * INTERVAL_SHARE)).await;
-            let rest = sleep_until(began + INTERVAL);
-            let waits = tokio::select! {
+            tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 // An error means that the node is gone, and the stop will be heard.
-                _ = changes.changed() => None,
-                told = self.leaving.recv() => told,
-                () = rest => None,
-            };
-            if let Some(told) = waits {
-                self.round().await;
-                // Whoever waited may have gone on.
-                told.send(()).ok();
+                _ = changes.changed() => {}
+                _ = self.askers.recv_many(&mut waiting, ASKERS_MAX) => {}
+                () = sleep_until(began + INTERVAL) => {}
+            }
+            // Those who came meanwhile are served by the same report.
+            while let Ok(asker) = self.askers.try_recv() {
+                waiting.push(asker);
             }
         }
     }
 
-    /// One report, or several if it is large; true: at once again.
-    async fn round(&mut self) -> bool {
+    /// One report, or several if it is large.
+    async fn round(&mut self) -> Told {
         let began = Instant::now();
-        let Ok(summaries) = self.node.summaries().await else { return false };
+        let Ok(summaries) = self.node.summaries().await else { return Told::Nothing };
         let now: BTreeMap<u64, v1::RangeReport> =
             summaries.iter().map(|summary| (summary.range.0, report_of(summary, self.node.node_id()))).collect();
         let full = self.full;
@@ -126,14 +175,14 @@ impl Agent {
                 }
                 Err(error) => {
                     self.failed(error).await;
-                    return false;
+                    return Told::Nothing;
                 }
             }
         }
         if !self.full {
             self.told = now;
         }
-        again
+        if again { Told::Part } else { Told::All }
     }
 
     fn request(&mut self, full: bool, ranges: Vec<v1::RangeReport>, gone: Vec<u64>, more: bool) -> v1::ReportRequest {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::table::RouteTable;
 
-pub(super) use agent::{Agent, Leaving};
+pub(super) use agent::{Agent, Askers, News};
 pub(super) use rpc::PlacementRpc;
 pub(super) use service::ServiceTask;
 

@@ -1,7 +1,9 @@
 //! `keyspace` and `--keyspace`: separate keys, settings, and what is refused with which words.
 
 use super::cluster;
+use crate::support::cli::at;
 use crate::support::eventually;
+use crate::support::shared::shared;
 
 #[test]
 fn a_keyspace_lives_from_create_to_drop() {
@@ -16,9 +18,7 @@ fn a_keyspace_lives_from_create_to_drop() {
     });
 
     // The same key, twice.
-    eventually("every node to know the keyspace", || {
-        cluster(&["kv", "put", "tks/key", "inside", "--keyspace", "tks.life"]).code == 0
-    });
+    cluster(&["kv", "put", "tks/key", "inside", "--keyspace", "tks.life"]).exits(0);
     cluster(&["kv", "put", "tks/key", "outside"]).exits(0);
     assert_eq!(cluster(&["kv", "--keyspace", "tks.life", "get", "tks/key"]).exits(0).stdout, b"inside");
     assert_eq!(cluster(&["kv", "get", "tks/key"]).exits(0).stdout, b"outside");
@@ -26,9 +26,10 @@ fn a_keyspace_lives_from_create_to_drop() {
 
     let set = cluster(&["keyspace", "set", "tks.life", "--split-bytes", "never", "--output", "json"]).exits(0).json();
     assert_eq!((&set["split_bytes"], &set["boundary"]["byte"], &set["replicas"]), (&0.into(), &47.into(), &3.into()));
-    eventually("the node to know the new settings", || {
-        cluster(&["keyspace", "show", "tks.life"]).exits(0).text().contains("ranges split at never")
-    });
+    for node in shared().addresses() {
+        let show = at(&node, &["keyspace", "show", "tks.life"]).exits(0);
+        assert!(show.text().contains("ranges split at never"), "{show:?}");
+    }
 
     cluster(&["keyspace", "drop", "tks.life"]).fails(2, &["tks.life", "--yes", "nothing was done"]);
     cluster(&["keyspace", "drop", "tks.life", "--yes"]).exits(0);
@@ -37,6 +38,24 @@ fn a_keyspace_lives_from_create_to_drop() {
     assert_eq!(cluster(&["kv", "get", "tks/key"]).exits(0).stdout, b"outside", "other keyspaces keep their keys");
     let again = cluster(&["keyspace", "create", "tks.life", "--output", "json"]).exits(0).json();
     assert!(again["keyspace_id"].as_u64() > made["keyspace_id"].as_u64(), "{again} behind {made}");
+}
+
+/// Whichever node is asked, at once: that placement has answered is enough.
+#[test]
+fn a_keyspace_that_was_just_created_is_served_by_every_node() {
+    let nodes = shared().addresses();
+    for (round, node) in nodes.iter().cycle().take(6).enumerate() {
+        let name = format!("tks.new{round}");
+        at(&nodes[round % 2], &["keyspace", "create", &name, "--ranges", "3"]).exits(0);
+        at(node, &["kv", "put", "k", "v", "--keyspace", &name]).exits(0);
+        let next = &nodes[(round + 1) % nodes.len()];
+        assert_eq!(at(next, &["kv", "get", "k", "--keyspace", &name]).exits(0).stdout, b"v");
+        let last = &nodes[(round + 2) % nodes.len()];
+        let list = at(last, &["range", "list", "--keyspace", &name, "--output", "json"]).exits(0).json();
+        assert_eq!(list.as_array().map(Vec::len), Some(3), "{list}");
+        // Dropped, it is not refused by a node that has not heard of that: what is there is gone all the same.
+        at(node, &["keyspace", "drop", &name, "--yes"]).exits(0);
+    }
 }
 
 #[test]

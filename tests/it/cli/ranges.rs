@@ -6,11 +6,12 @@ use super::cluster;
 use crate::support::cli::at;
 use crate::support::cluster::Cluster;
 use crate::support::eventually;
+use crate::support::shared::shared;
 
-/// Makes a keyspace with a hundred keys, once every node serves it.
+/// Makes a keyspace with a hundred keys.
 fn keyspace(name: &str, boundary: &str) {
     cluster(&["keyspace", "create", name, "--boundary", boundary, "--split-bytes", "never"]).exits(0);
-    eventually("the keyspace to be served", || cluster(&["kv", "put", "00", "0", "--keyspace", name]).code == 0);
+    cluster(&["kv", "put", "00", "0", "--keyspace", name]).exits(0);
     let rows: String = (1..100).map(|number| format!("{number:02},value {number}\n")).collect();
     let words = ["kv", "import", "-", "--format", "csv", "--columns", "key,value", "--keyspace", name];
     super::cluster_stdin(&words, rows.as_bytes()).exits(0);
@@ -52,6 +53,29 @@ fn a_range_is_split_by_hand_and_no_key_is_lost() {
     assert!(events.text().contains("split"), "{events:?}");
     cluster(&["range", "events", "9999"]).fails(1, &["9999", "range list"]);
     cluster(&["range", "list", "--keyspace", "trg.none"]).fails(1, &["trg.none", "keyspace list"]);
+}
+
+/// A child of this moment is known to the node that split; the others hear of it before they say that there is none.
+#[test]
+fn a_child_takes_orders_through_any_node_at_once() {
+    keyspace("trg.child", "any");
+    let nodes = shared().addresses();
+    let mut range = id(&ranges("trg.child")[0]);
+    for (round, node) in nodes.iter().cycle().take(6).enumerate() {
+        let at_key = format!("{:02}", 10 + 10 * round);
+        let split = at(&nodes[(round + 1) % 3], &["range", "split", &range, "--at", &at_key, "--output", "json"]);
+        let child = split.exits(0).json()["ranges"][1]["range_id"].to_string();
+        match round % 3 {
+            0 => drop(at(node, &["range", "show", &child]).exits(0)),
+            1 => drop(at(node, &["range", "check", &child]).exits(0)),
+            // Refused for what it asks, and not because nobody knows the range.
+            _ => drop(at(node, &["range", "move", &child, "--from", "1", "--to", "9"]).fails(1, &["node 9", "hint: "])),
+        }
+        range = child;
+    }
+    for words in [&["range", "show"][..], &["range", "check"], &["range", "split", "--count", "2"]] {
+        cluster(&[words, &["99999"]].concat()).fails(1, &["no node knows a range 99999", "range list"]);
+    }
 }
 
 #[test]

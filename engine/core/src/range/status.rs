@@ -42,6 +42,7 @@ impl Range {
             }));
             followers.sort_by_key(|follower| follower.replica_id);
         }
+        let (order_id, order_waits) = self.order_state();
         let replica = v1::ReplicaStatus {
             node_id: node,
             replica_id: self.replica,
@@ -55,6 +56,8 @@ impl Range {
             followers,
             proposal_bytes: self.proposals.bytes() as u64,
             applied_checksum: self.checksum,
+            order_id,
+            order_waits: order_waits.into(),
         };
         v1::GetRangeResponse {
             status: Some(v1::RangeStatus {
