@@ -202,7 +202,7 @@ fn keyspaces_are_apart_and_their_ranges_are_split_by_hand() {
     let (code, made) = cluster.json(&["keyspace", "create", "x", "--boundary", "prefix:1", "--split-bytes", "never"]);
     assert_eq!((code, &made["name"], &made["boundary"]["bytes"]), (0, &"x".into(), &1.into()));
     assert_eq!(cluster.run(&["keyspace", "create", "x"]).0, 1);
-    assert_eq!(cluster.run(&["keyspace", "set", "x", "--replicas", "1"]).0, 0);
+    assert_eq!(cluster.run(&["keyspace", "set", "x", "--replicas", "1", "--yes"]).0, 0);
     assert!(cluster.run(&["keyspace", "list"]).1.contains("prefix:1"));
     for (key, value) in [("a1", "1"), ("b1", "2"), ("c1", "3")] {
         assert_eq!(cluster.run(&["kv", "put", key, value, "--keyspace", "x"]).0, 0);

@@ -30,6 +30,17 @@ impl Service {
         if self.table.is_empty() { blank() } else { Error::RangeNotFound { range } }
     }
 
+    /// The routes of a keyspace; empty: of all.
+    fn routes_of(&self, keyspace: &str) -> Result<v1::ListRangesResponse, Error> {
+        let mut routes = self.table.routes();
+        if !keyspace.is_empty() {
+            let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
+            let id = known.ok_or_else(|| Error::KeyspaceNotFound { name: keyspace.into() })?;
+            routes.ranges.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.keyspace_id == id));
+        }
+        Ok(routes)
+    }
+
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that
     /// neither it nor placement knows.
     async fn must_lead(&self, range: RangeId) -> Result<(), Error> {
@@ -42,6 +53,13 @@ impl Service {
         let leader = self.node.leader(range).or(known);
         Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
     }
+}
+
+/// Whether ranges, in key order, hold every key of their keyspace.
+fn tiles(ranges: &[v1::RangeStatus]) -> bool {
+    let descriptors: Vec<&v1::RangeDescriptor> = ranges.iter().filter_map(|route| route.descriptor.as_ref()).collect();
+    let (Some(first), Some(last)) = (descriptors.first(), descriptors.last()) else { return false };
+    first.start.is_empty() && last.end.is_empty() && descriptors.windows(2).all(|pair| pair[0].end == pair[1].start)
 }
 
 /// The refusal of a node that has just started: others know more.
@@ -70,11 +88,11 @@ impl v1::admin_server::Admin for Service {
         if !keyspace.is_empty() {
             self.table.look_for_keyspace(&self.news, &keyspace).await?;
         }
-        let mut routes = self.table.routes();
-        if !keyspace.is_empty() {
-            let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
-            let id = known.ok_or(Error::KeyspaceNotFound { name: keyspace })?;
-            routes.ranges.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.keyspace_id == id));
+        let mut routes = self.routes_of(&keyspace)?;
+        if !keyspace.is_empty() && !tiles(&routes.ranges) {
+            // Some of them were not told here yet.
+            self.news.exchange().await;
+            routes = self.routes_of(&keyspace)?;
         }
         Ok(Response::new(routes))
     }

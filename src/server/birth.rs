@@ -10,12 +10,17 @@ use flotilla_node::transport::{PROTOCOL_MAX, PROTOCOL_MIN};
 use flotilla_placement::Bootstrap;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::PlacementClient;
-use flotilla_store::{DirectoryState, StoreDirectory};
+use flotilla_store::{DirectoryState, Identity, StoreDirectory};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tonic::transport::Endpoint;
 
 use super::{ServerError, VERSION};
 use crate::config::{Config, ConfigError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a start waits for the nodes that its `--join` names, if its store is there already.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Replicas of a range, unless the settings say otherwise.
 const REPLICAS_DEFAULT: u32 = 3;
 /// The node that begins a cluster.
@@ -37,6 +42,7 @@ pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, 
                 tracing::info!("{flag} did nothing: {} is initialised", config.data.display());
             }
         }
+        check_cluster(config, own, identity).await?;
         // Only used if the first start was cut off before it had written anything.
         let unfinished = config.bootstrap && identity.node_id == FIRST_NODE;
         let birth = if unfinished { Some(first_store(config, own, identity.cluster_id)?) } else { None };
@@ -50,6 +56,41 @@ pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, 
         joining_store(config, own).await?
     };
     Ok((NodeId(birth.identity.node_id), Some(birth)))
+}
+
+/// A unit may keep its `--join`; but where it names another cluster than the store's, one of the two is a mistake. Nodes
+/// that do not answer at once say nothing.
+async fn check_cluster(config: &Config, own: &Addresses, identity: Identity) -> Result<(), ServerError> {
+    if config.join.is_empty() {
+        return Ok(());
+    }
+    let mut asked = JoinSet::new();
+    for address in config.join_addresses()?.into_iter().filter(|address| *address != own.client) {
+        asked.spawn(async move { Some((cluster_at(&address).await?, address)) });
+    }
+    let until = Instant::now() + CHECK_TIMEOUT;
+    let mut stranger = None;
+    while let Ok(Some(answer)) = timeout_at(until, asked.join_next()).await {
+        match answer.ok().flatten() {
+            Some((cluster, _)) if cluster == identity.cluster_id => return Ok(()),
+            Some(other) => stranger = Some(other),
+            None => {}
+        }
+    }
+    let Some((other, address)) = stranger else { return Ok(()) };
+    Err(ServerError::Start(format!(
+        "{} is the store of {identity}, and {address}, which --join names, is of cluster {other:016x}: name another \
+         --data to make a node that joins that one, or leave --join away to go on with this store",
+        config.data.display(),
+    )))
+}
+
+/// The cluster that the node at an address belongs to, if it answers.
+async fn cluster_at(address: &str) -> Option<u64> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(CHECK_TIMEOUT);
+    let mut admin = v1::admin_client::AdminClient::new(endpoint.connect().await.ok()?);
+    let status = admin.node_status(v1::NodeStatusRequest {}).await.ok()?;
+    Some(status.into_inner().cluster_id)
 }
 
 fn random() -> Result<u64, ServerError> {

@@ -142,6 +142,10 @@ impl Seek<'_> {
     fn judge(&self, address: &str, failed: Failed) -> Result<Error> {
         match failed {
             Failed::Answer(error) if matches!(error.action(), Action::Retry | Action::RefreshRoute) => Ok(error),
+            // Whether it was carried out is nothing to worry about where it may be carried out twice.
+            Failed::Answer(Error::Ambiguous { reason }) if self.repeat == Repeat::Freely => {
+                Ok(Error::Unavailable { reason })
+            }
             Failed::Answer(error) => Err(error),
             Failed::Lost(reason) if self.repeat == Repeat::IfNotDone => {
                 Err(Error::Ambiguous { reason: format!("{address}: {reason}, after the order was sent") })

@@ -102,8 +102,7 @@ pub fn run(args: BenchArgs, global: &Global) -> Result {
 
 async fn bench(args: BenchArgs, global: &Global) -> Result {
     let client = global.client().await?.keyspace(&args.keyspace);
-    let routes = client.list_ranges().await?;
-    let ranges = range::of_keyspace(routes.ranges, &args.keyspace, &routes.keyspaces)?;
+    let (ranges, _) = range::of_keyspace(&client, &args.keyspace).await?;
     let keys = keys::Keys::new(&args, &ranges)?;
     if args.workload.reads_per_mille() > 0 && !args.no_load {
         load::fill(&client, &keys, &args).await?;

@@ -2,8 +2,8 @@
 
 use flotilla_proto::v1;
 
-use super::order_failure;
 use super::settings::{self, Settings};
+use super::{note_nodes, order_failure};
 use crate::cli::failure::Result;
 use crate::cli::global::Global;
 use crate::cli::output;
@@ -27,7 +27,9 @@ pub async fn run(args: CreateArgs, global: &Global) -> Result {
         split_bytes: args.settings.split_bytes,
         ranges: args.ranges,
     };
-    let keyspace = global.client().await?.create_keyspace(request).await.map_err(order_failure)?;
+    let client = global.client().await?;
+    let keyspace = client.create_keyspace(request).await.map_err(order_failure)?;
+    note_nodes(&client, &keyspace).await;
     if global.json() {
         return output::json(&settings::to_json(&keyspace));
     }

@@ -10,6 +10,7 @@ use super::settings::{self, boundary_text, split_text, state_text};
 use crate::cli::failure::Result;
 use crate::cli::global::Global;
 use crate::cli::output::{self, Table, plural, size};
+use crate::cli::range::of_keyspace;
 
 #[derive(clap::Args, Debug)]
 pub struct ShowArgs {
@@ -28,13 +29,17 @@ pub struct Extent {
 
 /// The extents by keyspace.
 pub async fn extents(client: &Client) -> Result<BTreeMap<u64, Extent>> {
+    Ok(extents_of(client.list_ranges().await?.ranges))
+}
+
+fn extents_of(ranges: Vec<v1::RangeStatus>) -> BTreeMap<u64, Extent> {
     let mut extents = BTreeMap::<u64, Extent>::new();
-    for status in client.list_ranges().await?.ranges {
+    for status in ranges {
         let extent = extents.entry(status.descriptor.map_or(0, |descriptor| descriptor.keyspace_id)).or_default();
         extent.ranges += 1;
         extent.bytes += status.data_bytes;
     }
-    Ok(extents)
+    extents
 }
 
 pub async fn list(global: &Global) -> Result {
@@ -77,7 +82,8 @@ fn to_json(keyspace: &v1::Keyspace, extents: &BTreeMap<u64, Extent>) -> Value {
 pub async fn show(args: &ShowArgs, global: &Global) -> Result {
     let client = global.client().await?;
     let keyspace = super::find(&client, &args.name).await?;
-    let extents = extents(&client).await?;
+    let (ranges, _) = of_keyspace(&client, &args.name).await?;
+    let extents = extents_of(ranges);
     if global.json() {
         return output::json(&to_json(&keyspace, &extents));
     }

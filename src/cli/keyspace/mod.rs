@@ -36,8 +36,16 @@ pub async fn run(command: KeyspaceCommand, global: &Global) -> Result {
     }
 }
 
+/// The cluster's own keyspace: it has settings, and no keys for others.
+const SYSTEM: &str = "system";
+
 /// A keyspace by its name.
 async fn find(client: &Client, name: &str) -> Result<v1::Keyspace> {
+    if name == SYSTEM {
+        return Err(Failure::failed("the system keyspace holds the cluster's own records, and nothing else").hint(
+            "`flotilla range show 1` shows its range, `flotilla keyspace set system --replicas N` sets its replicas",
+        ));
+    }
     let keyspaces = client.list_keyspaces().await?;
     let found = keyspaces.into_iter().find(|keyspace| keyspace.name == name);
     found.ok_or_else(|| Error::KeyspaceNotFound { name: name.into() }.into())
@@ -46,4 +54,17 @@ async fn find(client: &Client, name: &str) -> Result<v1::Keyspace> {
 /// An order whose outcome is unknown is looked up, not repeated.
 fn order_failure(error: Error) -> Failure {
     Failure::order(error, "`flotilla keyspace list` shows whether it happened")
+}
+
+/// Tells people of a number of replicas that there are no nodes for yet.
+async fn note_nodes(client: &Client, keyspace: &v1::Keyspace) {
+    let Ok(nodes) = client.list_nodes().await else { return };
+    if (keyspace.replicas as usize) > nodes.len() {
+        eprintln!(
+            "note: a node holds one replica of a range at most, and there are {}: its ranges get {} replicas when nodes \
+             are added",
+            super::output::plural(nodes.len() as u64, "node"),
+            keyspace.replicas
+        );
+    }
 }

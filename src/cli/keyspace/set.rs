@@ -1,9 +1,12 @@
-//! `keyspace set`.
+//! `keyspace set`. Fewer replicas are a wish that is asked about first: whoever means it says so.
 
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1;
+use flotilla_router::Client;
 
-use super::order_failure;
 use super::settings::{self, Settings};
+use super::{SYSTEM, note_nodes, order_failure};
+use crate::cli::confirm;
 use crate::cli::failure::{Failure, Result};
 use crate::cli::global::Global;
 use crate::cli::output;
@@ -14,6 +17,9 @@ pub struct SetArgs {
     name: String,
     #[command(flatten)]
     settings: Settings,
+    /// Do not ask before the number of replicas is lowered
+    #[arg(long)]
+    yes: bool,
 }
 
 pub async fn run(args: SetArgs, global: &Global) -> Result {
@@ -22,10 +28,40 @@ pub async fn run(args: SetArgs, global: &Global) -> Result {
         return Err(Failure::usage("nothing to change was named")
             .hint("name at least one of --replicas, --boundary and --split-bytes"));
     }
+    let client = global.client().await?;
+    let now = replicas_now(&client, &args.name).await?;
+    if let (Some(fewer), Some(now)) = (replicas.filter(|wanted| Some(*wanted) < now), now) {
+        let what = format!(
+            "\"{}\" would have {fewer} replicas instead of {now}: {}",
+            args.name,
+            match (fewer - 1) / 2 {
+                0 => "with one node down, keys could not be reached any more, or would be lost".to_owned(),
+                1 => "it would outlive the loss of one node only".to_owned(),
+                nodes => format!("it would outlive the loss of {nodes} nodes only"),
+            }
+        );
+        if confirm::must_ask(args.yes, &what)? {
+            confirm::ask(&format!("{what}. Type its name to go on:"), &args.name)?;
+        }
+    }
     let request = v1::SetKeyspaceRequest { name: args.name, replicas, boundary, split_bytes };
-    let keyspace = global.client().await?.set_keyspace(request).await.map_err(order_failure)?;
+    let keyspace = client.set_keyspace(request).await.map_err(order_failure)?;
+    note_nodes(&client, &keyspace).await;
     if global.json() {
         return output::json(&settings::to_json(&keyspace));
     }
     output::line(settings::line(&keyspace))
+}
+
+/// How many replicas a keyspace asks for by now; `None`: there is none of this name.
+async fn replicas_now(client: &Client, name: &str) -> Result<Option<u32>> {
+    if name != SYSTEM {
+        let keyspaces = client.list_keyspaces().await?;
+        return Ok(keyspaces.into_iter().find(|keyspace| keyspace.name == name).map(|keyspace| keyspace.replicas));
+    }
+    // It is not listed; its one range tells.
+    let status = client.get_range(SYSTEM_RANGE, None).await?.status.unwrap_or_default();
+    let voter = |replica: &&v1::ReplicaDescriptor| replica.role() == v1::ReplicaRole::Voter;
+    let voters = status.descriptor.iter().flat_map(|descriptor| &descriptor.replicas).filter(voter).count();
+    Ok(u32::try_from(voters).ok())
 }

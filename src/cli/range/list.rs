@@ -27,11 +27,17 @@ pub struct ListArgs {
 
 pub async fn run(args: &ListArgs, global: &Global) -> Result {
     let client = global.client().await?;
-    let v1::ListRangesResponse { mut ranges, nodes, keyspaces } = client.list_ranges().await?;
+    let (mut ranges, nodes, keyspaces) = match &args.keyspace {
+        Some(name) => {
+            let (ranges, routes) = of_keyspace(&client, name).await?;
+            (ranges, routes.nodes, routes.keyspaces)
+        }
+        None => {
+            let routes = client.list_ranges().await?;
+            (routes.ranges, routes.nodes, routes.keyspaces)
+        }
+    };
     sort(&mut ranges);
-    if let Some(name) = &args.keyspace {
-        ranges = of_keyspace(ranges, name, &keyspaces)?;
-    }
     let live: BTreeSet<u64> = nodes.iter().filter(|node| node.live).map(|node| node.node_id).collect();
     find_leaders(&client, &mut ranges, &live).await;
     if global.json() {
@@ -74,12 +80,15 @@ fn sort(ranges: &mut [v1::RangeStatus]) {
     });
 }
 
-/// The ranges of one keyspace, in key order.
-pub fn of_keyspace(
-    mut ranges: Vec<v1::RangeStatus>,
-    name: &str,
-    keyspaces: &[v1::Keyspace],
-) -> Result<Vec<v1::RangeStatus>> {
+/// The ranges of one keyspace, in key order; and what else was told.
+pub async fn of_keyspace(client: &Client, name: &str) -> Result<(Vec<v1::RangeStatus>, v1::ListRangesResponse)> {
+    let fixed = keyspace_id(name, &[]).is_some();
+    let mut routes = if fixed { client.list_ranges().await? } else { client.list_ranges_of(name).await? };
+    let ranges = std::mem::take(&mut routes.ranges);
+    Ok((select(ranges, name, &routes.keyspaces)?, routes))
+}
+
+fn select(mut ranges: Vec<v1::RangeStatus>, name: &str, keyspaces: &[v1::Keyspace]) -> Result<Vec<v1::RangeStatus>> {
     let wanted = keyspace_id(name, keyspaces).ok_or_else(|| Error::KeyspaceNotFound { name: name.into() })?;
     ranges.retain(|status| keyspace_of(status) == wanted);
     sort(&mut ranges);

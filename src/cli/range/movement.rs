@@ -2,11 +2,10 @@
 //!
 //! The move is an order of the placement service, carried out step by step by the range's leader. The service says how
 //! it ended: done, or given up and why. Where its answer is lost (the service has moved to another node, say), the
-//! range's replicas tell whether it is done, and the order is given again: one that is under way is waited for.
+//! client gives the order again: one that is under way is waited for, and one that is done is seen by the replicas.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use flotilla_proto::error::Action;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use flotilla_router::Client;
 use serde_json::json;
@@ -59,29 +58,19 @@ pub async fn run(args: &MoveArgs, global: &Global) -> Result {
 
 /// Orders the move, and waits for its end.
 async fn wait(client: &Client, args: &MoveArgs) -> Result {
-    let until = Instant::now() + args.wait;
     let mut seen =
         Seen { bar: output::progress(0, "move"), last: "its replicas could not be read".into(), stage: None };
-    let mut lost = false;
-    let ended = loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let answer = seen.watch(client, args, left).await;
-        match answer {
-            Ok(done) => break Ok(done),
-            Err(error) if error.action() == Action::Fail && !lost => break Err(error),
-            Err(error) => {
-                // It may be done, and then it cannot be ordered a second time.
-                seen.look(client, args).await;
-                if seen.stage == Some(Stage::Done) {
-                    break Ok(true);
-                }
-                if error.action() == Action::Fail || left.is_zero() {
-                    break Err(error);
-                }
-                lost = true;
-                tokio::time::sleep(POLL).await;
-            }
+    seen.look(client, args).await;
+    let at_first = seen.stage;
+    let answer = seen.watch(client, args).await;
+    let ended = match answer {
+        // The first answer may have been lost, and what is done cannot be ordered a second time.
+        Err(error) => {
+            seen.look(client, args).await;
+            let done = seen.stage == Some(Stage::Done) && at_first.is_some_and(|stage| stage != Stage::Done);
+            if done { Ok(true) } else { Err(error) }
         }
+        answer => answer,
     };
     seen.bar.finish_and_clear();
     match ended {
@@ -104,11 +93,9 @@ struct Seen {
 
 impl Seen {
     /// Orders the move, and shows how far it is until the answer comes.
-    async fn watch(&mut self, client: &Client, args: &MoveArgs, left: Duration) -> std::result::Result<bool, Error> {
+    async fn watch(&mut self, client: &Client, args: &MoveArgs) -> std::result::Result<bool, Error> {
         let (range, from, to) = (RangeId(args.range), NodeId(args.from), NodeId(args.to));
-        // Without time to wait, the answer is that it is decided.
-        let left = left.max(Duration::from_millis(1));
-        let mut answer = std::pin::pin!(client.move_replica(range, from, to, Some(left)));
+        let mut answer = std::pin::pin!(client.move_replica(range, from, to, Some(args.wait)));
         loop {
             tokio::select! {
                 answer = &mut answer => return answer,

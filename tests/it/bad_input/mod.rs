@@ -2,6 +2,7 @@
 
 mod directory;
 mod files;
+mod moves;
 mod neighbours;
 
 use crate::support::cli::{at, flotilla, run, run_until_refused};

@@ -27,6 +27,15 @@ fn a_node_of_another_cluster_is_turned_away_in_words_on_both_sides() {
     cluster.kill(3);
     let (data, kept) = (cluster.node(3).data.clone(), cluster.directory().join("kept"));
     std::fs::rename(&data, &kept).expect("the test's own");
+    // Requests name no cluster (docs/roadmap.md, Weak): whoever still took node 3 for a leader would reach the stranger.
+    eventually("node 3 to lead nothing", || {
+        let list = at(&address, &["range", "list", "--output", "json"]);
+        list.code == 0
+            && list
+                .json()
+                .as_array()
+                .is_some_and(|all| all.iter().all(|range| [1, 2].map(Into::into).contains(&range["leader_node_id"])))
+    });
     let before = cluster.log(3).len();
     cluster.set_args(&["--cluster-name", "other", "--bootstrap", "--join", ""]);
     cluster.start(3);
@@ -85,6 +94,27 @@ fn joins_that_cannot_be_are_refused_and_leave_nothing_behind() {
     cluster.start_all();
     assert!(cluster.log(2).contains("--join did nothing"), "{}", cluster.log(2));
     assert_eq!(at(&own, &["kv", "get", "k"]).exits(0).stdout, b"v");
+}
+
+/// A store keeps its cluster: what --join names is another one, by the same name even.
+#[test]
+fn a_store_of_another_cluster_does_not_join_and_is_left_alone() {
+    let mut cluster = Cluster::new(2);
+    cluster.start(1);
+    cluster.wait_node(1);
+    let mut other = Cluster::new(1);
+    other.start_all();
+    at(&other.node(1).client, &["kv", "put", "k", "theirs"]).exits(0);
+    assert_eq!(other.terminate(1), Some(0));
+    let data = other.node(1).data.display().to_string();
+    cluster.set_args(&["--data", &data]);
+    let first = cluster.node(1).client.clone();
+    run_until_refused(&mut cluster.command(2)).fails(1, &[&data, "node 1 of cluster", &first, "another --data"]);
+    // Where nobody answers, or its own cluster does, it goes on as what it is.
+    cluster.kill(1);
+    cluster.start(2);
+    cluster.wait_node(2);
+    assert_eq!(at(&cluster.node(2).client, &["kv", "get", "k"]).exits(0).stdout, b"theirs");
 }
 
 /// An emptied directory has forgotten what it promised: what comes up on it is another node.

@@ -64,6 +64,12 @@ fn bad_names_and_settings_are_refused_with_what_would_be_allowed() {
     cluster(&["keyspace", "create", "tks.taken"]).fails(1, &["tks.taken", "hint: "]);
     cluster(&["keyspace", "create", "a/b"]).fails(1, &["'/'", "a-z"]);
     cluster(&["keyspace", "create", "system"]).fails(1, &["reserved", "another name"]);
+    cluster(&["keyspace", "drop", "system", "--yes"]).fails(1, &["the cluster's own records", "hint: "]);
+    cluster(&["keyspace", "set", "system", "--split-bytes", "never"]).fails(1, &["never split", "hint: "]);
+    cluster(&["keyspace", "set", "tks.taken", "--replicas", "2"]).fails(2, &["2 replicas instead of 3", "--yes"]);
+    cluster(&["keyspace", "create", "tks.many", "--ranges", "1001"]).fails(1, &["1001 ranges", "1 to 1000"]);
+    let more = cluster(&["keyspace", "set", "tks.taken", "--replicas", "5"]).exits(0);
+    assert!(more.stderr.contains("there are 3 nodes"), "{more:?}");
     cluster(&["keyspace", "create", &"x".repeat(65)]).fails(1, &["65", "64"]);
     cluster(&["keyspace", "set", "tks.taken", "--split-bytes", "10"]).fails(1, &["10 bytes", "1024"]);
     for words in [&["show"][..], &["drop", "--yes"], &["set", "--replicas", "1"]] {

@@ -27,6 +27,16 @@ fn id(range: &Value) -> String {
     range["range_id"].to_string()
 }
 
+/// Waits until its only range has three replicas; its id.
+fn replicated(name: &str) -> String {
+    eventually("three replicas", || {
+        ranges(name)[0]["replicas"]
+            .as_array()
+            .is_some_and(|replicas| replicas.len() == 3 && replicas.iter().all(|replica| replica["role"] == "voter"))
+    });
+    id(&ranges(name)[0])
+}
+
 #[test]
 fn a_range_is_split_by_hand_and_no_key_is_lost() {
     keyspace("trg.split", "any");
@@ -60,7 +70,7 @@ fn a_range_is_split_by_hand_and_no_key_is_lost() {
 fn a_child_takes_orders_through_any_node_at_once() {
     keyspace("trg.child", "any");
     let nodes = shared().addresses();
-    let mut range = id(&ranges("trg.child")[0]);
+    let mut range = replicated("trg.child");
     for (round, node) in nodes.iter().cycle().take(6).enumerate() {
         let at_key = format!("{:02}", 10 + 10 * round);
         let split = at(&nodes[(round + 1) % 3], &["range", "split", &range, "--at", &at_key, "--output", "json"]);
@@ -89,12 +99,7 @@ fn a_split_against_the_boundary_is_refused() {
 #[test]
 fn replicas_are_compared_and_moves_that_cannot_be_are_refused() {
     keyspace("trg.check", "any");
-    eventually("three replicas", || {
-        ranges("trg.check")[0]["replicas"]
-            .as_array()
-            .is_some_and(|replicas| replicas.len() == 3 && replicas.iter().all(|replica| replica["role"] == "voter"))
-    });
-    let range = id(&ranges("trg.check")[0]);
+    let range = replicated("trg.check");
     let check = cluster(&["range", "check", &range]).exits(0);
     assert_eq!(check.text().matches(" ok").count(), 3, "{check:?}");
     let check = cluster(&["range", "check", &range, "--output", "json"]).exits(0).json();

@@ -43,6 +43,38 @@ fn rows_become_keys_and_malformed_ones_are_named_by_line() {
     cluster_stdin(&["kv", "import", "-", "--format", "csv", "--resume"], b"").fails(2, &["stdin"]);
 }
 
+/// Each by its line, with what is wrong; what can be stored is.
+#[test]
+fn malformed_rows_of_every_kind_are_left_out_and_counted() {
+    let csv = ["kv", "import", "-", "--format", "csv", "--prefix", "tbad/"];
+    let rows = |input: &[u8], refused: u64, expected: &[&str]| {
+        let ran = cluster_stdin(&csv, input).fails(1, expected);
+        assert!(ran.stderr.contains(&format!("{refused} row")) && ran.stderr.contains("hint:"), "{ran:?}");
+        ran
+    };
+    rows(b"key,value\na,1\nb,\"open\nc,3\n", 1, &["line 3: a quote is opened that is never closed"]);
+    rows(b"key,value\n\"a\"x,1\nb,\"y\"z\nc,3\n", 2, &["line 2: ", "line 3: ", "closing quote"]);
+    let long = format!("key,value\n{},1\nz,{}\nc,3\n", "k".repeat(8_193), "v".repeat((1 << 20) + 1));
+    rows(long.as_bytes(), 2, &["line 2: its key has ", "8192", "line 3: its value has ", "1048576"]);
+    assert_eq!(value("tbad/a"), b"1");
+    assert_eq!(value("tbad/c"), b"3");
+    let base64 = [&csv[..], &["--base64"]].concat();
+    cluster_stdin(&base64, b"key,value\n!!,YQ==\nYQ==,Y\nYg==,YQ==\n")
+        .fails(1, &["line 2: its key", "line 3: its value", "2 rows"]);
+    cluster_stdin(&csv, b"").fails(2, &["empty", "--columns"]);
+    cluster_stdin(&csv, b"key,value\n").exits(0);
+    // CSV is bytes; JSON is text.
+    cluster_stdin(&csv, b"key,value\nbytes,\xff\xfe\n").exits(0);
+    assert_eq!(value("tbad/bytes"), b"\xff\xfe");
+    let json = ["kv", "import", "-", "--format", "jsonl", "--prefix", "tbad/"];
+    let lines = b"{\"key\":\"\xff\",\"value\":\"1\"}\n{\"key\":7,\"value\":\"1\"}\n{\"key\":\"k\"}\n[1]\n{\"key\":\"cut\n{\"key\":\"good\",\"value\":\"1\"}";
+    let ran = cluster_stdin(&json, lines);
+    let ran = ran
+        .fails(1, &["line 1: ", "line 2: ", "not a string", "line 3: ", "\"value\"", "line 4: ", "line 5: ", "5 rows"]);
+    assert!(ran.text().starts_with("stored 1 row "), "{ran:?}");
+    assert_eq!(value("tbad/good"), b"1");
+}
+
 /// Starts an import and ends it by SIGTERM as soon as it has kept its state.
 fn interrupted(name: &str, state: &std::path::Path) -> Ran {
     let mut command = binary();

@@ -31,6 +31,16 @@ impl Client {
         Ok(routes)
     }
 
+    /// The ranges of one keyspace with their leaders, as any one node knows them; one that has not heard of it, or of any
+    /// range of it, asks placement first.
+    ///
+    /// Errors: *retry*: [`Error::Unavailable`], if no node answers; *fail*: [`Error::KeyspaceNotFound`].
+    pub async fn list_ranges_of(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+        let routes = self.endpoints().routes_with(keyspace).await?;
+        self.router().merge(&routes);
+        Ok(routes)
+    }
+
     /// The nodes, as any one node knows them.
     ///
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers.
