@@ -41,11 +41,13 @@ pub enum RangeRecord {
     Tombstone = 0x03,
     /// [`flotilla_proto::v1::SnapshotIntent`]: the range's state is being replaced. Gone before the store starts.
     Intent = 0x04,
+    /// [`flotilla_proto::v1::Splits`]: absent until the range is split.
+    Splits = 0x05,
 }
 
 impl RangeRecord {
     /// Those that exist as long as the replica does.
-    pub const OF_A_REPLICA: [Self; 2] = [Self::Descriptor, Self::Applied];
+    pub const OF_A_REPLICA: [Self; 3] = [Self::Descriptor, Self::Applied, Self::Splits];
 }
 
 /// What a store keeps about itself in the family `meta`.

@@ -25,6 +25,7 @@ pub mod record;
 pub mod recover;
 pub mod snapshot;
 pub mod split_keys;
+mod splits;
 pub mod storage;
 pub mod store;
 pub mod time;

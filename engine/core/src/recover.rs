@@ -155,6 +155,8 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
         } else if what == RangeRecord::Tombstone as u8 {
             let tombstone: v1::Tombstone = record::decode(value, &format!("tombstone of range {range}"))?;
             tombstones.insert(range, tombstone);
+        } else if what == RangeRecord::Splits as u8 {
+            record::decode::<v1::Splits>(value, &format!("splits of range {range}"))?;
         } else {
             return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
         }

@@ -19,6 +19,7 @@ use crate::bootstrap::{INITIAL_INDEX, INITIAL_TERM};
 use crate::keys::{self, RangeRecord};
 use crate::membership;
 use crate::record;
+use crate::splits;
 use crate::storage::{Family, Storage, StorageError, WriteBatch};
 
 /// What an entry has changed about the range itself.
@@ -92,6 +93,7 @@ impl RangeApply {
         pass: &mut Pass<'_, S>,
         node: u64,
         split: &v1::Split,
+        term: u64,
     ) -> Result<Result<RangeChange, ApplyRefusal>, StorageError> {
         let Some((left, children)) = cut(&self.descriptor, split) else { return Ok(Err(ApplyRefusal::Change)) };
         // The rest of the split comes from what the children were told and what is on this disk.
@@ -104,6 +106,7 @@ impl RangeApply {
             done.push(Child { descriptor: Arc::new(descriptor), applied, born });
         }
         self.set_descriptor(pass, left);
+        self.note_split(pass, term)?;
         Ok(Ok(RangeChange::Split { descriptor: self.descriptor.clone(), children: done }))
     }
 
@@ -140,6 +143,19 @@ impl RangeApply {
         }
         self.set_descriptor(pass, descriptor);
         Ok(RangeChange::Replicas { before, descriptor: self.descriptor.clone(), removed })
+    }
+
+    /// Keeps that the present entry is a split.
+    fn note_split<S: Storage>(&mut self, pass: &mut Pass<'_, S>, term: u64) -> Result<(), StorageError> {
+        let range = RangeId(self.descriptor.range_id);
+        let mut splits = match self.splits.take() {
+            Some(splits) => splits,
+            None => splits::read(pass.storage, range)?,
+        };
+        splits::add(&mut splits, self.applied.index + 1, term);
+        splits::put(&mut pass.batch, range, &splits.entries);
+        self.splits = Some(splits);
+        Ok(())
     }
 
     fn set_descriptor<S: Storage>(&mut self, pass: &mut Pass<'_, S>, descriptor: v1::RangeDescriptor) {

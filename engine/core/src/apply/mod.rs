@@ -141,6 +141,8 @@ pub struct ApplyStage {
 struct RangeApply {
     descriptor: Arc<v1::RangeDescriptor>,
     applied: v1::AppliedState,
+    /// Its splits; absent: not read yet.
+    splits: Option<v1::Splits>,
     /// It was removed: what comes behind is none of its business.
     removed: bool,
 }
@@ -264,7 +266,7 @@ fn flush<S: Storage>(pass: &mut Pass<'_, S>) -> Result<(), StorageError> {
 
 impl RangeApply {
     fn new(descriptor: Arc<v1::RangeDescriptor>, applied: v1::AppliedState) -> Self {
-        Self { descriptor, applied, removed: false }
+        Self { descriptor, applied, splits: None, removed: false }
     }
 
     /// Applies one entry. What it changes about the range is returned, if it does, and noted in `done` as well.
@@ -369,7 +371,7 @@ impl RangeApply {
     ) -> Result<Result<RangeChange, ApplyRefusal>, StorageError> {
         use v1::command::Change;
         match &command.change {
-            Some(Change::Split(split)) => self.apply_split(pass, node, split),
+            Some(Change::Split(split)) => self.apply_split(pass, node, split, command.term),
             Some(Change::Replicas(change)) => Ok(self.apply_replicas(pass, node, change, command.term)),
             Some(Change::Checksum(check)) => Ok(Ok(RangeChange::Checksum { check_id: check.check_id })),
             None => Ok(Err(ApplyRefusal::Change)),

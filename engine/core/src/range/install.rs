@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use flotilla_proto::v1;
 use raft::Ready;
 use raft::eraftpb::{Message, Snapshot};
 
@@ -41,6 +42,26 @@ impl Range {
             return Err("another snapshot is being installed".into());
         }
         snapshot::check(data, message.get_snapshot().get_metadata(), Some(&self.descriptor), self.replica)
+    }
+
+    /// A snapshot must not leap over a split that this replica has in its log ([`crate::splits`]): it is committed, and
+    /// applied first. The snapshot comes again.
+    pub(super) fn apply_splits_first(&mut self, header: &v1::SnapshotHeader) -> Result<(), String> {
+        let of_this = snapshot::check_header(header, &self.descriptor).is_ok() && !self.installs_snapshot();
+        let ahead = header.splits.iter().rev().find(|split| self.has_before_it(split)).copied();
+        let Some(split) = ahead.filter(|_| of_this) else { return Ok(()) };
+        self.raft.raft.raft_log.maybe_commit(split.index, split.term);
+        Err(format!("the range's split at index {} comes first", split.index))
+    }
+
+    /// Whether the log has this committed entry, and the apply stage was not given it.
+    fn has_before_it(&self, split: &v1::SplitEntry) -> bool {
+        split.index > self.apply_scheduled && self.raft.raft.raft_log.match_term(split.index, split.term)
+    }
+
+    /// Whether a snapshot with this header has to wait for a split.
+    pub(crate) fn has_splits_before(&self, header: &v1::SnapshotHeader) -> bool {
+        header.splits.iter().any(|split| self.has_before_it(split))
     }
 
     /// Keeps what a message brought, until Raft has taken or refused it.

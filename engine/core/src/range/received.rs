@@ -38,6 +38,9 @@ impl Range {
         }
         let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
         let kind = message.get_msg_type();
+        if let Some(data) = &envelope.snapshot {
+            self.apply_splits_first(&data.header)?;
+        }
         self.check_message(turn, &message, envelope.snapshot.as_ref())?;
         self.bring_snapshot(envelope.snapshot);
         let (from, term) = (message.from, message.term);

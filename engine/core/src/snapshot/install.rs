@@ -22,6 +22,7 @@ use raft::eraftpb::Entry;
 use super::{Chunks, corrupt, spans};
 use crate::keys::{self, RangeRecord};
 use crate::record;
+use crate::splits;
 use crate::storage::{self, Direction, Family, Staging, StorageError, WriteBatch};
 use crate::store::LogItem;
 
@@ -97,6 +98,7 @@ fn intent_of(item: &LogItem) -> storage::Result<(v1::SnapshotIntent, &super::Tab
         replaces: item.replaces.as_deref().cloned(),
         files: tables.files().to_vec(),
         raft_state: Some(state),
+        splits: data.header.splits.clone(),
     };
     Ok((intent, tables))
 }
@@ -156,6 +158,7 @@ fn finish<S: Staging>(
     let record = |what| keys::range_record(range, what);
     batch.put(Family::State, &record(RangeRecord::Descriptor), &record::encode(descriptor));
     batch.put(Family::State, &record(RangeRecord::Applied), &record::encode(applied));
+    splits::put(&mut batch, range, &intent.splits);
     batch.delete(Family::State, &record(RangeRecord::Intent));
     batch.delete_range(Family::Log, &keys::log_entry(range, 0), &keys::log_entry(range, u64::MAX));
     for entry in entries {

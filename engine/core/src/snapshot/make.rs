@@ -14,6 +14,7 @@ use super::data::ChunkFile;
 use super::{Chunks, SnapshotData, corrupt, spans};
 use crate::keys::{self, RangeRecord};
 use crate::record;
+use crate::splits;
 use crate::storage::{self, Family, FileWriter, Read, Staging, Storage, StorageError};
 
 /// Makes a snapshot of what the range has applied, in memory, whatever its size. Takes as long as reading the
@@ -100,7 +101,8 @@ fn cut(
         }
     }
     cutter.finish().map_or(Ok(()), take)?;
-    Ok(v1::SnapshotHeader { descriptor: Some(descriptor), applied: Some(applied), records: cutter.records })
+    let splits = splits::read(view, range)?.entries;
+    Ok(v1::SnapshotHeader { descriptor: Some(descriptor), applied: Some(applied), records: cutter.records, splits })
 }
 
 fn range_record<M: prost::Message + Default>(view: &dyn Read, range: RangeId, what: RangeRecord) -> storage::Result<M> {

@@ -32,6 +32,7 @@ use chunk::for_each_record;
 
 use crate::keys::{self, RangeRecord};
 use crate::record;
+use crate::splits;
 use crate::storage::{self, Family, StorageError, WriteBatch};
 use crate::store::Destroy;
 
@@ -72,6 +73,7 @@ pub fn fill<B: WriteBatch>(
     }
     batch.put(Family::State, &keys::range_record(range, RangeRecord::Descriptor), &record::encode(descriptor));
     batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(applied));
+    splits::put(batch, range, &data.header.splits);
     Ok(())
 }
 

@@ -148,6 +148,7 @@ impl Store {
             Some(range) if range.replica() != to => {
                 return Err(format!("it is for replica {to}, and replica {} is here", range.replica()));
             }
+            Some(range) if range.has_splits_before(header) => return Err("a split of the range comes first".into()),
             Some(range) => snapshot::check_header(header, range.descriptor())?,
             None if self.is_gone(id, to) => return Err(format!("replica {to} is gone")),
             None => self.check_own(id, to, header)?,

@@ -124,6 +124,39 @@ fn a_child_comes_by_snapshot_where_the_parent_leapt_over_the_split() {
     assert!(cluster.fatal.is_empty());
 }
 
+/// A follower that acknowledged a split and was away before it heard that it is committed: the split may rest on it, and so
+/// does its child's quorum. The leader has cut its log meanwhile, and sends a snapshot of what is left.
+#[test]
+fn no_snapshot_leaps_over_a_split_that_stands_in_the_log() {
+    let mut cluster = begun_with(small_log(), 0);
+    cluster.cut_off.insert(2);
+    cluster.turn(1, vec![split_input(1, "m")]);
+    let before = cluster.summary(3).last_index;
+    cluster.step_until(|cluster| cluster.summary(3).last_index > before);
+    cluster.deaf.insert((3, RANGE));
+    cluster.step_until(|cluster| cluster.summary_of(1, CHILD).is_some());
+    cluster.cut_off = [3].into();
+    cluster.deaf.clear();
+    assert!(cluster.summary_of(3, CHILD).is_none(), "it has not heard of the commit");
+    cluster.tick_until(|cluster| serves(cluster, CHILD) == Some(1));
+    for token in 10..50 {
+        cluster.turn(1, vec![write_at(token, RANGE, AFTER, "b")]);
+        cluster.settle();
+    }
+    let behind = cluster.summary(3).last_index;
+    assert!([1, 2].iter().all(|id| cluster.summary(*id).truncated > behind));
+    // A leader of a later term knows nothing of what it acknowledged.
+    cluster.transfer(1, 3, 2);
+    cluster.tick_until(|cluster| serves(cluster, RANGE) == Some(2));
+    cluster.cut_off.clear();
+    cluster.tick_until(|cluster| rows(&cluster.node(3).disk, &whole()) == rows(&cluster.node(1).disk, &whole()));
+    let at_3 = |is: &dyn Fn(&Event) -> bool| cluster.events.iter().any(|(id, event)| *id == 3 && is(event));
+    assert!(at_3(&|event| matches!(event, Event::Split { .. })), "born by the split");
+    assert!(at_3(&|event| matches!(event, Event::SnapshotApplied { range, .. } if *range == RANGE)));
+    assert!(!at_3(&|event| matches!(event, Event::SnapshotApplied { range, .. } if *range == CHILD)));
+    assert!(cluster.fatal.is_empty());
+}
+
 /// yugabyte#33874: a learner that has nothing yet is a learner of both halves, and gets both.
 #[test]
 fn a_split_while_a_learner_is_being_added_gives_it_both_halves() {

@@ -162,7 +162,7 @@ mod tests {
 
     fn envelope(chunks: &[&'static [u8]]) -> Envelope {
         let descriptor = v1::RangeDescriptor { range_id: 2, ..Default::default() };
-        let header = v1::SnapshotHeader { descriptor: Some(descriptor), applied: None, records: 3 };
+        let header = v1::SnapshotHeader { descriptor: Some(descriptor), records: 3, ..Default::default() };
         let chunks = Chunks::Memory(Arc::new(chunks.iter().map(|chunk| Bytes::from_static(chunk)).collect()));
         let meta = v1::SnapshotMeta { index: 7, ..Default::default() };
         Envelope {

@@ -120,7 +120,7 @@ async fn a_snapshot_is_refused_by_its_header() {
             replicas: vec![own],
             ..Default::default()
         };
-        let header = v1::SnapshotHeader { descriptor: Some(descriptor), applied: None, records: 1 };
+        let header = v1::SnapshotHeader { descriptor: Some(descriptor), records: 1, ..Default::default() };
         let data = Bytes::from(header.encode_to_vec());
         let snapshot = Some(v1::SnapshotMeta::default());
         let message = v1::PeerMessage { range_id: 77, to_replica, snapshot, ..Default::default() };
