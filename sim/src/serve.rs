@@ -148,7 +148,7 @@ impl Cluster {
             let answer = self.execute(index, token, &view)?;
             let newest = self.nodes[index].process.as_ref().and_then(|process| process.views.get(&view.range()));
             let newest = newest.ok_or(Error::RangeNotFound { range: view.range() })?;
-            read::check_epoch(&newest.descriptor, &newest.siblings, view.descriptor.epoch.as_ref())?;
+            read::check_same(&view, newest)?;
             Ok(answer)
         });
         self.respond(index, token, done);

@@ -3,7 +3,8 @@
 //! A read at the leader takes no turn of the loop. It loads the range's newest [`ReadView`], is
 //! admitted by it, reads, and is admitted a second time by the then newest view at the then newest
 //! time: between the two the lease held, so no other replica can have acknowledged a write that the
-//! read missed. Without a lease it asks the loop for a barrier (ReadIndex) first, and reads then.
+//! read missed. Without a lease it asks the loop for a barrier (ReadIndex) first, and reads then. In both cases the
+//! replica must still be the one that it was ([`check_same`]).
 //!
 //! Why this is linearizable: a write is acknowledged only after its apply can be read here (the loop
 //! answers from [`crate::store::Input::Applied`]); a leader serves only once it has applied an entry
@@ -72,6 +73,15 @@ pub fn admit(view: &ReadView, now: BootTime, mode: ReadMode, header: &v1::Reques
         return Admission::Refused(not_leader(view));
     }
     if mode == ReadMode::Lease && view.lease_covers(now) { Admission::Read } else { Admission::Barrier }
+}
+
+/// Whether what was read by one view is of what a newer one shows. A replica that went meanwhile and came again has the
+/// same epoch, perhaps, and nothing was there in between.
+pub fn check_same(before: &ReadView, newest: &ReadView) -> Result<(), Error> {
+    if before.incarnation != newest.incarnation {
+        return Err(Error::RangeNotFound { range: before.range() });
+    }
+    check_epoch(&newest.descriptor, &newest.siblings, before.descriptor.epoch.as_ref())
 }
 
 /// The refusal of a replica that does not lead.

@@ -6,7 +6,8 @@
 //!                  | no lease -> loop: barrier -> read -> same epoch -> answer (quorum)
 //! ```
 //! Why the second look: a lease that ended, or a range that changed, between the first look and the
-//! read would let the read miss a write that another replica has acknowledged.
+//! read would let the read miss a write that another replica has acknowledged; and a replica that went, and came again,
+//! was empty in between.
 
 use std::sync::Arc;
 
@@ -118,10 +119,15 @@ impl<S: LocalStorage> Reads<S> {
             Admission::Refused(error) => return Attempt::refused(error),
         }
         let result = read::execute(storage, &view.descriptor, view.clock.read(clock::now()), read);
+        let incarnation = view.incarnation;
         drop(view);
         let Some(view) = self.views.get(range) else {
             return Attempt::refused(Error::RangeNotFound { range });
         };
+        if view.incarnation != incarnation {
+            // Another replica of the range, or other data: in between there was nothing.
+            return Attempt::refused(Error::RangeNotFound { range });
+        }
         match read::admit(&view, clock::now(), self.mode, header) {
             Admission::Read => Attempt::Done { term: view.term, result },
             Admission::Barrier => Attempt::NeedsBarrier,
@@ -210,7 +216,7 @@ impl<S: LocalStorage> Reads<S> {
     fn confirmed(&self, request: &Request, view: &ReadView, result: Result<v1::response::Body, Error>) -> v1::Response {
         let range = RangeId(request.header.range_id);
         let unchanged = match self.views.get(range) {
-            Some(newest) => read::check_epoch(&newest.descriptor, &newest.siblings, view.descriptor.epoch.as_ref()),
+            Some(newest) => read::check_same(view, &newest),
             None => Err(Error::RangeNotFound { range }),
         };
         self.finished(request, true, view.term, unchanged.and(result))

@@ -107,8 +107,10 @@ impl Range {
         self.ingest_after = None;
         self.ingest = Some(Ingest { ready, messages, data });
         if !self.unborn {
-            // Not even stale reads: the data is gone for a while.
+            // Not even stale reads: the data is gone for a while. Nor may one that began before be confirmed after it.
             self.view_is_gone = true;
+            turn.shared.incarnations += 1;
+            self.incarnation = turn.shared.incarnations;
             turn.effects.views_gone.push(self.id);
         }
         turn.effects.ingests.push(item);

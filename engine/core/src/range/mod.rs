@@ -118,6 +118,8 @@ pub(crate) struct Range {
     ingest: Option<Ingest>,
     /// What must be durable before that can begin.
     ingest_after: Option<u64>,
+    /// Of [`ReadView::incarnation`].
+    incarnation: u64,
     /// The readers were told that there is nothing to read.
     view_is_gone: bool,
     applied: (u64, u64),
@@ -168,6 +170,7 @@ impl Range {
             serves: false,
             lease_until: BootTime::default(),
             clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
+            incarnation: shared.incarnations,
         };
         let mut range = Self {
             id,
@@ -201,6 +204,7 @@ impl Range {
             incoming_snapshots: Vec::new(),
             ingest: None,
             ingest_after: None,
+            incarnation: shared.incarnations,
             view_is_gone: false,
             applied: (boot.applied.index, boot.applied.term),
             checksum: boot.applied.checksum,

@@ -313,6 +313,7 @@ impl Range {
             serves: self.serves(),
             lease_until,
             clock: self.range_clock(),
+            incarnation: self.incarnation,
         };
         let changed_leader = view.term != self.view.term || view.leader != self.view.leader;
         if changed_leader {

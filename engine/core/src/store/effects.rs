@@ -199,6 +199,9 @@ pub struct ReadView {
     pub lease_until: BootTime,
     /// The range's own time, which keys end by.
     pub clock: RangeClock,
+    /// Which of the store's replicas this is of: a later one of the same range has a larger number, and so has one whose
+    /// state was replaced while nothing of it could be read.
+    pub incarnation: u64,
 }
 
 /// A range's own time, as a replica knows it.

@@ -1,12 +1,13 @@
 //! A large snapshot is installed beside the log writer: until that is done the replica stands still, whatever comes.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flotilla_engine::keys::{self, RangeRecord};
 use flotilla_engine::snapshot::{self, Limits, Receiver};
 use flotilla_engine::storage::{Family, Staging, Storage};
-use flotilla_engine::store::{Effects, Envelope, Event, Input, LogItem, SnapshotData};
-use flotilla_engine::{log_writer, recover};
+use flotilla_engine::store::{Effects, Envelope, Event, Input, LogItem, ReadView, SnapshotData};
+use flotilla_engine::{log_writer, read, recover};
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType;
 
@@ -49,14 +50,15 @@ fn snapshot_to_3(data: SnapshotData, term: u64) -> Input {
 }
 
 /// A cluster whose node 3 was just told to install a large snapshot.
-fn installing() -> (Cluster, LogItem) {
+fn installing() -> (Cluster, Arc<ReadView>, LogItem) {
     let mut cluster = with_3_behind();
+    let before = cluster.view(3);
     let (data, term) = (received(&cluster), cluster.summary(1).term);
     let mut effects = cluster.turn(3, vec![snapshot_to_3(data, term)]);
     assert!(effects.log.is_none() && effects.messages.is_empty() && effects.applies.is_empty());
     assert_eq!(effects.views_gone, [RANGE], "not even stale reads may see the gap");
     let item = effects.ingests.pop().expect("it is to be installed");
-    (cluster, item)
+    (cluster, before, item)
 }
 
 fn install(cluster: &mut Cluster, item: &LogItem) {
@@ -83,7 +85,7 @@ fn writes_nothing(effects: &Effects) -> bool {
 
 #[test]
 fn a_replica_stands_still_until_its_snapshot_is_installed() {
-    let (mut cluster, item) = installing();
+    let (mut cluster, before, item) = installing();
     let term = cluster.summary(3).term;
     for kind in [MessageType::MsgHeartbeat, MessageType::MsgTimeoutNow, MessageType::MsgRequestPreVote] {
         let from = if kind == MessageType::MsgRequestPreVote { 2 } else { 1 };
@@ -110,6 +112,7 @@ fn a_replica_stands_still_until_its_snapshot_is_installed() {
     assert_eq!(cluster.node(3).disk.staged().expect("it can be listed"), [""; 0]);
     let effects = cluster.turn(3, vec![Input::Ingested { range: RANGE }]);
     assert_eq!(effects.views.len(), 1, "it can be read again");
+    assert!(read::check_same(&before, &effects.views[0]).is_err(), "but not by who began before it");
     assert_eq!(installed(&cluster, 3).len(), 1);
     cluster.cut_off.clear();
     cluster.tick_until(level);
@@ -147,7 +150,7 @@ fn an_installation_waits_for_the_log_batches_before_it() {
 
 #[test]
 fn a_replica_that_is_removed_meanwhile_goes_when_its_snapshot_is_installed() {
-    let (mut cluster, item) = installing();
+    let (mut cluster, _, item) = installing();
     let effects = cluster.turn(3, vec![Input::Remove { range: RANGE, replica_id: 3 }]);
     assert!(effects.log.is_none(), "what is being installed would outlive the removal");
     install(&mut cluster, &item);

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use flotilla_engine::bootstrap::INITIAL_TERM;
 use flotilla_engine::config::Config;
-use flotilla_engine::recover;
 use flotilla_engine::snapshot::{self, Limits, Receiver};
 use flotilla_engine::store::{Envelope, Input, SnapshotData, Token, Write};
 use flotilla_engine::{log_writer, storage::Storage};
+use flotilla_engine::{read, recover};
 use flotilla_proto::{Error, NodeId, v1};
 use raft::eraftpb::MessageType;
 
@@ -324,6 +324,24 @@ fn a_large_snapshot_waits_for_what_the_start_destroys() {
     assert_eq!(rows(&disk, &whole()), rows(&cluster.node(1).disk, &whole()));
     cluster.restart(3);
     assert_eq!(cluster.summary(3).replica_id, 9);
+}
+
+/// A read that was slow: the replica went, its data with it, and a later one came, at the same epoch. What was read in
+/// between is nothing.
+#[test]
+fn what_was_read_of_a_former_replica_is_not_confirmed_by_the_later_one() {
+    let mut cluster = begun(1);
+    let before = cluster.view(3);
+    cluster.turn(1, vec![order(&[4], &[3])]);
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 2, 4]) && cluster.summary_of(3, RANGE).is_none());
+    assert!(rows(&cluster.node(3).disk, &whole()).is_empty());
+    let leader = cluster.leader_of(RANGE).expect("there is one");
+    cluster.turn(leader, vec![order(&[3], &[])]);
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 2, 3, 4]));
+    let after = cluster.view(3);
+    assert_eq!(before.descriptor.epoch.map(|of| of.version), after.descriptor.epoch.map(|of| of.version));
+    assert!(matches!(read::check_same(&before, &after), Err(Error::RangeNotFound { .. })));
+    assert_eq!(read::check_same(&after, &cluster.view(3)), Ok(()));
 }
 
 /// A later replica of the range on the same node may lead, and look at its expiry index, while the answer to an
