@@ -89,6 +89,22 @@ pub enum Outcome {
     Unknown,
 }
 
+impl Outcome {
+    /// What the system range's answer to a [`Write`] says; `None`: it was answered with an error.
+    pub fn of(results: Option<&[v1::BatchResult]>) -> Self {
+        let applied = |result: &v1::BatchResult| match &result.outcome {
+            Some(v1::batch_result::Outcome::Result(result)) => Some(result.applied),
+            _ => None,
+        };
+        let all = |results: &[v1::BatchResult]| results.iter().map(applied).collect::<Option<Vec<bool>>>();
+        match results.and_then(all) {
+            Some(all) if all.iter().all(|applied| *applied) => Self::Applied,
+            Some(_) => Self::Refused,
+            None => Self::Unknown,
+        }
+    }
+}
+
 /// The answer to one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {

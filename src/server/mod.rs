@@ -18,7 +18,6 @@ mod kv;
 mod logging;
 mod metrics;
 mod placement;
-mod route_map;
 mod routes;
 mod stream;
 mod table;

@@ -4,27 +4,14 @@
 //! system range is down, from other nodes. The newest descriptor counts (by version, then conf_ver), and what
 //! overlaps with a newer one goes.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_node::Node;
+use flotilla_placement::{Learned, is_newer};
 use flotilla_proto::{Error, RangeId, Result, v1};
 use tokio::sync::watch;
 
 use super::placement::News;
-use super::route_map::{RouteMap, is_newer, range_id};
-
-/// What was learned from others.
-#[derive(Debug, Default)]
-struct Learned {
-    ranges: RouteMap,
-    keyspaces: Vec<v1::Keyspace>,
-    draining: Vec<u64>,
-    /// How far placement's table has come.
-    sequence: u64,
-    /// Ranges that placement has not named since it began to tell its table anew. They count until it has told all.
-    doubtful: BTreeSet<u64>,
-}
 
 /// See the module. Clones are handles on the same one.
 #[derive(Clone, Debug)]
@@ -55,7 +42,7 @@ impl RouteTable {
 
     /// Whether nobody has told anything yet: neither placement nor another node.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().keyspaces.is_empty()
+        self.lock().is_empty()
     }
 
     /// Whether requests can be routed: some range is known.
@@ -65,27 +52,7 @@ impl RouteTable {
 
     /// Takes an answer of placement in.
     pub(super) fn answered(&self, answer: &v1::ReportResponse) {
-        let mut learned = self.lock();
-        let mut changed = learned.keyspaces != answer.keyspaces;
-        if answer.table_full {
-            learned.doubtful = learned.ranges.ids().collect();
-        }
-        for gone in &answer.gone_ranges {
-            changed |= learned.ranges.remove(*gone);
-        }
-        for route in &answer.routes {
-            learned.doubtful.remove(&range_id(route));
-            changed |= learned.ranges.merge(route);
-        }
-        if !answer.table_incomplete {
-            for gone in std::mem::take(&mut learned.doubtful) {
-                changed |= learned.ranges.remove(gone);
-            }
-        }
-        learned.sequence = answer.table_sequence;
-        learned.keyspaces.clone_from(&answer.keyspaces);
-        learned.draining = answer.nodes.iter().filter(|node| node.draining).map(|node| node.node_id).collect();
-        drop(learned);
+        let changed = self.lock().answered(answer);
         if changed {
             self.changes.send_modify(|count| *count += 1);
         }
@@ -93,14 +60,7 @@ impl RouteTable {
 
     /// Takes another node's routes in.
     pub(super) fn told(&self, routes: &v1::ListRangesResponse) {
-        let mut learned = self.lock();
-        for route in &routes.ranges {
-            learned.ranges.merge(route);
-        }
-        if learned.keyspaces.is_empty() {
-            learned.keyspaces.clone_from(&routes.keyspaces);
-        }
-        drop(learned);
+        self.lock().told(routes);
         self.changes.send_modify(|count| *count += 1);
     }
 

@@ -12,13 +12,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flotilla_engine::store::RangeSummary;
 use flotilla_node::Node;
-use flotilla_placement::{Request, Response};
+use flotilla_placement::{Reporter, Request, Response};
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{Client, ClientConfig, PlacementClient};
-use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -32,8 +30,6 @@ const INTERVAL_MIN: Duration = Duration::from_millis(20);
 /// With many ranges the pause is at least so many times as long as looking through them took.
 const INTERVAL_SHARE: u32 = 8;
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes of one report.
-const REPORT_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How many may wait for one report; more wait for the next.
@@ -87,11 +83,7 @@ pub(crate) struct Agent {
     handle: Handle,
     store_id: u64,
     placement: Option<PlacementClient>,
-    sequence: u64,
-    reign: u64,
-    full: bool,
-    /// What the service has been told of each range.
-    told: BTreeMap<u64, v1::RangeReport>,
+    reporter: Reporter,
     was_refused: bool,
     /// How long it took to look through all ranges.
     looking: Duration,
@@ -106,10 +98,7 @@ impl Agent {
             handle,
             store_id,
             placement: None,
-            sequence: 0,
-            reign: 0,
-            full: true,
-            told: BTreeMap::new(),
+            reporter: Reporter::default(),
             was_refused: false,
             looking: Duration::ZERO,
             askers,
@@ -153,19 +142,12 @@ impl Agent {
         let began = Instant::now();
         let Ok(summaries) = self.node.summaries().await else { return Told::Nothing };
         let now: BTreeMap<u64, v1::RangeReport> =
-            summaries.iter().map(|summary| (summary.range.0, report_of(summary, self.node.node_id()))).collect();
-        let full = self.full;
-        let news = now.iter().filter(|(id, report)| full || self.told.get(id).is_none_or(|told| differs(told, report)));
-        let news: Vec<v1::RangeReport> = news.map(|(_, report)| report.clone()).collect();
-        let gone: Vec<u64> = self.told.keys().filter(|id| !full && !now.contains_key(id)).copied().collect();
+            summaries.iter().map(|summary| (summary.range.0, summary.report(self.node.node_id()))).collect();
+        self.reporter.begin(now);
         self.looking = began.elapsed();
         let mut again = false;
-        let pages = pages(news);
-        let last = pages.len() - 1;
-        for (at, ranges) in pages.into_iter().enumerate() {
-            // Only the first page says that it is a full report: that begins the listing anew.
-            let request =
-                self.request(full && at == 0, ranges, if at == 0 { gone.clone() } else { Vec::new() }, at < last);
+        while let Some(report) = self.reporter.next_report() {
+            let request = self.request(report);
             let sequence = self.table.sequence();
             match self.send(request).await {
                 Ok(answer) => {
@@ -179,29 +161,21 @@ impl Agent {
                 }
             }
         }
-        if !self.full {
-            self.told = now;
-        }
         if again { Told::Part } else { Told::All }
     }
 
-    fn request(&mut self, full: bool, ranges: Vec<v1::RangeReport>, gone: Vec<u64>, more: bool) -> v1::ReportRequest {
-        self.sequence += 1;
+    /// The report with who this node is, and how it is.
+    fn request(&self, report: v1::ReportRequest) -> v1::ReportRequest {
         let status = self.node.status();
         v1::ReportRequest {
             cluster_id: self.node.cluster_id(),
             node: status.node,
             store_id: self.store_id,
-            sequence: self.sequence,
-            reign: self.reign,
-            full,
-            ranges,
-            gone,
             disk_free_bytes: status.disk_free_bytes,
             disk_margin_bytes: status.disk_margin_bytes,
             wants_range_ids: self.node.wants_range_ids(),
             table_sequence: self.table.sequence(),
-            more,
+            ..report
         }
     }
 
@@ -249,8 +223,7 @@ impl Agent {
     }
 
     async fn take(&mut self, answer: v1::ReportResponse) {
-        self.reign = answer.reign;
-        self.full = answer.send_full;
+        self.reporter.answered(&answer);
         self.table.answered(&answer);
         self.node.keyspaces(answer.keyspaces);
         self.node.range_ids(answer.first_range_id, answer.range_ids);
@@ -267,8 +240,7 @@ impl Agent {
         } else {
             tracing::debug!(%error, "placement could not be asked");
         }
-        // Whoever answers next may have heard less.
-        self.full = true;
+        self.reporter.failed();
         if self.table.is_empty() {
             self.ask_others().await;
         }
@@ -289,42 +261,4 @@ impl Agent {
             self.table.told(&routes);
         }
     }
-}
-
-fn report_of(summary: &RangeSummary, node: NodeId) -> v1::RangeReport {
-    let leader = if summary.leads { Some(node) } else { summary.leader };
-    v1::RangeReport {
-        descriptor: Some((*summary.descriptor).clone()),
-        replica_id: summary.replica_id,
-        term: summary.term,
-        leader_node_id: leader.unwrap_or_default().0,
-        data_bytes: summary.data_bytes,
-        silent_nodes: summary.silent_nodes.clone(),
-        level_nodes: summary.level_nodes.clone(),
-        order_id: summary.order_id,
-        order_waits: summary.order_waits.clone(),
-    }
-}
-
-/// Whether a report says something else than what the service was told; a size that moves a little is no news.
-fn differs(told: &v1::RangeReport, now: &v1::RangeReport) -> bool {
-    let moved = told.data_bytes.abs_diff(now.data_bytes) > told.data_bytes / 20;
-    moved || v1::RangeReport { data_bytes: now.data_bytes, ..told.clone() } != *now
-}
-
-/// Reports in portions of a bounded size; one portion at least.
-fn pages(reports: Vec<v1::RangeReport>) -> Vec<Vec<v1::RangeReport>> {
-    let (mut pages, mut bytes) = (vec![Vec::new()], 0);
-    for report in reports {
-        let size = report.encoded_len();
-        if bytes + size > REPORT_BYTES_MAX {
-            pages.push(Vec::new());
-            bytes = 0;
-        }
-        bytes += size;
-        if let Some(page) = pages.last_mut() {
-            page.push(report);
-        }
-    }
-    pages
 }

@@ -18,7 +18,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{Order, Response};
 
 const TICK: Duration = Duration::from_millis(200);
-/// How long to wait before records that could not be read are read again.
+/// How long to wait before records are read again that could not be read, or written: what refused a write (a full
+/// disk, say) may go on to do so for long.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);
 const TIMEOUT_MS: u64 = 5_000;
 
@@ -66,8 +67,11 @@ impl ServiceTask {
         match loaded {
             Ok(service) => {
                 tracing::info!(reign, "the placement service runs here");
-                self.serve(service, reign).await;
+                let stopped = self.serve(service, reign).await;
                 tracing::info!(reign, "the placement service has ended here");
+                if stopped {
+                    tokio::time::sleep(RELOAD_PAUSE).await;
+                }
             }
             Err(reason) => {
                 tracing::warn!(reign, reason, "the placement service cannot run");
@@ -101,8 +105,8 @@ impl ServiceTask {
         }
     }
 
-    /// Serves while this node leads in this term, and the service is the newest.
-    async fn serve(&mut self, mut service: Service, reign: u64) {
+    /// Serves while this node leads in this term, and the service is the newest; true: it is to be loaded anew.
+    async fn serve(&mut self, mut service: Service, reign: u64) -> bool {
         let (written, mut outcomes) = mpsc::unbounded_channel();
         let mut changes = self.node.route_changes();
         let mut ticks = interval(TICK);
@@ -110,11 +114,13 @@ impl ServiceTask {
         loop {
             let effects = service.take_effects();
             self.carry_out(effects, &written);
-            if service.stopped().is_some() {
-                return;
+            if let Some(reason) = service.stopped() {
+                tracing::warn!(reign, reason, "the placement service stops");
+                return true;
             }
             if self.node.reign(SYSTEM_RANGE) != Some(reign) {
-                return self.carry_out(service.close(), &written);
+                self.carry_out(service.close(), &written);
+                return false;
             }
             tokio::select! {
                 _ = ticks.tick() => service.tick(self.origin.elapsed()),
@@ -161,14 +167,8 @@ fn refuse(order: Option<Order>) {
 }
 
 fn outcome(response: v1::Response) -> Outcome {
-    let Some(v1::response::Body::Write(answer)) = response.body else { return Outcome::Unknown };
-    let applied = |result: &v1::BatchResult| match &result.outcome {
-        Some(v1::batch_result::Outcome::Result(result)) => Some(result.applied),
-        _ => None,
-    };
-    match answer.results.iter().map(applied).collect::<Option<Vec<bool>>>() {
-        Some(all) if all.iter().all(|applied| *applied) => Outcome::Applied,
-        Some(_) => Outcome::Refused,
-        None => Outcome::Unknown,
+    match response.body {
+        Some(v1::response::Body::Write(answer)) => Outcome::of(Some(&answer.results)),
+        _ => Outcome::of(None),
     }
 }

@@ -73,6 +73,24 @@ pub struct RangeSummary {
     pub order_waits: String,
 }
 
+impl RangeSummary {
+    /// What placement is told of the replica, which is on this node.
+    pub fn report(&self, node: NodeId) -> v1::RangeReport {
+        let leader = if self.leads { Some(node) } else { self.leader };
+        v1::RangeReport {
+            descriptor: Some((*self.descriptor).clone()),
+            replica_id: self.replica_id,
+            term: self.term,
+            leader_node_id: leader.unwrap_or_default().0,
+            data_bytes: self.data_bytes,
+            silent_nodes: self.silent_nodes.clone(),
+            level_nodes: self.level_nodes.clone(),
+            order_id: self.order_id,
+            order_waits: self.order_waits.clone(),
+        }
+    }
+}
+
 /// See the module.
 pub struct Store {
     shared: Shared,

@@ -11,13 +11,13 @@ use flotilla_proto::v1;
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RouteMap {
+pub struct RouteMap {
     ranges: BTreeMap<u64, v1::RangeStatus>,
     starts: BTreeMap<(u64, Bytes), u64>,
 }
 
 /// The id of the range that a route is of.
-pub(super) fn range_id(route: &v1::RangeStatus) -> u64 {
+pub fn range_id(route: &v1::RangeStatus) -> u64 {
     route.descriptor.as_ref().map_or(0, |descriptor| descriptor.range_id)
 }
 
@@ -27,7 +27,7 @@ fn age(descriptor: &v1::RangeDescriptor) -> (u64, u64) {
 }
 
 /// Whether what `one` says of a range is newer than what `other` says.
-pub(super) fn is_newer(one: &v1::RangeStatus, other: &v1::RangeStatus) -> bool {
+pub fn is_newer(one: &v1::RangeStatus, other: &v1::RangeStatus) -> bool {
     let (Some(this), Some(that)) = (&one.descriptor, &other.descriptor) else { return one.descriptor.is_some() };
     (age(this), one.term, one.leader_node_id != 0) > (age(that), other.term, other.leader_node_id != 0)
 }

@@ -1,0 +1,159 @@
+//! A node's side of the reports: what is to be said next, from what was said and answered before. Pure.
+//!
+//! What has not changed since the last answered report is left out; a service that knows less asks for all, and so
+//! does a node that was not answered: whoever answers next may have heard less. A round is one report, or several if
+//! there is much to say; each waits for the answer to the one before.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use flotilla_proto::v1;
+use prost::Message;
+
+/// Bytes of one report.
+const REPORT_BYTES_MAX: usize = 1 << 20;
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Reporter {
+    sequence: u64,
+    reign: u64,
+    full: bool,
+    /// What the service has been told of each range.
+    told: BTreeMap<u64, v1::RangeReport>,
+    round: Option<Round>,
+}
+
+#[derive(Debug)]
+struct Round {
+    /// All replicas here.
+    now: BTreeMap<u64, v1::RangeReport>,
+    pages: VecDeque<Vec<v1::RangeReport>>,
+    gone: Vec<u64>,
+    /// The next page begins a listing of everything.
+    full: bool,
+}
+
+impl Default for Reporter {
+    fn default() -> Self {
+        Self { sequence: 0, reign: 0, full: true, told: BTreeMap::new(), round: None }
+    }
+}
+
+impl Reporter {
+    /// Begins a round: `now` is all that the node has, by range.
+    pub fn begin(&mut self, now: BTreeMap<u64, v1::RangeReport>) {
+        let full = self.full;
+        let news = now.iter().filter(|(id, report)| full || self.told.get(id).is_none_or(|told| differs(told, report)));
+        let pages = pages(news.map(|(_, report)| report.clone()));
+        let gone = self.told.keys().filter(|id| !full && !now.contains_key(id)).copied().collect();
+        self.round = Some(Round { now, pages, gone, full });
+    }
+
+    /// The round's next report, to which the caller adds who the node is and how it is; `None`: the round is over.
+    pub fn next_report(&mut self) -> Option<v1::ReportRequest> {
+        let round = self.round.as_mut()?;
+        let ranges = round.pages.pop_front()?;
+        self.sequence += 1;
+        Some(v1::ReportRequest {
+            sequence: self.sequence,
+            reign: self.reign,
+            // Only the first page says that it is a full report: that begins the listing anew.
+            full: std::mem::take(&mut round.full),
+            ranges,
+            gone: std::mem::take(&mut round.gone),
+            more: !round.pages.is_empty(),
+            ..Default::default()
+        })
+    }
+
+    /// The last report was answered.
+    pub fn answered(&mut self, answer: &v1::ReportResponse) {
+        self.reign = answer.reign;
+        self.full = answer.send_full;
+        if let Some(round) = self.round.take_if(|round| round.pages.is_empty())
+            && !self.full
+        {
+            self.told = round.now;
+        }
+    }
+
+    /// The last report was not answered, or refused: the round is over.
+    pub fn failed(&mut self) {
+        self.full = true;
+        self.round = None;
+    }
+}
+
+/// Whether a report says something else than what the service was told; a size that moves a little is no news.
+fn differs(told: &v1::RangeReport, now: &v1::RangeReport) -> bool {
+    let moved = told.data_bytes.abs_diff(now.data_bytes) > told.data_bytes / 20;
+    moved || v1::RangeReport { data_bytes: now.data_bytes, ..told.clone() } != *now
+}
+
+/// Reports in portions of a bounded size; one portion at least.
+fn pages(reports: impl Iterator<Item = v1::RangeReport>) -> VecDeque<Vec<v1::RangeReport>> {
+    let (mut pages, mut page, mut bytes) = (VecDeque::new(), Vec::new(), 0);
+    for report in reports {
+        let size = report.encoded_len();
+        if bytes + size > REPORT_BYTES_MAX {
+            pages.push_back(std::mem::take(&mut page));
+            bytes = 0;
+        }
+        bytes += size;
+        page.push(report);
+    }
+    pages.push_back(page);
+    pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn having(ranges: &[(u64, u64)]) -> BTreeMap<u64, v1::RangeReport> {
+        let report = |term| v1::RangeReport { term, ..Default::default() };
+        ranges.iter().map(|(range, term)| (*range, report(*term))).collect()
+    }
+
+    fn terms(report: &v1::ReportRequest) -> Vec<u64> {
+        report.ranges.iter().map(|range| range.term).collect()
+    }
+
+    fn answer(send_full: bool) -> v1::ReportResponse {
+        v1::ReportResponse { reign: 7, send_full, ..Default::default() }
+    }
+
+    #[test]
+    fn only_news_are_told_until_everything_is_asked_for_or_an_answer_fails() {
+        let mut reporter = Reporter::default();
+        let mut report = |answered: Option<bool>, ranges: &[(u64, u64)]| {
+            reporter.begin(having(ranges));
+            let report = reporter.next_report().expect("there is always one");
+            match answered {
+                Some(send_full) => reporter.answered(&answer(send_full)),
+                None => reporter.failed(),
+            }
+            (report.full, terms(&report), report.gone)
+        };
+        assert_eq!(report(Some(false), &[(2, 1), (3, 1)]), (true, vec![1, 1], vec![]));
+        assert_eq!(report(Some(false), &[(2, 5)]), (false, vec![5], vec![3]));
+        assert_eq!(report(Some(true), &[(2, 5)]), (false, vec![], vec![]));
+        assert_eq!(report(Some(false), &[(2, 5)]), (true, vec![5], vec![]));
+        assert_eq!(report(None, &[(2, 6)]), (false, vec![6], vec![]));
+        assert_eq!(report(Some(false), &[(2, 6), (4, 4)]), (true, vec![6, 4], vec![]));
+    }
+
+    #[test]
+    fn much_goes_in_pages_of_which_the_first_begins_the_listing() {
+        let mut reporter = Reporter::default();
+        let text = "x".repeat(REPORT_BYTES_MAX / 2);
+        let large = |range| (range, v1::RangeReport { order_waits: text.clone(), ..Default::default() });
+        reporter.begin((2..5).map(large).collect());
+        let mut seen = Vec::new();
+        while let Some(report) = reporter.next_report() {
+            seen.push((report.sequence, report.full, report.more));
+            reporter.answered(&answer(false));
+        }
+        assert_eq!(seen, [(1, true, true), (2, false, true), (3, false, false)]);
+    }
+}
