@@ -4,6 +4,7 @@ use flotilla_engine::apply::{ApplyTask, ApplyWork};
 use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
 use flotilla_engine::{membership, wire};
 use flotilla_proto::error::Action;
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, RangeId, v1};
 use raft::eraftpb::MessageType;
 
@@ -77,7 +78,10 @@ impl Cluster {
             self.schedule.at(at, Event::Inner(life, Inner::FindSplitKeys(Box::new(wanted))));
         }
         if std::mem::take(&mut effects.range_ids_wanted) {
-            self.range_ids_wanted(index);
+            match (&self.real, &mut self.nodes[index].process) {
+                (Some(_), Some(process)) => process.agent.wants_ids = true,
+                _ => self.range_ids_wanted(index),
+            }
         }
         effects.statuses.clear();
         self.crash_if_armed(index, CrashPoint::BeforeLogWrite);
@@ -88,11 +92,16 @@ impl Cluster {
             return;
         }
         let clocks = self.clocks();
+        let mut news = !effects.views_gone.is_empty();
         for view in effects.views.drain(..) {
             self.trace.note(self.now, "view", &[index as u64 + 1, view.range().0, view.term, view.lease_until.0]);
             let verdict = self.invariants.view(index, &view, &clocks);
             if let Some(process) = &mut self.nodes[index].process {
-                process.views.insert(view.range(), view);
+                let before = process.views.insert(view.range(), view.clone());
+                news |= before.is_none_or(|before| {
+                    (before.leader, before.term, before.serves, &before.descriptor)
+                        != (view.leader, view.term, view.serves, &view.descriptor)
+                });
             }
             self.check(verdict);
         }
@@ -102,6 +111,10 @@ impl Cluster {
             if let Some(process) = &mut self.nodes[index].process {
                 process.views.remove(&range);
             }
+        }
+        if news {
+            self.stir_agent(index);
+            self.look_after_host(index);
         }
     }
 
@@ -204,7 +217,12 @@ impl Cluster {
 
     fn check_task(&mut self, index: usize, task: &ApplyTask) {
         let verdict = match &task.work {
-            ApplyWork::Entries(entries) => self.invariants.committed(index, task.range, entries),
+            ApplyWork::Entries(entries) => {
+                if let Some(real) = self.real.as_mut().filter(|_| task.range == SYSTEM_RANGE) {
+                    real.ledger.committed(entries);
+                }
+                self.invariants.committed(index, task.range, entries)
+            }
             ApplyWork::Replaced { .. } | ApplyWork::Removed => Ok(()),
         };
         self.check(verdict);

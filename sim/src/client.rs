@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_proto::ids::DEFAULT_KEYSPACE;
-use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, v1};
 use flotilla_router::core::{Call, CallOutcome, RouteCache, Step};
 use v1::request::Body;
 use v1::response::Body as Answer;
@@ -37,6 +37,7 @@ pub(crate) enum Mode {
 /// See the module.
 pub(crate) struct Client {
     pub mode: Mode,
+    pub keyspace: KeyspaceId,
     pub script: VecDeque<Body>,
     pub asker: Asker,
     /// What came of the script's requests.
@@ -77,8 +78,9 @@ impl Client {
 impl Cluster {
     pub(crate) fn add_clients(&mut self) {
         let keys = Keys::draw(&self.knobs);
-        self.recorder.keys.extend(keys.hot.iter().chain(&keys.cold).cloned());
-        self.recorder.keys.extend(keys.pairs.iter().flat_map(|(first, second)| [first.clone(), second.clone()]));
+        let known = self.recorder.keys.entry(DEFAULT_KEYSPACE).or_default();
+        known.extend(keys.hot.iter().chain(&keys.cold).cloned());
+        known.extend(keys.pairs.iter().flat_map(|(first, second)| [first.clone(), second.clone()]));
         self.recorder.pairs.clone_from(&keys.pairs);
         self.keys = keys;
         for _ in 0..self.knobs.clients {
@@ -90,19 +92,25 @@ impl Cluster {
 
     /// A new client; it begins when it is woken.
     pub(crate) fn add_client(&mut self, mode: Mode) -> usize {
+        self.add_client_of(DEFAULT_KEYSPACE, mode)
+    }
+
+    /// A new client of some keyspace.
+    pub(crate) fn add_client_of(&mut self, keyspace: KeyspaceId, mode: Mode) -> usize {
         let number = self.clients.len() as u64;
         let mut rng = Rng::new(self.knobs.seed, 2_000 + number);
         // Some clients live in a node, others outside.
         let local = rng.chance(500).then(|| id_of(rng.index(self.knobs.nodes)));
         self.clients.push(Client {
             mode,
+            keyspace,
             script: VecDeque::new(),
             asker: Asker::new(number, &self.knobs),
             answers: Vec::new(),
             next_page: None,
             deleting: None,
             next_part: None,
-            cache: RouteCache::new(DEFAULT_KEYSPACE, local),
+            cache: RouteCache::new(keyspace, local),
             active: None,
             calls: 0,
             wake: 0,
@@ -160,12 +168,14 @@ impl Cluster {
         }
         if self.clients[client].deleting.is_some() {
             let Some((body, timeout_ms)) = self.next_of_delete(client) else { return false };
-            let recorded = self.recorder.begin(client as u64, self.now, &body);
+            let recorded = self.recorder.begin(client as u64, DEFAULT_KEYSPACE, self.now, &body);
             self.call(client, body, timeout_ms, recorded);
             return true;
         }
         let bound_ms = (10 * self.knobs.election_timeout_max()).div_ceil(1_000_000);
-        let healed = self.ending.is_healed();
+        // Clients outlive their keyspaces a little.
+        let healed = self.ending.is_healed() || self.keys_of(self.clients[client].keyspace).is_none();
+        let keys = self.keys_of(self.clients[client].keyspace).cloned().unwrap_or_default();
         let of = &mut self.clients[client];
         let (body, timeout_ms) = match &of.mode {
             Mode::Random if healed => {
@@ -178,7 +188,7 @@ impl Cluster {
                 if next_page.is_some() {
                     self.marks.hit(Mark::ScanResumed);
                 }
-                (next_page.map_or_else(|| of.asker.draw(&self.keys), Body::Scan), timeout_ms)
+                (next_page.map_or_else(|| of.asker.draw(&keys), Body::Scan), timeout_ms)
             }
             Mode::Script => match of.script.pop_front() {
                 Some(body) => (body, bound_ms.min(20_000)),
@@ -190,7 +200,8 @@ impl Cluster {
                 (Body::Write(v1::BatchRequest { header: None, ops: vec![op], atomic: false }), 2_000)
             }
         };
-        let recorded = self.recorder.begin(client as u64, self.now, &body);
+        let keyspace = of.keyspace;
+        let recorded = self.recorder.begin(client as u64, keyspace, self.now, &body);
         self.call(client, body, timeout_ms, recorded);
         true
     }
@@ -205,7 +216,7 @@ impl Cluster {
     fn draw_delete(&mut self, client: usize) {
         let healed = self.ending.is_healed();
         let of = &mut self.clients[client];
-        if of.mode != Mode::Random || healed {
+        if of.mode != Mode::Random || healed || of.keyspace != DEFAULT_KEYSPACE {
             return;
         }
         if let Some(request) = of.next_part.take().or_else(|| of.asker.draw_delete(&self.keys)) {
@@ -222,11 +233,13 @@ impl Cluster {
     /// Asks any node for its ranges.
     fn ask_routes(&mut self, client: usize) {
         self.marks.hit(Mark::RouteRefresh);
+        let known: Vec<usize> = (0..self.nodes.len()).filter(|index| self.has_disk(*index)).collect();
         let of = &mut self.clients[client];
         let call = of.calls;
-        let node = match of.cache.local() {
-            Some(local) if of.rng.chance(700) => index_of(local),
-            _ => of.rng.index(self.nodes.len()),
+        let local = of.cache.local().map(index_of).filter(|local| known.contains(local));
+        let node = match local {
+            Some(local) if of.rng.chance(700) => local,
+            _ => of.rng.pick(&known),
         };
         let reachable = self.nodes[node].clients_cut == 0 && self.nodes[node].paused_until <= self.now;
         let process = self.nodes[node].process.as_ref().filter(|_| reachable);
@@ -234,6 +247,7 @@ impl Cluster {
             Some(process) => Ok(Box::new(process.routes())),
             None => Err(Error::Unavailable { reason: "no answer".into() }),
         };
+        self.trace.say(self.now, || format!("client {client} asks n{} for routes: {}", node + 1, routes.is_ok()));
         let at = self.now + self.network.client_delay() + self.network.client_delay();
         self.schedule.at(at, Event::Routes { client, call, routes });
     }

@@ -30,7 +30,7 @@ use crate::marks::{Mark, Marks};
 use crate::network::Network;
 use crate::node::{Node, Process, id_of};
 use crate::ops::Keys;
-use crate::placement::Placement;
+use crate::placement::{Placement, Real, first_layout};
 use crate::recorder::Recorder;
 use crate::rng::Rng;
 use crate::run::Options;
@@ -65,7 +65,9 @@ pub(crate) struct Cluster {
     pub network: Network,
     pub clients: Vec<Client>,
     pub keys: Keys,
+    /// Whatever drives splits and moves: the toy, unless there is the real one.
     pub placement: Placement,
+    pub real: Option<Real>,
     /// Answers to requests that no client sent.
     pub direct: BTreeMap<u64, CallOutcome>,
     pub layout: v1::Layout,
@@ -87,8 +89,10 @@ impl Cluster {
     pub(crate) fn new(knobs: Knobs, options: Options) -> Self {
         let members: Vec<(NodeId, String)> =
             (0..knobs.members).map(|index| (id_of(index), format!("sim:{index}"))).collect();
-        let layout = flotilla_placement::layout("sim", &members, knobs.ranges, knobs.replicas)
-            .expect("the knobs describe a layout that is possible");
+        let layout = first_layout(&knobs).unwrap_or_else(|| {
+            flotilla_placement::layout("sim", &members, knobs.ranges, knobs.replicas)
+                .expect("the knobs describe a layout that is possible")
+        });
         let network = Network::new(knobs.nodes, knobs.network.clone(), Rng::new(knobs.seed, 3));
         let mut cluster = Self {
             now: 0,
@@ -99,6 +103,7 @@ impl Cluster {
             clients: Vec::new(),
             keys: Keys::default(),
             placement: Placement::new(&knobs, &layout),
+            real: Real::new(&knobs),
             direct: BTreeMap::new(),
             plan: faults::plan(&knobs),
             undo: BTreeMap::new(),
@@ -117,6 +122,7 @@ impl Cluster {
         for index in 0..cluster.knobs.nodes {
             cluster.add_node(index);
         }
+        cluster.begin_real();
         cluster.add_clients();
         for (at, step) in cluster.plan.iter().enumerate() {
             cluster.schedule.at(step.at, Event::FaultBegins(at));
@@ -130,8 +136,10 @@ impl Cluster {
 
     fn add_node(&mut self, index: usize) {
         let disk = SimDisk::new();
-        bootstrap::write(&disk, id_of(index), index as u64 + 1, &self.layout)
-            .expect("a new disk takes its first records");
+        if self.real.is_none() {
+            bootstrap::write(&disk, id_of(index), index as u64 + 1, &self.layout)
+                .expect("a new disk takes its first records");
+        }
         let (slow, fast) = Clock::rates(self.knobs.config.clock_drift);
         let rate = if self.knobs.fault_every == 0 { 1_000_000 } else { self.rng.between(slow, fast) };
         let base = self.rng.between(1, 1 << 50);
@@ -146,6 +154,7 @@ impl Cluster {
             slow_sync: None,
             disk_busy_until: 0,
             clients_cut: 0,
+            has_no_room: false,
             armed: None,
             restarting: true,
             down_after_failure: ms(1_000),
@@ -189,6 +198,7 @@ impl Cluster {
             Event::Restart(node) => self.start(node),
             Event::Heal => self.heal(),
             Event::Placement => self.placement_round(),
+            Event::Placed(placed) => self.placed(placed),
             Event::CheckProgress => self.check_progress(),
         }
     }
@@ -216,12 +226,13 @@ impl Cluster {
             Inner::FindSplitKeys(wanted) => self.find_split_keys(life.node, &wanted),
             Inner::Give(input) => self.give(life.node, *input),
             Inner::ReadAgain(token) => self.read_again(life.node, token),
+            Inner::HostReply(op, body) => self.host_is_answered(life.node, op, body.map(|body| *body)),
         }
     }
 
     /// Starts a node's process from what its disk holds.
     pub(crate) fn start(&mut self, index: usize) {
-        if self.nodes[index].is_up() {
+        if self.nodes[index].is_up() || !self.has_disk(index) {
             return;
         }
         let node = &mut self.nodes[index];
@@ -265,7 +276,11 @@ impl Cluster {
         if !boot.removed.is_empty() {
             self.marks.hit(Mark::DoomedSeen);
         }
-        self.introduce(index);
+        if self.real.is_some() {
+            self.start_agent(index);
+        } else {
+            self.introduce(index);
+        }
         self.trace.note(self.now, "start", &[index as u64 + 1, life.number]);
         let first_tick = self.rng.below(crate::clock::nanos(self.knobs.config.tick));
         self.schedule.at(self.now + first_tick, Event::Inner(life, Inner::Tick));

@@ -76,6 +76,7 @@ impl Cluster {
             }
             Fault::DiskMargin { target, length } => {
                 let node = self.resolve(*target)?;
+                self.nodes[node].has_no_room = true;
                 self.give(node, Input::DiskSpace { has_room: false });
                 Some((Undo::DiskMargin(node), *length))
             }
@@ -99,6 +100,10 @@ impl Cluster {
                 let node = self.resolve(*target)?;
                 self.marks.hit(Mark::Drained);
                 self.give(node, Input::Drain);
+                if let Some(process) = &mut self.nodes[node].process {
+                    process.agent.leaving = true;
+                }
+                self.stir_agent(node);
                 Some((Undo::Stop(node, *down), ms(1_500)))
             }
             other => {
@@ -171,7 +176,10 @@ impl Cluster {
                 }
             }
             Undo::SlowDisk(node) => self.nodes[node].slow_sync = None,
-            Undo::DiskMargin(node) => self.give(node, Input::DiskSpace { has_room: true }),
+            Undo::DiskMargin(node) => {
+                self.nodes[node].has_no_room = false;
+                self.give(node, Input::DiskSpace { has_room: true });
+            }
             Undo::NoSpace(node) => self.nodes[node].disk.free_space(),
             Undo::Stop(node, down) => self.crash_for(node, down, false),
         }

@@ -194,12 +194,12 @@ pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
 }
 
 fn node(knobs: &Knobs, rng: &mut Rng) -> usize {
-    rng.index(knobs.nodes)
+    rng.index(knobs.real.as_ref().map_or(knobs.nodes, |real| real.wanted))
 }
 
 fn range(knobs: &Knobs, rng: &mut Rng) -> RangeId {
     // Counted round through those that there are when the fault begins.
-    let most = if knobs.placement.every > 0 { 64 } else { u64::from(knobs.ranges) };
+    let most = if knobs.grows() { 64 } else { u64::from(knobs.ranges) };
     RangeId(2 + rng.below(most))
 }
 
@@ -262,7 +262,7 @@ fn crash(knobs: &Knobs, rng: &mut Rng) -> Fault {
         CrashPoint::AfterDestroy,
     ];
     let mut point = rng.pick(&points);
-    if knobs.placement.every > 0 && rng.chance(100) {
+    if knobs.grows() && rng.chance(100) {
         point = CrashPoint::AfterIngestStep(rng.pick(&IngestStep::ALL));
     }
     let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(6_000)]) + rng.below(ms(200));

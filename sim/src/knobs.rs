@@ -7,6 +7,7 @@ use flotilla_engine::config::{Config, ReadMode};
 use flotilla_proto::v1;
 
 use crate::clock::{Clock, Nanos, ms, us};
+use crate::placement::RealKnobs;
 use crate::rng::Rng;
 
 /// How the network treats what is sent over it.
@@ -85,6 +86,8 @@ pub(crate) struct Knobs {
     /// The first so many nodes hold the first ranges; the others begin with none.
     pub members: usize,
     pub placement: PlacementKnobs,
+    /// The real placement, instead of the toy.
+    pub real: Option<RealKnobs>,
     pub ranges: u32,
     pub replicas: usize,
     pub config: Config,
@@ -130,6 +133,7 @@ impl Knobs {
             nodes,
             members: nodes,
             placement: PlacementKnobs::still(replicas),
+            real: None,
             ranges: rng.pick(&[1, 1, 2, 3, 4, 8, 16]),
             replicas,
             config: config(seed, rng),
@@ -189,6 +193,27 @@ impl Knobs {
             split_bytes: rng.pick(&[0, 1 << 10, 4 << 10, 4 << 10, 16 << 10]),
             boundary: v1::SplitBoundary { rule },
         };
+        let real = &mut Rng::new(self.seed, 10);
+        if real.chance(500) {
+            self.draw_real(real);
+        }
+    }
+
+    /// The real placement: the cluster begins with one node.
+    fn draw_real(&mut self, rng: &mut Rng) {
+        let real = RealKnobs::draw(rng);
+        (self.nodes, self.members, self.replicas) = (RealKnobs::NODES_MAX, 1, 1);
+        self.placement = PlacementKnobs {
+            split_per_mille: rng.pick(&[0, 100, 250]),
+            ..PlacementKnobs::still(real.replicas as usize)
+        };
+        self.duration += ms(4_000);
+        self.real = Some(real);
+    }
+
+    /// Whether ranges split and move.
+    pub(crate) fn grows(&self) -> bool {
+        self.placement.every > 0 || self.real.is_some()
     }
 
     /// A cluster that nothing happens to, for scenarios.
@@ -199,6 +224,7 @@ impl Knobs {
             nodes: 3,
             members: 3,
             placement: PlacementKnobs::still(3),
+            real: None,
             ranges: 1,
             replicas: 3,
             config: Config { seed, expiry_clock_drift: clock_fast(), ..Config::default() },

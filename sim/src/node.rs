@@ -13,6 +13,7 @@ use flotilla_proto::{NodeId, RangeId, v1};
 use crate::clock::{Clock, Nanos};
 use crate::disk::SimDisk;
 use crate::faults::CrashPoint;
+use crate::placement::{Agent, Host};
 use crate::schedule::{Life, ReplyTo};
 use crate::territory::{self, age};
 
@@ -32,6 +33,8 @@ pub(crate) struct Node {
     /// When the sync that is under way ends.
     pub disk_busy_until: Nanos,
     pub clients_cut: u32,
+    /// Its disk is at its margin.
+    pub has_no_room: bool,
     /// A crash that waits for its point, and how long the node is down then.
     pub armed: Option<(CrashPoint, Nanos, bool)>,
     /// A restart that is on its way.
@@ -61,6 +64,9 @@ pub(crate) struct Process {
     pub applied_written: BTreeMap<RangeId, u64>,
     pub pending: BTreeMap<Token, Pending>,
     pub last_token: u64,
+    /// Of the real placement.
+    pub agent: Agent,
+    pub host: Host,
     /// Ids for new ranges were asked for, and are not asked for again before.
     pub ids_asked_until: Nanos,
 }
@@ -116,6 +122,8 @@ impl Process {
             applied_written: BTreeMap::new(),
             pending: BTreeMap::new(),
             last_token: 0,
+            agent: Agent::default(),
+            host: Host::default(),
             ids_asked_until: 0,
         }
     }
@@ -147,6 +155,13 @@ impl Process {
                 ranges.insert(view.range(), status);
             }
         }
-        v1::ListRangesResponse { ranges: ranges.into_values().collect(), nodes: vec![], keyspaces: vec![] }
+        // Of these one kind is empty.
+        let mut all = self.agent.learned.ranges.clone();
+        for status in ranges.values() {
+            all.merge(status);
+        }
+        let ranges = if self.table.is_empty() { all.into_key_order() } else { ranges.into_values().collect() };
+        let keyspaces = self.agent.learned.keyspaces.clone();
+        v1::ListRangesResponse { ranges, nodes: vec![], keyspaces }
     }
 }

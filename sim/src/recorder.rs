@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flotilla_proto::error::Action;
-use flotilla_proto::{Error, v1};
+use flotilla_proto::{Error, KeyspaceId, v1};
 use flotilla_router::core::token;
 use v1::request::Body;
 use v1::response::Body as Answer;
@@ -44,7 +44,8 @@ impl Recorded {
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     pub history: History,
-    pub keys: BTreeSet<Bytes>,
+    /// The keys of each keyspace that anybody asked for; no two keyspaces share one.
+    pub keys: BTreeMap<KeyspaceId, BTreeSet<Bytes>>,
     /// Keys that are only written together, with one value.
     pub pairs: Vec<(Bytes, Bytes)>,
     pub acknowledged: u64,
@@ -119,7 +120,8 @@ fn outcome_of_error(error: &Error) -> Outcome {
 
 impl Recorder {
     /// A request is about to leave.
-    pub(crate) fn begin(&mut self, client: u64, now: Nanos, body: &Body) -> Recorded {
+    pub(crate) fn begin(&mut self, client: u64, keyspace: KeyspaceId, now: Nanos, body: &Body) -> Recorded {
+        let keys = self.keys.entry(keyspace).or_default();
         let mut recorded = Recorded::default();
         let mut asked: Vec<(Bytes, Input)> = Vec::new();
         let mut ttls: Vec<u64> = Vec::new();
@@ -134,13 +136,13 @@ impl Recorder {
             }
             Body::Scan(scan) if !scan.keys_only && !scan.count_only => {
                 let inside = |key: &&Bytes| **key >= scan.start && (scan.end.is_empty() || **key < scan.end);
-                asked.extend(self.keys.iter().filter(inside).map(|key| (key.clone(), Input::Get)));
+                asked.extend(keys.iter().filter(inside).map(|key| (key.clone(), Input::Get)));
                 recorded.scan = Some(scan.clone());
             }
             _ => {}
         }
         for (at, (key, input)) in asked.into_iter().enumerate() {
-            self.note_key(now, &key);
+            self.note_key(now, keyspace, &key);
             let id = self.history.invoke(client, now, key.clone(), input);
             self.history.ends_after(id, ttls.get(at).map_or(0, |ttl_ms| crate::clock::ms(*ttl_ms)));
             recorded.operations.push((id, key));

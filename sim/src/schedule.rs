@@ -8,6 +8,7 @@ use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::core::CallOutcome;
 
 use crate::clock::Nanos;
+use crate::placement::Placed;
 
 /// Names a process of a node: one that ended gets no more of its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(crate) enum Inner {
     FindSplitKeys(Box<SplitKeysWanted>),
     Give(Box<Input>),
     ReadAgain(Token),
+    /// An answer to the placement service of this node; none: it has failed.
+    HostReply(u64, Option<Box<v1::response::Body>>),
 }
 
 #[derive(Debug)]
@@ -67,8 +70,10 @@ pub(crate) enum Event {
     FaultEnds(usize),
     Restart(usize),
     Heal,
-    /// Placement's next round.
+    /// The toy placement's next round.
     Placement,
+    /// Of the real placement.
+    Placed(Placed),
     CheckProgress,
 }
 

@@ -18,6 +18,7 @@ use crate::clock::{ms, us};
 use crate::cluster::Cluster;
 use crate::marks::Mark;
 use crate::node::{Pending, id_of};
+use crate::placement::HOST;
 use crate::schedule::{Event, Inner, ReplyTo};
 
 /// The header of a request.
@@ -45,7 +46,8 @@ impl Cluster {
             let at = node.paused_until + us(1);
             return self.schedule.at(at, Event::Request { node: index, reply_to, request });
         }
-        if node.clients_cut > 0 {
+        let own = reply_to.client == HOST;
+        if node.clients_cut > 0 && !own {
             return self.outcome_after(ms(400), reply_to, CallOutcome::Broken("the connection broke".into()));
         }
         let now = node.clock.read(self.now);
@@ -201,6 +203,11 @@ impl Cluster {
             Answer::Error(_) => {}
         }
         let reply_to = pending.reply_to;
+        if reply_to.client == HOST {
+            let life = self.nodes[index].life();
+            let at = self.now + self.rng.delay(us(10));
+            return self.schedule.at(at, Event::Inner(life, Inner::HostReply(reply_to.id, Some(Box::new(body)))));
+        }
         let lost = self.nodes[index].clients_cut > 0 || self.network.loses_answer();
         if lost {
             return self.outcome_after(ms(300), reply_to, CallOutcome::Broken("the answer was lost".into()));
@@ -212,6 +219,9 @@ impl Cluster {
 
     /// The node of this request is gone: the client learns that its connection broke.
     pub(crate) fn break_off(&mut self, reply_to: ReplyTo) {
+        if reply_to.client == HOST {
+            return;
+        }
         self.outcome_after(us(500), reply_to, CallOutcome::Broken("the connection broke".into()));
     }
 

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_proto::error::Action;
-use flotilla_proto::{Error, v1};
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
+use flotilla_proto::{Error, KeyspaceId, v1};
 use flotilla_router::core::{DeleteRange, DeleteStep, token};
 use v1::request::Body;
 use v1::response::Body as Answer;
@@ -67,7 +68,14 @@ impl Recorder {
     /// A delete of a span begins.
     pub(crate) fn begin_clear(&mut self, client: u64, now: Nanos, start: &Bytes, end: &Bytes) -> u64 {
         let mut clearing = Clearing { client, start: start.clone(), end: end.clone(), keys: Vec::new() };
-        let covered: Vec<Bytes> = self.keys.iter().filter(|key| clearing.covers(key)).cloned().collect();
+        let covered: Vec<Bytes> = self
+            .keys
+            .get(&DEFAULT_KEYSPACE)
+            .into_iter()
+            .flatten()
+            .filter(|key| clearing.covers(key))
+            .cloned()
+            .collect();
         let invoked = covered.into_iter().map(|key| (self.history.invoke(client, now, key.clone(), Input::Get), key));
         clearing.keys.extend(invoked);
         self.clears_begun += 1;
@@ -76,8 +84,9 @@ impl Recorder {
     }
 
     /// A key is about to be written for the first time, or read.
-    pub(crate) fn note_key(&mut self, now: Nanos, key: &Bytes) {
-        if !self.keys.insert(key.clone()) {
+    pub(crate) fn note_key(&mut self, now: Nanos, keyspace: KeyspaceId, key: &Bytes) {
+        // Spans are deleted in the default keyspace alone.
+        if !self.keys.entry(keyspace).or_default().insert(key.clone()) || keyspace != DEFAULT_KEYSPACE {
             return;
         }
         for clearing in self.clearing.values_mut().filter(|clearing| clearing.covers(key)) {

@@ -145,6 +145,8 @@ impl Cluster {
             }
             let verdict = self.invariants.applied(life.node, applied);
             self.check(verdict);
+            self.check_removals(applied);
+            self.note_records(applied);
         }
         // The crash loses none of what the disk has taken: a sole voter's change may be seen nowhere else.
         for applied in &done {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_engine::store::ReadView;
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::core::CallOutcome;
 use v1::request::Body;
@@ -126,7 +127,7 @@ impl Scenario {
         self.asked += 1;
         let reply_to = ReplyTo { client: usize::MAX, call: 0, id: self.asked };
         let now = self.cluster.now;
-        let recorded = self.cluster.recorder.begin(99, now, &body);
+        let recorded = self.cluster.recorder.begin(99, DEFAULT_KEYSPACE, now, &body);
         let request = Box::new(v1::Request { id: self.asked, body: Some(body) });
         self.cluster.schedule.at(now, Event::Request { node, reply_to, request });
         while self.cluster.now < now + patience {

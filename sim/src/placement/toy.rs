@@ -351,8 +351,10 @@ impl Cluster {
 
     /// Splits a range by hand, at random.
     pub(crate) fn split_somewhere(&mut self, range: RangeId) {
-        let Some(known) = self.placement.known.get(&range) else { return };
-        let (descriptor, leader) = (known.descriptor.clone(), known.leader);
+        let known = self.placement.known.get(&range).filter(|_| self.real.is_none());
+        let newest = self.invariants.territory.newest(range);
+        let known = known.map(|known| (known.descriptor.clone(), known.leader));
+        let Some((descriptor, leader)) = known.or_else(|| Some(((**newest?).clone(), None))) else { return };
         let Some(leader) = leader.or_else(|| self.leader_of(range)) else { return };
         let at = if self.placement.rng.chance(250) {
             SplitAt::Parts(self.placement.rng.between(2, 5) as u32)
