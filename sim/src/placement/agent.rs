@@ -1,6 +1,8 @@
 //! A node's agent: reports to placement what the node has, and does what it answers. What is said is decided by
 //! flotilla-placement's Reporter and what is learned by its Learned, as in production; here is when.
 
+use std::collections::BTreeMap;
+
 use flotilla_engine::store::Input;
 use flotilla_placement::{Learned, Reporter, Request, Response};
 use flotilla_proto::ids::SYSTEM_RANGE;
@@ -32,6 +34,7 @@ pub(crate) struct Agent {
     /// A round is under way.
     busy: bool,
     began: Nanos,
+    interval: Nanos,
     wake: u64,
     /// The last who was taken for the leader did not answer.
     lost: bool,
@@ -78,7 +81,12 @@ impl Cluster {
             return;
         };
         let own = id_of(life.node);
-        let now = process.store.ranges().map(|summary| (summary.range.0, summary.report(own))).collect();
+        let lasting = process.store.ranges().filter(|summary| summary.is_lasting);
+        let now: BTreeMap<u64, v1::RangeReport> =
+            lasting.map(|summary| (summary.range.0, summary.report(own))).collect();
+        // What is about to last is reported soon.
+        let soon = now.len() < process.store.ranges().count();
+        process.agent.interval = if soon { INTERVAL_MIN } else { INTERVAL };
         process.agent.began = self.now;
         process.agent.busy = true;
         process.agent.reporter.begin(now);
@@ -93,7 +101,7 @@ impl Cluster {
         let agent = &mut process.agent;
         let Some(report) = agent.reporter.next_report() else {
             agent.busy = false;
-            let at = agent.began + INTERVAL;
+            let at = agent.began + agent.interval;
             return self.wake_agent(index, at);
         };
         let report = v1::ReportRequest {

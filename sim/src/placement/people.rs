@@ -180,14 +180,15 @@ impl Cluster {
         let healing = self.ending.is_healing();
         let leader = self.leader_of(SYSTEM_RANGE);
         let Some(real) = &mut self.real else { return };
-        let request = if healing { real.undo_draining() } else { real.draw_wish() };
+        let request = if healing { real.set_right() } else { real.draw_wish() };
         let pause =
             if healing { ms(500) } else { real.rng.between(real.knobs.people_every / 3, real.knobs.people_every * 2) };
         let astray = real.rng.chance(200);
-        if healing && request.is_none() {
+        let rested = real.rested;
+        self.schedule.at(self.now + pause, Event::Placed(Placed::People));
+        if healing && (request.is_none() || rested) {
             return;
         }
-        self.schedule.at(self.now + pause, Event::Placed(Placed::People));
         let request = request.or_else(|| self.draw_move());
         let Some(request) = request else { return };
         let to = leader.filter(|_| !astray).unwrap_or_else(|| self.some_member(None));
@@ -260,6 +261,17 @@ impl Real {
             }),
             _ => None,
         }
+    }
+
+    /// What people do in the end: no node drains, and no keyspace waits for a node that is lost. A birth that a node
+    /// may have been told of is given to no other one, so that such a keyspace can only be dropped.
+    fn set_right(&self) -> Option<Request> {
+        self.undo_draining().or_else(|| {
+            let gone = |birth: &&v1::RangeDescriptor| birth.replicas.iter().any(|of| !self.is_node_member(of.node_id));
+            let birth = self.ledger.births.values().find(gone)?;
+            let keyspace = self.ledger.living().find(|of| of.keyspace_id == birth.keyspace_id)?;
+            Some(Request::DropKeyspace(v1::DropKeyspaceRequest { name: keyspace.name.clone() }))
+        })
     }
 
     fn undo_draining(&self) -> Option<Request> {

@@ -87,6 +87,7 @@ pub(crate) struct Agent {
     was_refused: bool,
     /// How long it took to look through all ranges.
     looking: Duration,
+    interval: Duration,
     askers: Askers,
 }
 
@@ -101,6 +102,7 @@ impl Agent {
             reporter: Reporter::default(),
             was_refused: false,
             looking: Duration::ZERO,
+            interval: INTERVAL,
             askers,
         }
     }
@@ -128,7 +130,7 @@ impl Agent {
                 // An error means that the node is gone, and the stop will be heard.
                 _ = changes.changed() => {}
                 _ = self.askers.recv_many(&mut waiting, ASKERS_MAX) => {}
-                () = sleep_until(began + INTERVAL) => {}
+                () = sleep_until(began + self.interval) => {}
             }
             // Those who came meanwhile are served by the same report.
             while let Ok(asker) = self.askers.try_recv() {
@@ -141,8 +143,11 @@ impl Agent {
     async fn round(&mut self) -> Told {
         let began = Instant::now();
         let Ok(summaries) = self.node.summaries().await else { return Told::Nothing };
+        let lasting = summaries.iter().filter(|summary| summary.is_lasting);
         let now: BTreeMap<u64, v1::RangeReport> =
-            summaries.iter().map(|summary| (summary.range.0, summary.report(self.node.node_id()))).collect();
+            lasting.map(|summary| (summary.range.0, summary.report(self.node.node_id()))).collect();
+        // What is about to last is reported soon.
+        self.interval = if now.len() < summaries.len() { INTERVAL_MIN } else { INTERVAL };
         self.reporter.begin(now);
         self.looking = began.elapsed();
         let mut again = false;

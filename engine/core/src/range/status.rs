@@ -101,6 +101,7 @@ impl Range {
             level_nodes: others.filter(|of| self.is_level(of.replica_id)).map(nodes).collect(),
             order_id,
             order_waits: order_waits.into(),
+            is_lasting: true,
         }
     }
 }

@@ -71,6 +71,9 @@ pub struct RangeSummary {
     pub order_id: u64,
     /// Why the order's next step cannot be taken now; empty: it can, or there is none.
     pub order_waits: String,
+    /// Whether a crash cannot undo that the range began here by placement's word. Before that placement must not be
+    /// told of it: it would take the range for born, and not let it begin again.
+    pub is_lasting: bool,
 }
 
 impl RangeSummary {
@@ -108,6 +111,8 @@ pub struct Store {
     unknown: Unknown,
     /// Ranges whose replica here is to go as soon as nothing of it is under way.
     doomed: BTreeSet<RangeId>,
+    /// Ranges that began here by placement's word, and the log batch that says so, while it is not durable.
+    newborn: BTreeMap<RangeId, u64>,
 }
 
 impl Store {
@@ -149,6 +154,7 @@ impl Store {
             tombstones: boot.tombstones.clone(),
             unknown: Unknown::default(),
             doomed: BTreeSet::new(),
+            newborn: BTreeMap::new(),
         })
     }
 
@@ -159,10 +165,10 @@ impl Store {
 
     /// All replicas, by range id.
     pub fn ranges(&self) -> impl Iterator<Item = RangeSummary> + '_ {
-        self.ranges
-            .values()
-            .filter(|range| !range.is_unborn())
-            .map(|range| range.summary(self.last_tick, &self.shared.config))
+        self.ranges.values().filter(|range| !range.is_unborn()).map(|range| RangeSummary {
+            is_lasting: !self.newborn.contains_key(&RangeId(range.descriptor().range_id)),
+            ..range.summary(self.last_tick, &self.shared.config)
+        })
     }
 
     /// Takes an input. Refusals are answered at once; the rest follows at the end of the turn.
@@ -303,6 +309,7 @@ impl Store {
 
     fn persisted(&mut self, now: BootTime, sequence: u64, effects: &mut Effects) {
         self.shared.durable_sequence = sequence;
+        self.newborn.retain(|_, batch| *batch > sequence);
         while self.in_flight.front().is_some_and(|(of, _)| *of <= sequence) {
             let Some((_, ranges)) = self.in_flight.pop_front() else { return };
             for id in ranges {

@@ -298,6 +298,7 @@ impl Store {
             let applied = initial_applied();
             let boot = RangeBoot::initial(Arc::new(descriptor), applied);
             self.items.push(LogItem { begins: Some(boot.descriptor.clone()), ..LogItem::new(id) });
+            self.newborn.insert(id, self.last_sequence + 1);
             let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied };
             effects.applies.push(ApplyTask { range: id, work });
             self.born.push(Born { boot, campaigns: true, bytes: 0 });

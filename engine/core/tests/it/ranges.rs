@@ -395,6 +395,26 @@ fn births_happen_once_and_over_nothing() {
 }
 
 #[test]
+fn a_range_that_a_crash_could_undo_is_not_lasting() {
+    let mut cluster = begun(1);
+    let birth = v1::RangeDescriptor {
+        range_id: 50,
+        keyspace_id: 7,
+        epoch: Some(EPOCH),
+        replicas: vec![v1::ReplicaDescriptor { replica_id: 1, node_id: 4, ..Default::default() }],
+        next_replica_id: 2,
+        ..Default::default()
+    };
+    cluster.turn(4, vec![Input::Births(vec![birth.clone()])]);
+    assert!(!cluster.summary_of(4, RangeId(50)).expect("it is here").is_lasting);
+    cluster.restart(4);
+    assert!(cluster.summary_of(4, RangeId(50)).is_none(), "nothing of it was durable");
+    cluster.turn(4, vec![Input::Births(vec![birth])]);
+    assert!(cluster.persist(4));
+    assert!(cluster.summary_of(4, RangeId(50)).expect("it is here").is_lasting);
+}
+
+#[test]
 fn bad_splits_are_refused_in_words() {
     let mut cluster = begun(0);
     cluster.turn(
