@@ -226,6 +226,11 @@ impl Range {
             let (index, term) = self.applied;
             return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
         }
+        // Of a snapshot that waits for this very apply Raft has the configuration already, and that is a later one.
+        let restored = self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty());
+        if restored {
+            return;
+        }
         if let Err(error) = self.raft.apply_conf_change(&change) {
             // The descriptor and Raft's own configuration tell the same story, or this replica cannot go on.
             turn.effects.fatal = Some(format!("range {}: Raft refuses a change of replicas: {error}", self.id));

@@ -12,6 +12,7 @@ use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, RANGE};
+use crate::ranges::{begun, nodes_of, order, voters_on};
 use crate::snapshots::{installed, level, state_of, with_3_behind, write_many};
 
 /// The leader's state now, as node 3 has received it: in files.
@@ -159,4 +160,34 @@ fn a_replica_that_is_removed_meanwhile_goes_when_its_snapshot_is_installed() {
     let contents = cluster.node(3).disk.contents();
     let left: Vec<_> = contents.keys().filter(|(family, _)| *family != Family::Meta).collect();
     assert_eq!(left, [&(Family::State, keys::range_record(RANGE, RangeRecord::Tombstone).to_vec())]);
+}
+
+/// The configuration that Raft took from a snapshot is not undone by an older change, which the apply stage still had.
+#[test]
+fn a_change_that_is_applied_behind_a_waiting_snapshot_is_history() {
+    let mut cluster = begun(1);
+    cluster.apply_held.insert(3);
+    cluster.turn(1, vec![order(&[4], &[2])]);
+    cluster.step_until(|cluster| nodes_of(cluster, 1).contains(&(4, v1::ReplicaRole::VoterIncoming)));
+    let joint = cluster.summary(1).applied;
+    cluster.step_until(|cluster| cluster.summary(3).commit >= joint);
+    assert_eq!(cluster.summary(3).commit, joint, "it does not know that the joint configuration is left");
+    cluster.deaf.insert((3, RANGE));
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 3, 4]));
+    write_many(&mut cluster, 100..110);
+    cluster.deaf.clear();
+    let made = snapshot::make(&*cluster.node(1).disk, RANGE).expect("it can be made");
+    let term = cluster.summary(1).term;
+    let applied = made.header.applied.expect("set");
+    let voters = vec![1, 3, 4];
+    let meta = v1::SnapshotMeta { index: applied.index, term: applied.term, voters, ..Default::default() };
+    let told = v1::PeerMessage { snapshot: Some(meta), ..message(3, 1, MessageType::MsgSnapshot, term) };
+    cluster.turn(3, vec![input(told, Some(made))]);
+    cluster.apply_held.clear();
+    cluster.settle();
+    cluster.turn(1, vec![order(&[2], &[4])]);
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 2, 3]));
+    cluster.tick();
+    assert!(cluster.fatal.is_empty(), "{:?}", cluster.fatal);
+    assert_eq!(nodes_of(&cluster, 3), nodes_of(&cluster, 1));
 }
