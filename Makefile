@@ -9,7 +9,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 FLOTILLA := $(TARGET_DIR)/release/flotilla
 # Seeds of one `make sim`; CI's share is CI_SEEDS.
 SEEDS := 3000
-CI_SEEDS := 400
+CI_SEEDS := 1000
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
 	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed
 

@@ -128,7 +128,8 @@ mod tests {
 
     fn checked(snapshot: &v1::RangeDescriptor, held: Option<&v1::RangeDescriptor>, own: u64) -> Result<(), String> {
         let applied = v1::AppliedState { index: 7, term: 6, ..Default::default() };
-        let header = v1::SnapshotHeader { descriptor: Some(snapshot.clone()), applied: Some(applied), ..Default::default() };
+        let header =
+            v1::SnapshotHeader { descriptor: Some(snapshot.clone()), applied: Some(applied), ..Default::default() };
         let mut meta = SnapshotMetadata { index: 7, term: 6, ..Default::default() };
         meta.set_conf_state(crate::range::conf_state(snapshot));
         check(&SnapshotData { header, chunks: Chunks::default() }, &meta, held, own)
