@@ -4,17 +4,9 @@
 use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
-use flotilla_router::{Client, ClientConfig, PlacementClient, SplitAt};
+use flotilla_router::{PlacementClient, SplitAt};
 
-use crate::fake_node::{Node, World};
-
-async fn cluster() -> (World, [Node; 2], Client) {
-    let world = World::new();
-    let nodes = [world.start(1), world.start(2)];
-    let config = ClientConfig { seed: Some(1), connect_timeout: Duration::from_millis(500), ..ClientConfig::default() };
-    let client = Client::connect([nodes[0].address.to_string()], config).await.expect("node 1 answers");
-    (world, nodes, client)
-}
+use crate::fake_node::{World, cluster};
 
 #[tokio::test]
 async fn orders_about_a_range_reach_its_leader() {

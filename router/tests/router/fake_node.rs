@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use flotilla_router::core::header_of;
+use flotilla_router::{Client, ClientConfig};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, watch};
@@ -89,6 +90,24 @@ impl World {
         });
         Node { address, runtime: Some(runtime) }
     }
+}
+
+/// A client's settings: the same chances each time.
+pub fn config() -> ClientConfig {
+    ClientConfig { seed: Some(1), connect_timeout: Duration::from_millis(500), ..ClientConfig::default() }
+}
+
+/// Both nodes, and a client that knows the first.
+pub async fn cluster() -> (World, [Node; 2], Client) {
+    cluster_with(config()).await
+}
+
+/// The same, with other settings.
+pub async fn cluster_with(config: ClientConfig) -> (World, [Node; 2], Client) {
+    let world = World::new();
+    let nodes = [world.start(1), world.start(2)];
+    let client = Client::connect([nodes[0].address.to_string()], config).await.expect("node 1 answers");
+    (world, nodes, client)
 }
 
 /// A node in threads of its own, so that it can be ended with all its connections.

@@ -7,15 +7,7 @@ use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use flotilla_router::{Client, ClientConfig, DeleteOptions, Expect, ScanOptions, SplitAt, WriteOp};
 
-use crate::fake_node::{Node, World};
-
-async fn cluster() -> (World, [Node; 2], Client) {
-    let world = World::new();
-    let nodes = [world.start(1), world.start(2)];
-    let config = ClientConfig { seed: Some(1), connect_timeout: Duration::from_millis(500), ..ClientConfig::default() };
-    let client = Client::connect([nodes[0].address.to_string()], config).await.expect("node 1 answers");
-    (world, nodes, client)
-}
+use crate::fake_node::{World, cluster};
 
 fn create(name: &str) -> v1::CreateKeyspaceRequest {
     v1::CreateKeyspaceRequest { name: name.into(), ..Default::default() }

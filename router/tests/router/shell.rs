@@ -7,22 +7,7 @@ use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId};
 use flotilla_router::{Client, ClientConfig, Expect, ScanOptions, WriteOp};
 
-use crate::fake_node::{Manner, Node, World};
-
-fn config() -> ClientConfig {
-    ClientConfig { seed: Some(1), connect_timeout: Duration::from_millis(500), ..ClientConfig::default() }
-}
-
-async fn cluster() -> (World, [Node; 2], Client) {
-    cluster_with(config()).await
-}
-
-async fn cluster_with(config: ClientConfig) -> (World, [Node; 2], Client) {
-    let world = World::new();
-    let nodes = [world.start(1), world.start(2)];
-    let client = Client::connect([nodes[0].address.to_string()], config).await.expect("node 1 answers");
-    (world, nodes, client)
-}
+use crate::fake_node::{Manner, World, cluster, cluster_with, config};
 
 fn put(key: &'static str, value: &'static str) -> WriteOp {
     WriteOp::Put { key: key.into(), value: value.into() }

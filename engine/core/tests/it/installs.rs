@@ -12,7 +12,7 @@ use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, RANGE};
-use crate::ranges::{begun, nodes_of, order, voters_on};
+use crate::ranges::{begun, message, nodes_of, order, voters_on};
 use crate::snapshots::{installed, level, state_of, with_3_behind, write_many};
 
 /// The leader's state now, as node 3 has received it: in files.
@@ -25,17 +25,6 @@ fn received(cluster: &Cluster) -> SnapshotData {
         receiver.push(disk, made.chunks.read(at).expect("in memory")).expect("it is sound");
     }
     receiver.finish(disk).expect("it is whole")
-}
-
-fn message(to: u64, from: u64, kind: MessageType, term: u64) -> v1::PeerMessage {
-    v1::PeerMessage {
-        range_id: RANGE.0,
-        from_replica: from,
-        to_replica: to,
-        message_type: kind as u32,
-        term,
-        ..Default::default()
-    }
 }
 
 fn input(message: v1::PeerMessage, snapshot: Option<SnapshotData>) -> Input {

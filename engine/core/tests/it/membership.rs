@@ -9,11 +9,7 @@ use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, RANGE, rows};
-use crate::ranges::{begun, begun_with, nodes_of, order, serves, voters_on, write_at};
-
-fn whole() -> v1::RangeDescriptor {
-    v1::RangeDescriptor { keyspace_id: 1, ..Default::default() }
-}
+use crate::ranges::{begun, begun_with, nodes_of, order, serves, voters_on, whole, write_at};
 
 fn has(cluster: &Cluster, id: u64, node: u64, role: v1::ReplicaRole) -> bool {
     cluster.summary_of(id, RANGE).is_some() && nodes_of(cluster, id).contains(&(node, role))

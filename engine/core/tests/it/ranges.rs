@@ -79,6 +79,35 @@ pub fn removed_notice(to: u64, newer: v1::RangeDescriptor) -> Input {
     Input::Message(Envelope { from: NodeId(1), to: NodeId(to), message, disk_full: false, snapshot: None })
 }
 
+/// Range 50, the only one of keyspace 7, to be born on node 4.
+fn birth_on_4() -> v1::RangeDescriptor {
+    v1::RangeDescriptor {
+        range_id: 50,
+        keyspace_id: 7,
+        epoch: Some(EPOCH),
+        replicas: vec![v1::ReplicaDescriptor { replica_id: 1, node_id: 4, ..Default::default() }],
+        next_replica_id: 2,
+        ..Default::default()
+    }
+}
+
+/// A descriptor of the whole keyspace: for [`rows`].
+pub fn whole() -> v1::RangeDescriptor {
+    v1::RangeDescriptor { keyspace_id: 1, ..Default::default() }
+}
+
+/// A message between replicas of the range, without what its type asks for.
+pub fn message(to: u64, from: u64, kind: MessageType, term: u64) -> v1::PeerMessage {
+    v1::PeerMessage {
+        range_id: RANGE.0,
+        from_replica: from,
+        to_replica: to,
+        message_type: kind as u32,
+        term,
+        ..Default::default()
+    }
+}
+
 #[test]
 fn a_split_leaves_data_and_leader_where_they_were() {
     let mut cluster = begun(0);
@@ -372,14 +401,7 @@ fn a_check_sees_the_same_on_every_replica() {
 #[test]
 fn births_happen_once_and_over_nothing() {
     let mut cluster = begun(1);
-    let birth = v1::RangeDescriptor {
-        range_id: 50,
-        keyspace_id: 7,
-        epoch: Some(EPOCH),
-        replicas: vec![v1::ReplicaDescriptor { replica_id: 1, node_id: 4, ..Default::default() }],
-        next_replica_id: 2,
-        ..Default::default()
-    };
+    let birth = birth_on_4();
     let overlapping = v1::RangeDescriptor { range_id: 51, ..birth.clone() };
     cluster.turn(4, vec![Input::Births(vec![birth.clone(), overlapping, birth.clone()])]);
     cluster.tick_until(|cluster| serves(cluster, RangeId(50)) == Some(4));
@@ -397,14 +419,7 @@ fn births_happen_once_and_over_nothing() {
 #[test]
 fn a_range_that_a_crash_could_undo_is_not_lasting() {
     let mut cluster = begun(1);
-    let birth = v1::RangeDescriptor {
-        range_id: 50,
-        keyspace_id: 7,
-        epoch: Some(EPOCH),
-        replicas: vec![v1::ReplicaDescriptor { replica_id: 1, node_id: 4, ..Default::default() }],
-        next_replica_id: 2,
-        ..Default::default()
-    };
+    let birth = birth_on_4();
     cluster.turn(4, vec![Input::Births(vec![birth.clone()])]);
     assert!(!cluster.summary_of(4, RangeId(50)).expect("it is here").is_lasting);
     cluster.restart(4);

@@ -12,23 +12,10 @@ use flotilla_proto::{Error, NodeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, put_ttl, request, rows, write_input};
-use crate::ranges::{CHILD, begun, begun_with, nodes_of, order, serves, split_input, voters_on, write_at};
+use crate::ranges::{
+    CHILD, begun, begun_with, message, nodes_of, order, serves, split_input, voters_on, whole, write_at,
+};
 use crate::snapshots::small_log;
-
-fn whole() -> v1::RangeDescriptor {
-    v1::RangeDescriptor { keyspace_id: 1, ..Default::default() }
-}
-
-fn message(to: u64, from: u64, kind: MessageType, term: u64) -> v1::PeerMessage {
-    v1::PeerMessage {
-        range_id: RANGE.0,
-        from_replica: from,
-        to_replica: to,
-        message_type: kind as u32,
-        term,
-        ..Default::default()
-    }
-}
 
 fn input(from: u64, to: u64, message: v1::PeerMessage, snapshot: Option<SnapshotData>) -> Input {
     Input::Message(Envelope { from: NodeId(from), to: NodeId(to), message, disk_full: false, snapshot })

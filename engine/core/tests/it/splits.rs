@@ -9,14 +9,10 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, request, rows};
-use crate::ranges::{CHILD, begun, begun_with, nodes_of, order, serves, split_input, voters_on, write_at};
+use crate::ranges::{CHILD, begun, begun_with, nodes_of, order, serves, split_input, voters_on, whole, write_at};
 use crate::snapshots::small_log;
 
 const AFTER: v1::Epoch = v1::Epoch { version: 2, ..EPOCH };
-
-fn whole() -> v1::RangeDescriptor {
-    v1::RangeDescriptor { keyspace_id: 1, ..Default::default() }
-}
 
 fn order_for(range: RangeId, add: &[u64]) -> Input {
     Input::Order(v1::RangeOrder { order_id: 2, range_id: range.0, add_nodes: add.into(), ..Default::default() })
