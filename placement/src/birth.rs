@@ -63,6 +63,7 @@ impl Bootstrap {
             split_bytes,
             state: v1::KeyspaceState::Normal.into(),
             version: 1,
+            ..Default::default()
         };
         let next = FIRST_RANGE_ID + u64::from(self.ranges);
         [

@@ -94,6 +94,7 @@ impl Service {
             split_bytes,
             state: v1::KeyspaceState::Normal.into(),
             version: 1,
+            ..Default::default()
         };
         let births = self.births(KeyspaceId(id), ranges)?;
         let mut changes = vec![Change::Next(Counter::Keyspace, id + 1), Change::Keyspace(keyspace)];

@@ -48,6 +48,7 @@ impl Route {
             leader_node_id: self.leader,
             term: self.term,
             data_bytes: self.data_bytes,
+            ..Default::default()
         }
     }
 }

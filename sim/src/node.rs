@@ -150,7 +150,7 @@ impl Process {
                     descriptor: Some((*view.descriptor).clone()),
                     leader_node_id: view.leader.map_or(0, |node| node.0),
                     term: view.term,
-                    data_bytes: 0,
+                    ..Default::default()
                 };
                 ranges.insert(view.range(), status);
             }

@@ -233,7 +233,7 @@ mod tests {
             }),
             leader_node_id: range_id % 3 + 1,
             term: 6,
-            data_bytes: 0,
+            ..Default::default()
         };
         let status = v1::NodeStatusResponse { disk_free_bytes: 9, disk_margin_bytes: 1, ..Default::default() };
         Picture {

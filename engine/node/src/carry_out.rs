@@ -240,6 +240,6 @@ pub(crate) fn range_status(view: &ReadView) -> v1::RangeStatus {
         descriptor: Some((*view.descriptor).clone()),
         leader_node_id: view.leader.map_or(0, |node| node.0),
         term: view.term,
-        data_bytes: 0,
+        ..Default::default()
     }
 }

@@ -170,7 +170,7 @@ impl Cluster {
             descriptor: Some(range.descriptor.clone()),
             leader_node_id: if random.percent(30) { 0 } else { range.leader.0 },
             term: range.term,
-            data_bytes: 0,
+            ..Default::default()
         };
         let keyspace = |(keyspace_id, name): (u64, &str)| v1::Keyspace {
             keyspace_id,

@@ -86,7 +86,7 @@ impl Placement {
                 descriptor: Some(known.descriptor.clone()),
                 leader_node_id: leader,
                 term: known.term,
-                data_bytes: 0,
+                ..Default::default()
             };
             (*range, status)
         };

@@ -129,7 +129,13 @@ mod tests {
     fn bounds_and_bytes_are_shown_for_people_and_programs() {
         let descriptor = range(&[ReplicaRole::Learner]);
         assert_eq!(bounds(&descriptor, KeyStyle::default()), ("\\x00".into(), "(last)".into()));
-        let status = v1::RangeStatus { descriptor: Some(descriptor), leader_node_id: 2, term: 6, data_bytes: 9 };
+        let status = v1::RangeStatus {
+            descriptor: Some(descriptor),
+            leader_node_id: 2,
+            term: 6,
+            data_bytes: 9,
+            ..Default::default()
+        };
         let value = status_json(&status);
         assert_eq!(value["start"], "AA==");
         assert_eq!(value["end"], "");

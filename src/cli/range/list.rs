@@ -133,7 +133,13 @@ mod tests {
     #[test]
     fn ranges_are_listed_with_their_keyspace_and_size() {
         let descriptor = v1::RangeDescriptor { range_id: 2, keyspace_id: 1, ..Default::default() };
-        let status = v1::RangeStatus { descriptor: Some(descriptor), leader_node_id: 3, term: 6, data_bytes: 1536 };
+        let status = v1::RangeStatus {
+            descriptor: Some(descriptor),
+            leader_node_id: 3,
+            term: 6,
+            data_bytes: 1536,
+            ..Default::default()
+        };
         let keyspaces = [v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() }];
         let text = table(&[status], &keyspaces, KeyStyle::default()).to_string();
         let cells: Vec<&str> = text.lines().nth(1).expect("a row").split_whitespace().collect();

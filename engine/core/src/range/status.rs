@@ -65,6 +65,7 @@ impl Range {
                 leader_node_id: self.leader().unwrap_or_default().0,
                 term: raft.term,
                 data_bytes: self.size.bytes(),
+                ..Default::default()
             }),
             replica: Some(replica),
         }

@@ -90,6 +90,7 @@ impl RangeSummary {
             level_nodes: self.level_nodes.clone(),
             order_id: self.order_id,
             order_waits: self.order_waits.clone(),
+            ..Default::default()
         }
     }
 }

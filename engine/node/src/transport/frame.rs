@@ -249,7 +249,7 @@ mod tests {
         let message = v1::PeerMessage { range_id: 2, term: 6, entries: vec![entry; 3], ..Default::default() };
         vec![
             Frame::Hello(Box::new(v1::Hello { cluster_id: 1, peer_addr: "a:1".into(), ..Default::default() })),
-            Frame::Batch(v1::PeerBatch { messages: vec![message.clone(); 4], disk_full: true }),
+            Frame::Batch(v1::PeerBatch { messages: vec![message.clone(); 4], disk_full: true, ..Default::default() }),
             Frame::Batch(v1::PeerBatch::default()),
             Frame::Chunk(Box::new(v1::SnapshotChunk { snapshot_id: 3, message: Some(message), ..Default::default() })),
             Frame::Refused("another cluster".into()),

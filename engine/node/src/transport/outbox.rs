@@ -152,7 +152,7 @@ impl Frames {
         let disk_full = state.disk_full;
         drop(state);
         self.counters.raft_messages_sent.add(count as u64);
-        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full }).encode()))
+        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full, ..Default::default() }).encode()))
     }
 }
 

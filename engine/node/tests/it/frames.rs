@@ -42,7 +42,7 @@ fn samples() -> Vec<Bytes> {
     let hello = v1::Hello { cluster_id: 1, peer_addr: "127.0.0.1:1".into(), ..Default::default() };
     [
         Frame::Hello(Box::new(hello)),
-        Frame::Batch(v1::PeerBatch { messages: vec![message; 4], disk_full: true }),
+        Frame::Batch(v1::PeerBatch { messages: vec![message; 4], disk_full: true, ..Default::default() }),
         Frame::Chunk(Box::new(chunk)),
         Frame::Refused("another cluster".into()),
         Frame::Replaced("another store".into()),
