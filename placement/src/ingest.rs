@@ -78,7 +78,7 @@ impl Service {
         Ok(node)
     }
 
-    /// A node may come back at other addresses, or as another version.
+    /// A node may come back at other addresses, with other labels, or as another version.
     fn note_address(&mut self, node: u64, report: &v1::ReportRequest) {
         let (Some(info), Some(record)) = (&report.node, self.state.ahead.nodes.get(&node)) else { return };
         let mut now = record.clone();
@@ -93,6 +93,7 @@ impl Service {
                 old.clone_from(new);
             }
         }
+        now.labels.clone_from(&info.labels);
         if now != *record {
             self.stage(vec![Change::Node(now)]);
         }

@@ -58,6 +58,7 @@ impl Service {
             version: request.version,
             draining,
             removed: false,
+            labels: request.labels,
         }));
         self.effects.notes.push(format!("node {node} joins (store {:x})", request.store_id));
         let unit = self.stage(changes);

@@ -302,6 +302,7 @@ impl Service {
                 leaders: holding.map_or(0, |holding| count(holding.led.len())),
                 data_bytes: holding.map_or(0, |holding| holding.bytes),
                 draining: record.draining,
+                labels: record.labels.clone(),
             }
         };
         state.acked.nodes.values().filter(|record| !record.removed).map(info).collect()

@@ -158,6 +158,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
         version: VERSION.into(),
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
+        ..Default::default()
     };
     let answer = client.join(request, config.join_timeout()).await.map_err(failed)?;
     tracing::info!(node = answer.node_id, cluster = answer.cluster_name, "joined");
