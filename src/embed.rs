@@ -112,7 +112,7 @@ impl Node {
     async fn ready(&self) -> Result<(), ServerError> {
         let engine = self.engine();
         let mut changes = engine.route_changes();
-        let all_led = async { while !engine.is_ready() && changes.changed().await.is_ok() {} };
+        let all_led = async { while !engine.all_led() && changes.changed().await.is_ok() {} };
         tokio::select! {
             done = tokio::time::timeout(READY_TIMEOUT, all_led) => {
                 done.map_err(|_| ServerError::Start("not every range found a leader; are a majority of the nodes up?".into()))

@@ -41,6 +41,6 @@ async fn ready(State((node, table)): State<(Node, RouteTable)>) -> impl IntoResp
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
     }
     let problems = node.status().problems.join("\n");
-    let why = if problems.is_empty() { "not every range here knows its leader".to_owned() } else { problems };
+    let why = if problems.is_empty() { "not every range here has found its leader yet".to_owned() } else { problems };
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
 }

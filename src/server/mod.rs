@@ -303,9 +303,11 @@ impl Server {
                 } else {
                     reporter.set_not_serving::<v1::kv_server::KvServer<kv::Service>>().await;
                 }
+                let settling = node.ready_within();
                 tokio::select! {
                     changed = own.changed() => if changed.is_err() { return },
                     changed = learned.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(settling), if !settling.is_zero() => {}
                     _ = stopping.changed() => return,
                 }
             }

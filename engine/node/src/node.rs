@@ -60,6 +60,10 @@ pub(crate) struct Inner<S: LocalStorage> {
     pub transport: Transport,
     pub threads: Mutex<Option<Threads>>,
     pub stopping: AtomicBool,
+    /// When replicas have had the time to find their leaders after the start.
+    pub settled_by: BootTime,
+    /// It came to that, or they were faster.
+    pub settled: AtomicBool,
     pub events: Arc<RangeEvents>,
     pub checks: Arc<Checks>,
     pub wants_range_ids: Arc<AtomicBool>,
@@ -371,11 +375,31 @@ impl<S: LocalStorage> Node<S> {
         self.inner.reads.storage.statistics()
     }
 
-    /// Whether every replica here knows a leader, and the node is there to stay.
+    /// Whether requests can be sent here: the store works, the node is not stopping, and after its start every
+    /// replica here has come to know a leader, or has had the time to. A range that loses its quorum later (or had none
+    /// at the start) is a problem of that range ([`Self::status`]), and no reason to keep requests for others away.
     pub fn is_ready(&self) -> bool {
-        !self.inner.failure.is_set()
-            && !self.inner.stopping.load(Ordering::Relaxed)
-            && self.inner.views.all().iter().all(|view| view.leader.is_some())
+        if self.inner.failure.is_set() || self.inner.stopping.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.inner.settled.load(Ordering::Relaxed) {
+            return true;
+        }
+        let settled = clock::now() >= self.inner.settled_by || self.all_led();
+        if settled {
+            self.inner.settled.store(true, Ordering::Relaxed);
+        }
+        settled
+    }
+
+    /// How long it can still take until [`Self::is_ready`] holds by the passing of time alone.
+    pub fn ready_within(&self) -> Duration {
+        self.inner.settled_by.since(clock::now())
+    }
+
+    /// Whether every replica here knows a leader.
+    pub fn all_led(&self) -> bool {
+        self.inner.views.all().iter().all(|view| view.leader.is_some())
     }
 
     /// Waits until the store has stopped for good, and tells why. The process is then to exit with this

@@ -51,6 +51,9 @@ const OPEN_FILES_MIN: u64 = 1_024;
 /// File descriptors that are left to connections and logs.
 const OPEN_FILES_OTHER: u64 = 512;
 
+/// Election time-outs after which a start waits no longer for ranges that find no leader.
+const SETTLING_TIMEOUTS: u32 = 4;
+
 /// Why a node did not start: what is wrong, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -387,6 +390,8 @@ fn run<S: LocalStorage>(
         transport,
         threads: Mutex::new(Some(threads)),
         stopping: AtomicBool::new(false),
+        settled_by: started + config.engine.election_timeout() * SETTLING_TIMEOUTS,
+        settled: AtomicBool::new(false),
         events: shared.events,
         checks: shared.checks,
         wants_range_ids: shared.wants_range_ids,
