@@ -11,7 +11,8 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 SEEDS := 3000
 CI_SEEDS := 1000
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
-	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed
+	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed \
+	remove-before-voter orders-before-written
 
 .PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
 

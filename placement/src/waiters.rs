@@ -151,7 +151,8 @@ impl Service {
         let state = &self.state;
         let led = |order: &&v1::RangeOrder| state.table.get(order.range_id).is_some_and(|route| route.leader == node);
         let ahead = |range: u64| state.ahead.orders.get(&range).and_then(|record| record.order.as_ref());
-        let orders = state.acked.orders.values().filter_map(|record| record.order.as_ref());
+        let told = if cfg!(feature = "mutant-orders-before-written") { &state.ahead } else { &state.acked };
+        let orders = told.orders.values().filter_map(|record| record.order.as_ref());
         let mut orders: Vec<v1::RangeOrder> =
             orders.filter(led).filter(|order| ahead(order.range_id) == Some(order)).cloned().collect();
         for (range_id, order_id) in state.table.ordered(node) {

@@ -124,6 +124,9 @@ impl Cluster {
             CoreEvent::BecameLeader { range, term } => {
                 self.tally.elections += 1;
                 self.marks.hit(Mark::LeaderElected);
+                if self.ending.is_healed() {
+                    self.ending.storms.elected(range);
+                }
                 let verdict = self.invariants.became_leader(index, range, term);
                 self.check(verdict);
             }
@@ -229,7 +232,8 @@ impl Cluster {
     }
 
     pub(crate) fn schedule_apply(&mut self, life: Life) {
-        let delay = if self.knobs.apply_delay == 0 { 0 } else { self.rng.delay(self.knobs.apply_delay) };
+        let mean = self.nodes[life.node].slow_apply.unwrap_or(0).max(self.knobs.apply_delay);
+        let delay = if mean == 0 { 0 } else { self.rng.delay(mean) };
         self.schedule.at(self.now + delay, Event::Inner(life, Inner::Apply));
     }
 
@@ -344,6 +348,9 @@ impl Cluster {
         let is = |kind: MessageType| message.message_type == kind as u32;
         if is(MessageType::MsgTimeoutNow) {
             self.marks.hit(Mark::TimeoutNowSent);
+            if self.ending.is_healed() {
+                self.ending.storms.handed_over(RangeId(message.range_id));
+            }
         } else if is(MessageType::MsgSnapshot) {
             self.marks.hit(Mark::SnapshotSent);
         } else if is(MessageType::MsgAppendResponse) && message.reject {

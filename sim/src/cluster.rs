@@ -51,6 +51,8 @@ pub(crate) struct Tally {
     pub faults: u64,
     /// Keys whose history the checker gave up on.
     pub undecided: u64,
+    /// The most elections of one range after the healing, handovers aside.
+    pub elections_healed: u64,
     /// From the healing to the last range's first write.
     pub recovery: Nanos,
 }
@@ -152,6 +154,7 @@ impl Cluster {
             paused_until: 0,
             stalled_until: 0,
             slow_sync: None,
+            slow_apply: None,
             disk_busy_until: 0,
             clients_cut: 0,
             has_no_room: false,

@@ -20,6 +20,7 @@ use crate::checker::{Budget, Verdict, check, nothing_invented, nothing_lost, not
 use crate::client::Mode;
 use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
+use crate::gray::Storms;
 use crate::node::Node;
 use crate::schedule::Event;
 use crate::territory::{self, Territory};
@@ -52,6 +53,7 @@ pub(crate) struct Ending {
     answered: u64,
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
+    pub storms: Storms,
 }
 
 impl Ending {
@@ -82,6 +84,7 @@ impl Cluster {
         // What stands still cannot be hurried.
         for node in &mut self.nodes {
             node.slow_sync = None;
+            node.slow_apply = None;
         }
         let still = |node: &Node| node.paused_until.max(node.stalled_until).max(node.disk_busy_until);
         let still = self.nodes.iter().map(still).max().unwrap_or(0);
@@ -126,6 +129,9 @@ impl Cluster {
     /// Looks whether the phase is over, or should be.
     pub(crate) fn check_progress(&mut self) {
         self.note_levelling();
+        self.tally.elections_healed = self.tally.elections_healed.max(self.ending.storms.most());
+        let verdict = self.ending.storms.check();
+        self.check(verdict);
         let late = self.now > self.ending.began + 10 * self.knobs.election_timeout_max();
         let rests = self.ending.phase == Phase::Settling && self.rests(self.ending.began);
         match self.ending.phase {

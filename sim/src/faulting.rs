@@ -21,6 +21,8 @@ pub(crate) enum Undo {
     Loss,
     Slow(Vec<(usize, usize)>),
     SlowDisk(usize),
+    SlowApply(usize),
+    Lossy(usize, usize),
     DiskMargin(usize),
     NoSpace(usize),
     Stop(usize, Nanos),
@@ -34,6 +36,9 @@ impl Cluster {
             return;
         }
         let fault = self.plan[step].fault.clone();
+        if matches!(fault, Fault::SlowApply { .. } | Fault::LossyLink { .. }) {
+            self.marks.hit(Mark::GrayNode);
+        }
         self.tally.faults += 1;
         self.trace.note(self.now, "fault", &[step as u64]);
         self.trace.say(self.now, || format!("{fault:?}"));
@@ -73,6 +78,15 @@ impl Cluster {
                 let node = self.resolve(*target)?;
                 self.nodes[node].slow_sync = Some(*sync);
                 Some((Undo::SlowDisk(node), *length))
+            }
+            Fault::SlowApply { target, apply, length } => {
+                let node = self.resolve(*target)?;
+                self.nodes[node].slow_apply = Some(*apply);
+                Some((Undo::SlowApply(node), *length))
+            }
+            Fault::LossyLink { from, to, per_mille, length } => {
+                self.network.lose_of(*from, *to, *per_mille);
+                Some((Undo::Lossy(*from, *to), *length))
             }
             Fault::DiskMargin { target, length } => {
                 let node = self.resolve(*target)?;
@@ -176,6 +190,8 @@ impl Cluster {
                 }
             }
             Undo::SlowDisk(node) => self.nodes[node].slow_sync = None,
+            Undo::SlowApply(node) => self.nodes[node].slow_apply = None,
+            Undo::Lossy(from, to) => self.network.lose_of(from, to, 0),
             Undo::DiskMargin(node) => {
                 self.nodes[node].has_no_room = false;
                 self.give(node, Input::DiskSpace { has_room: true });

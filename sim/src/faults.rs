@@ -6,6 +6,7 @@ use flotilla_engine::snapshot::Step as IngestStep;
 use flotilla_proto::RangeId;
 
 use crate::clock::{Clock, Nanos, ms};
+use crate::gray::GrayKnobs;
 use crate::knobs::Knobs;
 use crate::rng::Rng;
 
@@ -117,6 +118,19 @@ pub(crate) enum Fault {
         sync: Nanos,
         length: Nanos,
     },
+    /// The apply stage lags.
+    SlowApply {
+        target: Target,
+        apply: Nanos,
+        length: Nanos,
+    },
+    /// One link loses messages, the way back does not.
+    LossyLink {
+        from: usize,
+        to: usize,
+        per_mille: u64,
+        length: Nanos,
+    },
     SyncFails {
         target: Target,
         down: Nanos,
@@ -168,6 +182,12 @@ pub(crate) struct Step {
 
 /// Draws a run's plan.
 pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
+    let mut steps = at_random(knobs);
+    steps.extend(knobs.gray.iter().flat_map(GrayKnobs::steps));
+    steps
+}
+
+fn at_random(knobs: &Knobs) -> Vec<Step> {
     let mut rng = Rng::new(knobs.seed, 2);
     let mut growth = Rng::new(knobs.seed, 8);
     let mut steps = Vec::new();

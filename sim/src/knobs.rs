@@ -7,6 +7,7 @@ use flotilla_engine::config::{Config, ReadMode};
 use flotilla_proto::v1;
 
 use crate::clock::{Clock, Nanos, ms, us};
+use crate::gray::GrayKnobs;
 use crate::placement::RealKnobs;
 use crate::rng::Rng;
 
@@ -111,6 +112,8 @@ pub(crate) struct Knobs {
     pub duration: Nanos,
     /// Mean time between two faults; 0: none.
     pub fault_every: Nanos,
+    /// A node that works badly for a while.
+    pub gray: Option<GrayKnobs>,
 }
 
 impl Knobs {
@@ -118,6 +121,10 @@ impl Knobs {
         let mut knobs = Self::draw_still(seed);
         knobs.draw_growth(&mut Rng::new(seed, 6));
         knobs.draw_ends(&mut Rng::new(seed, 9));
+        knobs.gray = GrayKnobs::draw(&mut Rng::new(seed, 12), &knobs);
+        if knobs.gray.as_ref().is_some_and(|gray| gray.alone) {
+            knobs.fault_every = 0;
+        }
         knobs
     }
 
@@ -151,6 +158,7 @@ impl Knobs {
             transfer_storm,
             duration: rng.between(ms(14_000), ms(32_000)),
             fault_every: if transfer_storm { ms(900) } else { rng.pick(&[ms(700), ms(1_500), ms(3_000)]) },
+            gray: None,
         }
     }
 
@@ -242,6 +250,7 @@ impl Knobs {
             transfer_storm: false,
             duration: ms(3_600_000),
             fault_every: 0,
+            gray: None,
         }
     }
 

@@ -21,6 +21,7 @@ mod ending;
 mod expiring;
 mod faulting;
 mod faults;
+mod gray;
 mod invariants;
 mod knobs;
 mod marks;

@@ -116,6 +116,7 @@ marks! {
     BarrierRead: "a read is answered behind a barrier",
     BarrierRefused: "a read barrier is refused",
     BarrierTimeout: "a read barrier times out",
+    GrayNode: "an apply stage lags, or a link loses messages in one direction",
     CrashUnsynced: "a crash loses unsynced writes",
     CrashMidSync: "a crash falls between a log write and its sync",
     CrashMidApply: "a crash loses applied state that is replayed",

@@ -13,6 +13,8 @@ struct Link {
     cuts: u32,
     /// Extra delay while the link is slow.
     slow: Nanos,
+    /// Loss on top of what all links have.
+    loss_per_mille: u64,
     /// When what was sent last arrives.
     last_arrival: Nanos,
 }
@@ -68,6 +70,10 @@ impl Network {
         self.link(from, to).slow = by;
     }
 
+    pub(crate) fn lose_of(&mut self, from: usize, to: usize, per_mille: u64) {
+        self.link(from, to).loss_per_mille = per_mille;
+    }
+
     /// Ends all that goes wrong, for good.
     pub(crate) fn become_calm(&mut self) {
         self.knobs = NetworkKnobs { delay: self.knobs.delay.min(ms(2)), ..NetworkKnobs::calm() };
@@ -75,6 +81,7 @@ impl Network {
         for link in &mut self.links {
             link.cuts = 0;
             link.slow = 0;
+            link.loss_per_mille = 0;
         }
     }
 
@@ -83,7 +90,8 @@ impl Network {
         if self.is_cut(from, to) {
             return Fate::Cut;
         }
-        if self.rng.chance(self.knobs.loss_per_mille + self.storm_loss_per_mille) {
+        let of_link = self.link(from, to).loss_per_mille;
+        if self.rng.chance(self.knobs.loss_per_mille + self.storm_loss_per_mille + of_link) {
             return Fate::Lost;
         }
         let arrival = self.arrival(now, from, to, extra);

@@ -30,6 +30,8 @@ pub(crate) struct Node {
     pub stalled_until: Nanos,
     /// How long a sync takes, while the disk is slow.
     pub slow_sync: Option<Nanos>,
+    /// How late the apply stage is, while it lags.
+    pub slow_apply: Option<Nanos>,
     /// When the sync that is under way ends.
     pub disk_busy_until: Nanos,
     pub clients_cut: u32,

@@ -143,6 +143,7 @@ impl Summary {
         all.faults += one.faults;
         all.undecided += one.undecided;
         all.recovery = all.recovery.max(one.recovery);
+        all.elections_healed = all.elections_healed.max(one.elections_healed);
         if report.failure.is_some() {
             self.failures.insert(report.seed, report);
         }
@@ -179,11 +180,12 @@ impl fmt::Display for Summary {
         writeln!(
             f,
             "sim: requests: {} answered, {} refused, {} of unknown outcome; slowest range took its first write {:.1} s \
-             after healing; {} keys left undecided by the checker",
+             after healing, and none chose more than {} leaders by itself; {} keys left undecided by the checker",
             self.acknowledged,
             self.refused,
             self.unknown,
             tally.recovery as f64 / 1e9,
+            tally.elections_healed,
             tally.undecided,
         )?;
         let never: Vec<&str> = self.marks.all().filter(|(_, hits)| *hits == 0).map(|(text, _)| text).collect();
@@ -218,6 +220,8 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-snapshot-over-overlap"), "mutant-snapshot-over-overlap"),
         (cfg!(feature = "mutant-tombstone-apart"), "mutant-tombstone-apart"),
         (cfg!(feature = "mutant-expiry-of-the-renewed"), "mutant-expiry-of-the-renewed"),
+        (cfg!(feature = "mutant-remove-before-voter"), "mutant-remove-before-voter"),
+        (cfg!(feature = "mutant-orders-before-written"), "mutant-orders-before-written"),
     ]
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))

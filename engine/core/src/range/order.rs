@@ -108,10 +108,12 @@ impl Range {
             .filter(learners)
             .filter(|of| order.add_nodes.contains(&of.node_id))
             .collect();
+        let demote: Vec<u64> = self.descriptor.replicas.iter().filter(|of| goes(of)).map(|of| of.node_id).collect();
+        let early = cfg!(feature = "mutant-remove-before-voter") && !demote.is_empty();
+        let promote = if early { Vec::new() } else { promote };
         if let Some(behind) = promote.iter().find(|of| !self.is_level(of.replica_id)) {
             return Step::Wait(format!("the replica on node {} is not level yet", behind.node_id));
         }
-        let demote: Vec<u64> = self.descriptor.replicas.iter().filter(|of| goes(of)).map(|of| of.node_id).collect();
         if promote.is_empty() && demote.is_empty() {
             return self.hand_over_as_ordered(turn, order);
         }
@@ -119,7 +121,7 @@ impl Range {
         let replicas = membership::joint(&self.descriptor, &promote, &demote);
         // The order may be older than what the range has become.
         let fewest = self.voters.len().min(order.replicas as usize).max(1);
-        if membership::voters(&replicas).len() < fewest {
+        if membership::voters(&replicas).len() < fewest && !early {
             return Step::Wait(format!("fewer than {fewest} voters would be left"));
         }
         Step::Change(replicas, next)
