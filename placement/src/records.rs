@@ -141,14 +141,15 @@ mod tests {
             range_id: 7,
             add_nodes: vec![4],
             remove_nodes: vec![1],
-            leader_node_id: 0,
             replicas: 3,
+            ..Default::default()
         };
         let record = v1::OrderRecord {
             order: Some(order),
             epoch: Some(v1::Epoch { conf_ver: 5, version: 6 }),
             reason: "why".into(),
             time_limit_ms: 9,
+            ..Default::default()
         };
         let node = v1::NodeRecord { node_id: 4, store_id: 5, peer_addr: "a:1".into(), ..Default::default() };
         let keyspace = v1::Keyspace {

@@ -59,6 +59,7 @@ impl Service {
             draining,
             removed: false,
             labels: request.labels,
+            ..Default::default()
         }));
         self.effects.notes.push(format!("node {node} joins (store {:x})", request.store_id));
         let unit = self.stage(changes);

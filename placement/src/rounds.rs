@@ -142,10 +142,12 @@ impl Service {
                     remove_nodes: decision.remove.clone(),
                     leader_node_id: decision.leader,
                     replicas: keyspace.map_or(0, |keyspace| keyspace.replicas),
+                    ..Default::default()
                 }),
                 epoch,
                 reason: decision.reason.clone(),
                 time_limit_ms: decision.limit.as_millis() as u64,
+                ..Default::default()
             };
             self.effects.notes.push(format!("order {id} on range {}: {}", decision.range, decision.reason));
             changes.push(Change::Order(decision.range, record));

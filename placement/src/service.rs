@@ -303,6 +303,7 @@ impl Service {
                 data_bytes: holding.map_or(0, |holding| holding.bytes),
                 draining: record.draining,
                 labels: record.labels.clone(),
+                ..Default::default()
             }
         };
         state.acked.nodes.values().filter(|record| !record.removed).map(info).collect()

@@ -79,7 +79,7 @@ impl Loads {
             add_nodes: decision.add.clone(),
             remove_nodes: decision.remove.clone(),
             leader_node_id: decision.leader,
-            replicas: 0,
+            ..Default::default()
         };
         self.count(state, &order);
         self.taken.insert(decision.range);

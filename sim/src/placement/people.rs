@@ -248,6 +248,7 @@ impl Real {
                     boundary: None,
                     split_bytes: Some(self.rng.pick(&[0, 2 << 10, 8 << 10])),
                     ranges: self.rng.pick(&[1, 1, 2, 5]) as u32,
+                    ..Default::default()
                 }))
             }
             0..7 if !young.is_empty() => {

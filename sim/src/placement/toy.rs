@@ -163,7 +163,7 @@ impl Placement {
             add_nodes: add,
             remove_nodes: remove,
             leader_node_id: leader,
-            replicas: 0,
+            ..Default::default()
         }
     }
 }

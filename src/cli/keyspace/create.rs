@@ -26,6 +26,7 @@ pub async fn run(args: CreateArgs, global: &Global) -> Result {
         boundary: args.settings.boundary,
         split_bytes: args.settings.split_bytes,
         ranges: args.ranges,
+        ..Default::default()
     };
     let client = global.client().await?;
     let keyspace = client.create_keyspace(request).await.map_err(order_failure)?;

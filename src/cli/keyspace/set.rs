@@ -44,7 +44,7 @@ pub async fn run(args: SetArgs, global: &Global) -> Result {
             confirm::ask(&format!("{what}. Type its name to go on:"), &args.name)?;
         }
     }
-    let request = v1::SetKeyspaceRequest { name: args.name, replicas, boundary, split_bytes };
+    let request = v1::SetKeyspaceRequest { name: args.name, replicas, boundary, split_bytes, ..Default::default() };
     let keyspace = client.set_keyspace(request).await.map_err(order_failure)?;
     note_nodes(&client, &keyspace).await;
     if global.json() {
