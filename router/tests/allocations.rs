@@ -49,7 +49,9 @@ fn routes() -> Keyspaces {
         ..Default::default()
     };
     let mut keyspaces = Keyspaces::new(None);
-    keyspaces.merge_all(&v1::ListRangesResponse { ranges: vec![status], ..Default::default() });
+    keyspaces
+        .merge_all(&v1::ListRangesResponse { ranges: vec![status], ..Default::default() })
+        .expect("of one cluster");
     keyspaces
 }
 

@@ -164,6 +164,6 @@ impl Process {
         }
         let ranges = if self.table.is_empty() { all.into_key_order() } else { ranges.into_values().collect() };
         let keyspaces = self.agent.learned.keyspaces.clone();
-        v1::ListRangesResponse { ranges, nodes: vec![], keyspaces }
+        v1::ListRangesResponse { ranges, keyspaces, ..Default::default() }
     }
 }

@@ -139,10 +139,11 @@ fn is_known(problem: &str, picture: &Picture) -> bool {
 fn node_down(node: &v1::NodeInfo, why: &str) -> String {
     let address = if node.client_addr.is_empty() { &node.peer_addr } else { &node.client_addr };
     let rumour = if node.live { "; other nodes still reach it" } else { "" };
-    format!(
-        "node {} is down ({address}): {why}{rumour}: start it again with the `flotilla start` line it had",
-        node.node_id
-    )
+    let cure = match why.contains("belongs to cluster") {
+        true => "check the addresses: another cluster's node listens there",
+        false => "start it again with the `flotilla start` line it had",
+    };
+    format!("node {} is down ({address}): {why}{rumour}: {cure}", node.node_id)
 }
 
 fn without_leader(picture: &Picture) -> Option<String> {

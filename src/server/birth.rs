@@ -147,7 +147,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
             flotilla_proto::Error::hint(&error)
         ))
     };
-    let client = PlacementClient::new(addresses, CONNECT_TIMEOUT).map_err(failed)?;
+    let client = PlacementClient::new(addresses, CONNECT_TIMEOUT, 0).map_err(failed)?;
     tracing::info!("joining the cluster through {}, for up to {} s", config.join, config.join_timeout().as_secs());
     let request = v1::JoinRequest {
         cluster_name: config.cluster_name.clone(),

@@ -17,6 +17,7 @@ mod http;
 mod kv;
 mod logging;
 mod metrics;
+mod named;
 mod placement;
 mod routes;
 mod stream;
@@ -34,6 +35,7 @@ use flotilla_router::{Router, RouterConfig};
 use tokio::net::TcpListener as AsyncListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::config::{Config, ConfigError, Listen};
 use routes::{NodeRoutes, NodeTransport};
@@ -157,7 +159,7 @@ impl Server {
             .map_err(|error| ServerError::Start(error.to_string()))?
             .map_err(|error| ServerError::Start(error.to_string()))?;
         let seed = u64::from(std::process::id()) ^ node.node_id().0.rotate_left(32);
-        let router_config = RouterConfig { local: Some(node.node_id()), seed };
+        let router_config = RouterConfig { local: Some(node.node_id()), cluster_id: node.cluster_id(), seed };
         let table = RouteTable::new(node.clone());
         let ((stopping, _), (news, askers)) = (watch::channel(false), placement::News::new());
         let routes = NodeRoutes::new(table.clone(), news.clone());
@@ -246,6 +248,8 @@ impl Server {
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone(), self.news.clone());
         let placement = placement::PlacementRpc::new(self.node.clone(), handle);
+        let cluster_id = self.node.cluster_id();
+        let named = move |request: tonic::Request<()>| named::check(cluster_id, request);
         let (health_reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
@@ -264,10 +268,14 @@ impl Server {
                     .max_decoding_message_size(DECODED_BYTES_MAX)
                     .max_encoding_message_size(DECODED_BYTES_MAX),
             )
-            .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(DECODED_BYTES_MAX))
-            .add_service(
+            .add_service(InterceptedService::new(
+                v1::admin_server::AdminServer::new(admin).max_decoding_message_size(DECODED_BYTES_MAX),
+                named,
+            ))
+            .add_service(InterceptedService::new(
                 v1::placement_server::PlacementServer::new(placement).max_decoding_message_size(DECODED_BYTES_MAX),
-            )
+                named,
+            ))
             .add_service(health)
             .add_service(reflection);
         let stopping = self.stopping.subscribe();
@@ -321,7 +329,9 @@ impl Server {
         self.tasks.push(tokio::spawn(async move {
             loop {
                 let began = tokio::time::Instant::now();
-                router.merge(&table.routes());
+                if let Err(error) = router.merge(&table.routes()) {
+                    tracing::error!("the router refuses this node's own routes: {error}");
+                }
                 let pause = ROUTES_PAUSE.max(began.elapsed() * ROUTES_PAUSE_SHARE);
                 let changed = tokio::select! {
                     changed = own.changed() => changed,

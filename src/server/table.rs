@@ -87,7 +87,7 @@ impl RouteTable {
             node.data_bytes = ranges.iter().filter(on).map(|route| route.data_bytes).sum();
             node.draining = draining.contains(&node.node_id);
         }
-        v1::ListRangesResponse { ranges, nodes, keyspaces }
+        v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: own.cluster_id }
     }
 
     /// The keyspaces that are known here.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flotilla_engine::time::BootTime;
-use flotilla_proto::{Error, NodeId, RangeId, limits, v1};
+use flotilla_proto::{Error, NodeId, RangeId, cluster, limits, v1};
 use flotilla_store::{Properties, RocksStorage, Statistics};
 use tokio::sync::{oneshot, watch};
 
@@ -174,7 +174,11 @@ impl<S: LocalStorage> Node<S> {
             wakes.answer(reply, refusal(id, &error));
             return None;
         };
-        let header = match requests::header_of(&body) {
+        let cluster = self.inner.reads.answerer.cluster_id;
+        let header = match requests::header_of(&body).and_then(|header| {
+            cluster::check(cluster, header.cluster_id)?;
+            Ok(header)
+        }) {
             Ok(header) => header.clone(),
             Err(error) => {
                 wakes.answer(reply, refusal(id, &error));
@@ -214,7 +218,7 @@ impl<S: LocalStorage> Node<S> {
     /// The ranges that have a replica here, as that replica knows them, and the nodes that this one has met.
     pub fn own_routes(&self) -> v1::ListRangesResponse {
         let ranges = self.inner.views.all().iter().map(|view| range_status(view)).collect();
-        v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: Vec::new() }
+        v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: Vec::new(), cluster_id: self.cluster_id() }
     }
 
     /// What placement says of the nodes: connections follow it, and a restart begins with it.

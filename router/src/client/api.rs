@@ -35,6 +35,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Most requests under way to one node; more wait in the client.
     pub in_flight_max: usize,
+    /// The id of the cluster to speak to; 0: the one that answers first. Nodes of another one refuse, and are not asked again.
+    pub cluster_id: u64,
     /// Start of the random numbers for pauses; `None`: another one for each client.
     pub seed: Option<u64>,
 }
@@ -46,6 +48,7 @@ impl Default for ClientConfig {
             timeout: Duration::from_millis(TIMEOUT_MS_DEFAULT),
             connect_timeout: grpc.connect_timeout,
             in_flight_max: grpc.in_flight_max,
+            cluster_id: 0,
             seed: None,
         }
     }
@@ -103,13 +106,14 @@ impl Client {
             return Err(Error::invalid("in_flight_max or connect_timeout is 0", "both must be above 0"));
         }
         let given = addresses.into_iter().map(Into::into).collect();
-        let endpoints = Endpoints::new(given, config.connect_timeout)?;
+        let endpoints = Endpoints::new(given, config.connect_timeout, config.cluster_id)?;
         let transport = GrpcTransport::new(GrpcConfig {
             connect_timeout: config.connect_timeout,
             in_flight_max: config.in_flight_max,
         });
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
-        let router = Router::new(transport, endpoints, RouterConfig { local: None, seed });
+        let router =
+            Router::new(transport, endpoints, RouterConfig { local: None, cluster_id: config.cluster_id, seed });
         router.refresh().await?;
         Ok(Self {
             inner: Arc::new(Inner { router }),

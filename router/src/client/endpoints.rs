@@ -16,6 +16,7 @@ use tonic::{Response, Status};
 use v1::admin_client::AdminClient;
 
 use super::connection::{endpoint, status_text};
+use super::named::{Admin, NamedChannel, Naming};
 use super::transport::RouteSource;
 
 /// What a unary call brings.
@@ -30,6 +31,8 @@ pub(super) struct Endpoints {
 #[derive(Debug)]
 struct Shared {
     connect_timeout: Duration,
+    /// The cluster that the nodes are of.
+    naming: Naming,
     known: Mutex<Known>,
 }
 
@@ -49,8 +52,8 @@ struct Known {
 }
 
 impl Endpoints {
-    /// Refuses addresses that cannot be any.
-    pub(super) fn new(given: Vec<String>, connect_timeout: Duration) -> Result<Self> {
+    /// Refuses addresses that cannot be any. `cluster`: the only one to speak to; 0: the one that answers first.
+    pub(super) fn new(given: Vec<String>, connect_timeout: Duration, cluster: u64) -> Result<Self> {
         if given.is_empty() {
             return Err(Error::invalid("no address of a node is given", "give at least one as host:port"));
         }
@@ -58,7 +61,7 @@ impl Endpoints {
             endpoint(address, connect_timeout).map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
         }
         let known = Mutex::new(Known { given, ..Known::default() });
-        Ok(Self { shared: Arc::new(Shared { connect_timeout, known }) })
+        Ok(Self { shared: Arc::new(Shared { connect_timeout, naming: Naming::new(cluster), known }) })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -110,8 +113,13 @@ impl Endpoints {
         self.known().silent.insert(address.to_string());
     }
 
+    /// Whether the cluster is known that requests are meant for: then nodes of another one refuse them.
+    pub(super) fn knows_cluster(&self) -> bool {
+        self.shared.naming.is_known()
+    }
+
     /// The Admin service at an address.
-    pub(super) fn admin(&self, address: &str) -> Result<AdminClient<Channel>> {
+    pub(super) fn admin(&self, address: &str) -> Result<Admin> {
         self.channel(address).map(admin)
     }
 
@@ -121,23 +129,29 @@ impl Endpoints {
     }
 
     /// The channel to an address. The connection is made by the first call.
-    pub(super) fn channel(&self, address: &str) -> Result<Channel> {
+    pub(super) fn channel(&self, address: &str) -> Result<NamedChannel> {
         let endpoint = endpoint(address, self.shared.connect_timeout)
             .map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
         let mut known = self.known();
         let channel = known.channels.entry(address.to_string()).or_insert_with(|| endpoint.connect_lazy());
-        Ok(channel.clone())
+        Ok(NamedChannel::new(channel.clone(), self.shared.naming.clone()))
     }
 
     /// Asks one node after the other until one can answer; if none can, says why of each.
-    pub(super) async fn ask_any<A, F>(&self, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    pub(super) async fn ask_any<A, F>(&self, ask: impl Fn(Admin) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
-        self.ask_each(self.addresses(), ask).await
+        self.ask_each(self.addresses(), ask, |_, _| Ok(())).await
     }
 
-    async fn ask_each<A, F>(&self, addresses: Vec<String>, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    /// `accept`: whether an answer of that address is one; if not, the next is asked.
+    async fn ask_each<A, F>(
+        &self,
+        addresses: Vec<String>,
+        ask: impl Fn(Admin) -> F,
+        accept: impl Fn(&str, &A) -> Result<()>,
+    ) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
@@ -146,10 +160,20 @@ impl Endpoints {
             let limit = self.patience();
             match timeout(limit, ask(self.admin(&address)?)).await {
                 Ok(Ok(answer)) => {
+                    let answer = answer.into_inner();
+                    if let Err(error) = accept(&address, &answer) {
+                        self.silent(&address);
+                        failures.push(error.to_string());
+                        continue;
+                    }
                     self.answered(&address);
-                    return Ok(answer.into_inner());
+                    return Ok(answer);
                 }
                 Ok(Err(status)) => match error::from_status(&status) {
+                    Some(error @ Error::ClusterMismatch { .. }) => {
+                        self.silent(&address);
+                        failures.push(format!("{address}: {error}"));
+                    }
                     // The node knows, and another one would say the same.
                     Some(error) if error.action() != Action::Retry => return Err(error),
                     Some(error) => failures.push(format!("{address}: {error}")),
@@ -194,17 +218,19 @@ impl Known {
 }
 
 /// The Admin service over a channel.
-pub(super) fn admin(channel: Channel) -> AdminClient<Channel> {
+pub(super) fn admin(channel: NamedChannel) -> Admin {
     AdminClient::new(channel).max_decoding_message_size(DECODED_BYTES_MAX)
 }
 
 impl Endpoints {
     async fn list(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
-        let ask = |mut admin: AdminClient<Channel>| {
+        let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.list_ranges(request).await }
         };
-        let routes = self.ask_each(self.addresses_in_turn(), ask).await?;
+        let accept =
+            |address: &str, routes: &v1::ListRangesResponse| self.shared.naming.told(address, routes.cluster_id);
+        let routes = self.ask_each(self.addresses_in_turn(), ask, accept).await?;
         self.learn(&routes.nodes);
         Ok(routes)
     }

@@ -16,6 +16,10 @@ use super::connection;
 use super::transport::Transport;
 use crate::core::{CallOutcome, header_of};
 
+/// How long nothing is sent to an address where another cluster's node listens. Safety does not rest on it: that one
+/// refuses what names its cluster.
+const DISOWNED: Duration = Duration::from_secs(1);
+
 /// How connections to nodes are made.
 #[derive(Clone, Copy, Debug)]
 pub struct GrpcConfig {
@@ -47,6 +51,8 @@ struct Shared {
 #[derive(Debug)]
 struct Node {
     address: watch::Sender<String>,
+    /// Another cluster's node listens there: nothing is sent until then.
+    disowned_until: Option<Instant>,
     /// Absent until the first request.
     queue: Option<mpsc::Sender<Queued>>,
 }
@@ -100,6 +106,12 @@ impl GrpcTransport {
     fn queue(&self, id: NodeId) -> Option<mpsc::Sender<Queued>> {
         let mut nodes = self.nodes();
         let node = nodes.get_mut(&id)?;
+        if let Some(until) = node.disowned_until {
+            if Instant::now() < until {
+                return None;
+            }
+            node.disowned_until = None;
+        }
         if let Some(queue) = node.queue.as_ref().filter(|queue| !queue.is_closed()) {
             return Some(queue.clone());
         }
@@ -135,17 +147,29 @@ impl Transport for GrpcTransport {
         answered.unwrap_or_else(|_| CallOutcome::Broken(format!("the connection to node {} has ended", node.0)))
     }
 
+    /// What is under way there goes on: the answers are refusals, and tell what became of it.
+    fn disown(&self, node: NodeId) {
+        if let Some(node) = self.nodes().get_mut(&node) {
+            node.disowned_until = Some(Instant::now() + DISOWNED);
+        }
+    }
+
     fn learn(&self, nodes: &[v1::NodeInfo]) {
         let mut known = self.nodes();
         for info in nodes.iter().filter(|info| !info.client_addr.is_empty()) {
-            let node = known
-                .entry(NodeId(info.node_id))
-                .or_insert_with(|| Node { address: watch::Sender::new(String::new()), queue: None });
-            node.address.send_if_modified(|address| {
+            let node = known.entry(NodeId(info.node_id)).or_insert_with(|| Node {
+                address: watch::Sender::new(String::new()),
+                disowned_until: None,
+                queue: None,
+            });
+            let moved = node.address.send_if_modified(|address| {
                 let changed = *address != info.client_addr;
                 address.clone_from(&info.client_addr);
                 changed
             });
+            if moved {
+                node.disowned_until = None;
+            }
         }
     }
 }

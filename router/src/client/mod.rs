@@ -16,6 +16,7 @@ mod connection;
 mod delete_range;
 mod endpoints;
 mod grpc;
+mod named;
 mod placement;
 mod router;
 mod rpc;

@@ -13,10 +13,10 @@ use flotilla_proto::limits::DECODED_BYTES_MAX;
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, NodeId, Result, v1};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use v1::placement_client::PlacementClient as Rpc;
 
 use super::endpoints::{Endpoints, RpcResult};
+use super::named::NamedChannel;
 use super::seek::{Repeat, Seek};
 
 /// Asks the placement service. Cheap to clone; all clones share connections and what they learn.
@@ -30,11 +30,15 @@ pub struct PlacementClient {
 
 impl PlacementClient {
     /// A client that begins with these addresses (host:port, where nodes serve clients). No
-    /// connection is made yet.
+    /// connection is made yet. `cluster`: its id; 0 where the caller is about to join one that it does not know.
     ///
     /// Errors: *fail*: [`Error::InvalidArgument`]: no address, or one that is none.
-    pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>, connect_timeout: Duration) -> Result<Self> {
-        let endpoints = Endpoints::new(addresses.into_iter().map(Into::into).collect(), connect_timeout)?;
+    pub fn new<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        connect_timeout: Duration,
+        cluster: u64,
+    ) -> Result<Self> {
+        let endpoints = Endpoints::new(addresses.into_iter().map(Into::into).collect(), connect_timeout, cluster)?;
         Ok(Self { endpoints, leader: Arc::default() })
     }
 
@@ -55,7 +59,7 @@ impl PlacementClient {
     /// Errors: *retry*: [`Error::Timeout`] with the last obstacle; *fail*:
     /// [`Error::ClusterMismatch`], [`Error::InvalidArgument`].
     pub async fn join(&self, request: v1::JoinRequest, timeout: Duration) -> Result<v1::JoinResponse> {
-        let ask = |mut placement: Rpc<Channel>| {
+        let ask = |mut placement: Rpc<NamedChannel>| {
             let request = request.clone();
             async move { placement.join(request).await }
         };
@@ -68,7 +72,7 @@ impl PlacementClient {
     ///
     /// Errors: as [`PlacementClient::join`].
     pub async fn report(&self, request: v1::ReportRequest, timeout: Duration) -> Result<v1::ReportResponse> {
-        let ask = |mut placement: Rpc<Channel>| {
+        let ask = |mut placement: Rpc<NamedChannel>| {
             let request = request.clone();
             async move { placement.report(request).await }
         };
@@ -77,7 +81,7 @@ impl PlacementClient {
         Ok(answer)
     }
 
-    async fn ask<A, F>(&self, timeout: Duration, ask: impl Fn(Rpc<Channel>) -> F) -> Result<A>
+    async fn ask<A, F>(&self, timeout: Duration, ask: impl Fn(Rpc<NamedChannel>) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flotilla_proto::limits::TIMEOUT_MS_DEFAULT;
-use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, Result, v1};
+use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, Result, cluster, v1};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::transport::{RouteSource, Transport};
@@ -22,6 +22,8 @@ use crate::core::{Call, CallOutcome, Keyspaces, Route, Step, Time, backoff, head
 pub struct RouterConfig {
     /// The node that the router runs in.
     pub local: Option<NodeId>,
+    /// The cluster that it routes for; 0: the one that the first routes are of.
+    pub cluster_id: u64,
     /// Start of its random numbers (jitter, choice of replicas).
     pub seed: u64,
 }
@@ -51,8 +53,15 @@ struct Shared<T, R> {
 type Sending<'a> = Pin<Box<dyn Future<Output = CallOutcome> + Send + 'a>>;
 type Refreshing<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
+/// A request that is out.
+struct Sent<'a> {
+    id: u64,
+    node: NodeId,
+    answer: Sending<'a>,
+}
+
 enum Event {
-    Outcome(u64, CallOutcome),
+    Outcome(u64, NodeId, CallOutcome),
     Routes(Result<()>),
     Time,
 }
@@ -63,7 +72,7 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let shared = Shared {
             transport,
             source: routes,
-            keyspaces: Mutex::new(Keyspaces::new(config.local)),
+            keyspaces: Mutex::new(Keyspaces::of_cluster(config.local, config.cluster_id)),
             origin: Instant::now(),
             seed: AtomicU64::new(config.seed),
             refreshes: tokio::sync::Mutex::new(Ok(())),
@@ -80,21 +89,23 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
         let now = self.now();
         let deadline = now.saturating_add(Duration::from_millis(timeout_ms));
-        let name = header_of(&body).map_or("", |header| &header.keyspace);
+        let (name, named) = header_of(&body).map_or(("", 0), |header| (&header.keyspace, header.cluster_id));
+        cluster::check(self.cluster(named), named)?;
         let known = self.keyspaces().find(name);
         let keyspace = match known {
             Some(keyspace) => keyspace,
             None => self.look_for(name, deadline).await?,
         };
         let mut call = Call::new(body, now, deadline);
-        let mut sending: Vec<(u64, Sending<'_>)> = Vec::with_capacity(1);
+        let mut sending: Vec<Sent<'_>> = Vec::with_capacity(1);
         let mut refreshing: Option<Refreshing<'_>> = None;
         loop {
             let step = call.next(self.now(), self.keyspaces().routes(keyspace), self.rand());
             match step {
                 Step::Done(result) => return result,
                 Step::Send { node, request } => {
-                    sending.push((request.id, Box::pin(self.shared.transport.call(node, request))));
+                    let id = request.id;
+                    sending.push(Sent { id, node, answer: Box::pin(self.shared.transport.call(node, request)) });
                 }
                 Step::RefreshRoutes => {
                     let seen = self.shared.refreshed.load(Ordering::Acquire);
@@ -102,7 +113,10 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
                 }
                 Step::WaitUntil(time) => match self.wait(&mut sending, &mut refreshing, time).await {
                     Event::Time => {}
-                    Event::Outcome(id, outcome) => {
+                    Event::Outcome(id, node, outcome) => {
+                        if is_foreign(&outcome) {
+                            self.shared.transport.disown(node);
+                        }
                         let mut keyspaces = self.keyspaces();
                         call.on_outcome(self.now(), keyspaces.routes_mut(keyspace), self.rand(), id, outcome);
                     }
@@ -124,9 +138,23 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
     }
 
     /// Takes news of ranges, leaders and nodes in.
-    pub fn merge(&self, routes: &v1::ListRangesResponse) {
-        self.keyspaces().merge_all(routes);
+    ///
+    /// Errors: *fail*: [`Error::ClusterMismatch`]: they are of another cluster than the first ones.
+    pub fn merge(&self, routes: &v1::ListRangesResponse) -> Result<()> {
+        self.keyspaces().merge_all(routes)?;
         self.shared.transport.learn(&routes.nodes);
+        Ok(())
+    }
+
+    /// The cluster that requests go to; 0: not known yet. Looked up only for those who ask.
+    fn cluster(&self, asked: u64) -> u64 {
+        if asked == 0 {
+            return 0;
+        }
+        match self.keyspaces().cluster() {
+            0 => asked,
+            known => known,
+        }
     }
 
     /// The node that leads a range, as far as is known here.
@@ -176,18 +204,13 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let shared = &self.shared;
         let mut last = shared.refreshes.lock().await;
         if shared.refreshed.load(Ordering::Acquire) == seen {
-            *last = shared.source.routes().await.map(|routes| self.merge(&routes));
+            *last = shared.source.routes().await.and_then(|routes| self.merge(&routes));
             shared.refreshed.fetch_add(1, Ordering::AcqRel);
         }
         last.clone()
     }
 
-    async fn wait(
-        &self,
-        sending: &mut Vec<(u64, Sending<'_>)>,
-        refreshing: &mut Option<Refreshing<'_>>,
-        until: Time,
-    ) -> Event {
+    async fn wait(&self, sending: &mut Vec<Sent<'_>>, refreshing: &mut Option<Refreshing<'_>>, until: Time) -> Event {
         let mut timer = pin!(sleep_until(self.shared.origin + until));
         poll_fn(|context| {
             if let Some(event) = poll_work(sending, refreshing, context) {
@@ -229,7 +252,7 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
             return Ok(found);
         }
         let routes = self.shared.source.routes_with(name).await?;
-        self.merge(&routes);
+        self.merge(&routes)?;
         let keyspaces = self.keyspaces();
         match keyspaces.find(name) {
             None if keyspaces.lists() > lists => Err(Error::KeyspaceNotFound { name: name.into() }),
@@ -266,17 +289,23 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
     }
 }
 
+/// Whether a node of another cluster answered.
+fn is_foreign(outcome: &CallOutcome) -> bool {
+    let CallOutcome::Response(v1::Response { body: Some(v1::response::Body::Error(error)), .. }) = outcome else {
+        return false;
+    };
+    error.kind() == v1::ErrorKind::ClusterMismatch
+}
+
 fn poll_work(
-    sending: &mut Vec<(u64, Sending<'_>)>,
+    sending: &mut Vec<Sent<'_>>,
     refreshing: &mut Option<Refreshing<'_>>,
     context: &mut Context<'_>,
 ) -> Option<Event> {
     for at in 0..sending.len() {
-        let (id, future) = &mut sending[at];
-        if let Poll::Ready(outcome) = future.as_mut().poll(context) {
-            let id = *id;
-            drop(sending.swap_remove(at));
-            return Some(Event::Outcome(id, outcome));
+        if let Poll::Ready(outcome) = sending[at].answer.as_mut().poll(context) {
+            let Sent { id, node, .. } = sending.swap_remove(at);
+            return Some(Event::Outcome(id, node, outcome));
         }
     }
     let routes = refreshing.as_mut()?;

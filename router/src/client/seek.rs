@@ -18,11 +18,11 @@ use flotilla_proto::error::Action;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, RangeId, Result, error, v1};
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::Channel;
 use tonic::{ConnectError, Response, Status};
 
 use super::connection::status_text;
 use super::endpoints::{Endpoints, RpcResult};
+use super::named::NamedChannel;
 use super::transport::RouteSource;
 use crate::core::{backoff, mix};
 
@@ -72,7 +72,7 @@ impl Seek<'_> {
         &self,
         hint: Option<NodeId>,
         learned: impl Fn(&v1::ListRangesResponse),
-        ask: impl Fn(Channel) -> F,
+        ask: impl Fn(NamedChannel) -> F,
     ) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
@@ -126,7 +126,7 @@ impl Seek<'_> {
         backoff(pauses, mix(u64::from(left.subsec_nanos()))).min(PAUSE_MAX)
     }
 
-    async fn attempt<A, F>(&self, address: &str, ask: &impl Fn(Channel) -> F) -> std::result::Result<A, Failed>
+    async fn attempt<A, F>(&self, address: &str, ask: &impl Fn(NamedChannel) -> F) -> std::result::Result<A, Failed>
     where
         F: Future<Output = RpcResult<A>>,
     {
@@ -145,6 +145,11 @@ impl Seek<'_> {
             // Whether it was carried out is nothing to worry about where it may be carried out twice.
             Failed::Answer(Error::Ambiguous { reason }) if self.repeat == Repeat::Freely => {
                 Ok(Error::Unavailable { reason })
+            }
+            // Another cluster's node listens where one of this one did. Without a name the word is about the request.
+            Failed::Answer(error @ Error::ClusterMismatch { .. }) if self.endpoints.knows_cluster() => {
+                self.endpoints.silent(address);
+                Ok(Error::Unavailable { reason: error.to_string() })
             }
             Failed::Answer(error) => Err(error),
             Failed::Lost(reason) if self.repeat == Repeat::IfNotDone => {

@@ -13,6 +13,12 @@ pub trait Transport: Send + Sync + 'static {
     /// before the request was sent cancels it.
     fn call(&self, node: NodeId, request: v1::Request) -> impl Future<Output = CallOutcome> + Send;
 
+    /// What listens at this node's address belongs to another cluster: the address is not used for a while, unless it
+    /// changes.
+    fn disown(&self, node: NodeId) {
+        let _ = node;
+    }
+
     /// Told of the nodes, with their addresses, whenever routes were learned.
     fn learn(&self, nodes: &[v1::NodeInfo]) {
         let _ = nodes;

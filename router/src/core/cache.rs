@@ -61,6 +61,8 @@ fn age(descriptor: &v1::RangeDescriptor) -> (u64, u64) {
 pub struct RouteCache {
     keyspace: KeyspaceId,
     local: Option<NodeId>,
+    /// The cluster whose routes these are; 0: not known.
+    cluster: u64,
     by_start: BTreeMap<Bytes, Route>,
     start_of: BTreeMap<RangeId, Bytes>,
 }
@@ -69,7 +71,17 @@ impl RouteCache {
     /// An empty cache. `local` is the node that it lives in, if any: asked first where any replica
     /// will do, because that costs no network.
     pub fn new(keyspace: KeyspaceId, local: Option<NodeId>) -> Self {
-        Self { keyspace, local, by_start: BTreeMap::new(), start_of: BTreeMap::new() }
+        Self { keyspace, local, cluster: 0, by_start: BTreeMap::new(), start_of: BTreeMap::new() }
+    }
+
+    /// The cluster whose routes these are, which requests are to name; 0: not known.
+    pub fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
+    /// Notes whose routes these are.
+    pub fn set_cluster(&mut self, cluster: u64) {
+        self.cluster = cluster;
     }
 
     /// The node that this cache lives in.

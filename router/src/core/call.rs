@@ -225,7 +225,7 @@ impl Call {
         };
         self.last_id += 1;
         let id = self.last_id;
-        let body = self.work.build(&part.items, route, self.header_for(route, now));
+        let body = self.work.build(&part.items, route, self.header_for(route, now, cache.cluster()));
         let until = match self.work.access() {
             Access::Read if !self.work.may_take_long() => {
                 Some(now.saturating_add(READ_ATTEMPT.saturating_mul(1 << part.failures.min(6))))
@@ -252,7 +252,7 @@ impl Call {
         self.waiting.push(part);
     }
 
-    fn header_for(&self, route: &Route, now: Time) -> v1::RequestHeader {
+    fn header_for(&self, route: &Route, now: Time, cluster_id: u64) -> v1::RequestHeader {
         let left_ms = u64::try_from(self.deadline.saturating_sub(now).as_millis()).unwrap_or(u64::MAX);
         v1::RequestHeader {
             range_id: route.descriptor.range_id,
@@ -263,6 +263,7 @@ impl Call {
             consistency: self.header.consistency,
             // The range's id says it.
             keyspace: String::new(),
+            cluster_id,
         }
     }
 
@@ -444,7 +445,7 @@ fn learn(cache: &mut RouteCache, flight: &Flight, failure: &Failure) -> bool {
         }
         Failure::NotSent(_)
         | Failure::Broken(_)
-        | Failure::Answer(Error::Unavailable { .. } | Error::RangeNotFound { .. }) => {
+        | Failure::Answer(Error::Unavailable { .. } | Error::RangeNotFound { .. } | Error::ClusterMismatch { .. }) => {
             cache.doubt_leader(flight.range, flight.node);
             false
         }

@@ -159,6 +159,24 @@ fn found(versions: &[u64]) -> Answer {
     Answer::MultiGet(v1::MultiGetResponse { header: header(1), results: versions.iter().map(result).collect() })
 }
 
+/// What a node of another cluster refuses was surely not applied, and the leader is looked for elsewhere.
+#[test]
+fn requests_name_their_cluster_and_go_on_elsewhere_when_another_one_answers() {
+    let mut cache = three_ranges();
+    cache.set_cluster(7);
+    let mut script = Script::new(cache, write(&["a"], false));
+    let Step::Send { node: NodeId(1), request } = script.step() else { panic!("n1 leads") };
+    let header = request.body.as_ref().and_then(check::header_of).expect("a header");
+    assert_eq!((header.cluster_id, header.range_id), (7, 2));
+    script.refuse(1, &Error::ClusterMismatch { what: "this node belongs to cluster 8".into() });
+    assert_eq!(script.cache.by_id(RangeId(2)).and_then(|route| route.leader), None, "it does not lead");
+    script.now += Duration::from_millis(2);
+    assert_eq!(script.steps()[0], "refresh");
+    script.call.on_routes(script.now, 0, Ok(()));
+    let Step::Send { node, .. } = script.step() else { panic!("somebody else is asked") };
+    assert_ne!(node, NodeId(1));
+}
+
 #[test]
 fn a_batch_is_cut_by_range_and_joined_in_the_callers_order() {
     let mut script = Script::new(three_ranges(), write(&["z", "a", "h", "b", "q"], false));

@@ -122,6 +122,8 @@ pub fn decide(failure: &Failure, attempt: &Attempt) -> Decision {
         Failure::NoAddress => again(failure, attempt, other, pause(attempt), true),
         Failure::NoAnswer => again(failure, attempt, other, Duration::ZERO, false),
         Failure::Answer(error) => match error.action() {
+            // Another cluster's node listens where this one did: whoever leads now is elsewhere.
+            _ if matches!(error, Error::ClusterMismatch { .. }) => again(failure, attempt, other, pause(attempt), true),
             Action::RefreshRoute => after_route_error(failure, error, attempt),
             Action::Retry => after_refusal(failure, error, attempt),
             Action::Fail => GiveUp(error.clone()),

@@ -56,7 +56,7 @@ fn answers() -> Vec<(Error, &'static str, &'static str)> {
         (Error::invalid("what", "hint"), "InvalidArgument", "InvalidArgument"),
         (Error::KeyspaceNotFound { name: "x".into() }, "KeyspaceNotFound", "KeyspaceNotFound"),
         (Error::Corruption { what: "x".into() }, "Corruption", "Corruption"),
-        (Error::ClusterMismatch { what: "x".into() }, "ClusterMismatch", "ClusterMismatch"),
+        (Error::ClusterMismatch { what: "x".into() }, "not n3 in 1 ms, refreshed", "not n3 in 1 ms, refreshed"),
     ]
 }
 

@@ -161,6 +161,7 @@ impl DeleteRange {
         let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         Some(v1::RequestHeader {
             keyspace: self.header.keyspace.clone(),
+            cluster_id: self.header.cluster_id,
             trace_id: self.header.trace_id,
             // 0 would mean the default.
             timeout_ms: left_ms.max(1),

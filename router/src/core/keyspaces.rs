@@ -4,11 +4,13 @@
 //! not gone at once: only when it is listed as dropped, or [`MISSES_MAX`] lists in a row leave it
 //! out. A list without any keyspace says nothing; the default one is known from the beginning. The
 //! system keyspace has a cache, for those who look for its leader, but no name.
+//!
+//! All of it is of one cluster, the one that the first list was of: a list of another one is refused as a whole.
 
 use std::collections::BTreeMap;
 
 use flotilla_proto::ids::{DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME, SYSTEM_KEYSPACE};
-use flotilla_proto::{KeyspaceId, NodeId, RangeId, v1};
+use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, Result, v1};
 
 use super::cache::{Route, RouteCache};
 
@@ -19,6 +21,8 @@ const MISSES_MAX: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct Keyspaces {
     local: Option<NodeId>,
+    /// The cluster that all of this is of; 0: nobody has told yet.
+    cluster: u64,
     caches: BTreeMap<KeyspaceId, RouteCache>,
     names: BTreeMap<String, Named>,
     /// What [`DEFAULT_KEYSPACE_NAME`] stands for; found without a look at the names.
@@ -40,6 +44,7 @@ impl Keyspaces {
     pub fn new(local: Option<NodeId>) -> Self {
         let mut keyspaces = Self {
             local,
+            cluster: 0,
             caches: BTreeMap::new(),
             names: BTreeMap::new(),
             default: None,
@@ -47,6 +52,13 @@ impl Keyspaces {
             lists: 0,
         };
         keyspaces.learn(DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME);
+        keyspaces
+    }
+
+    /// The same of a cluster that is known.
+    pub fn of_cluster(local: Option<NodeId>, cluster: u64) -> Self {
+        let mut keyspaces = Self::new(local);
+        keyspaces.name_cluster(cluster);
         keyspaces
     }
 
@@ -105,13 +117,43 @@ impl Keyspaces {
         self.cache(keyspace);
     }
 
+    /// The cluster that the first list was of; 0: nobody has told yet.
+    pub fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
     /// Takes in a node's list: keyspaces, ranges, and the leaders it knows.
-    pub fn merge_all(&mut self, routes: &v1::ListRangesResponse) {
+    ///
+    /// Errors: *fail*: [`Error::ClusterMismatch`]: it is of another cluster, and nothing of it was taken.
+    pub fn merge_all(&mut self, routes: &v1::ListRangesResponse) -> Result<()> {
+        self.belong(routes.cluster_id)?;
         self.merge_names(&routes.keyspaces);
         for status in &routes.ranges {
             let Some(descriptor) = &status.descriptor else { continue };
             let Some(cache) = self.cache_of(descriptor) else { continue };
             cache.merge_status(status);
+        }
+        Ok(())
+    }
+
+    /// Notes the cluster, or refuses another one.
+    fn belong(&mut self, cluster: u64) -> Result<()> {
+        if cluster == 0 || cluster == self.cluster {
+            return Ok(());
+        }
+        if self.cluster != 0 {
+            let own = self.cluster;
+            let what = format!("routes of cluster {cluster:016x} came, where those of cluster {own:016x} are kept");
+            return Err(Error::ClusterMismatch { what });
+        }
+        self.name_cluster(cluster);
+        Ok(())
+    }
+
+    fn name_cluster(&mut self, cluster: u64) {
+        self.cluster = cluster;
+        for cache in self.caches.values_mut().chain([&mut self.nowhere]) {
+            cache.set_cluster(cluster);
         }
     }
 
@@ -158,8 +200,12 @@ impl Keyspaces {
     }
 
     fn cache(&mut self, keyspace: KeyspaceId) -> &mut RouteCache {
-        let local = self.local;
-        self.caches.entry(keyspace).or_insert_with(|| RouteCache::new(keyspace, local))
+        let (local, cluster) = (self.local, self.cluster);
+        self.caches.entry(keyspace).or_insert_with(|| {
+            let mut cache = RouteCache::new(keyspace, local);
+            cache.set_cluster(cluster);
+            cache
+        })
     }
 }
 
@@ -192,7 +238,7 @@ mod tests {
     }
 
     fn list(keyspaces: Vec<v1::Keyspace>, ranges: Vec<v1::RangeStatus>) -> v1::ListRangesResponse {
-        v1::ListRangesResponse { ranges, keyspaces, nodes: vec![] }
+        v1::ListRangesResponse { ranges, keyspaces, ..Default::default() }
     }
 
     fn at(keyspaces: &Keyspaces, name: &str) -> Option<u64> {
@@ -200,11 +246,30 @@ mod tests {
         keyspaces.routes(id).lookup(b"k").map(|route| route.descriptor.range_id)
     }
 
+    /// Ids of ranges and keyspaces are small numbers, and the same in every young cluster.
+    #[test]
+    fn routes_of_two_clusters_are_never_mixed() {
+        let mut all = Keyspaces::new(None);
+        let of =
+            |cluster_id, ranges| v1::ListRangesResponse { cluster_id, ..list(vec![keyspace(1, "default")], ranges) };
+        assert_eq!((all.cluster(), all.routes(DEFAULT_KEYSPACE).cluster()), (0, 0));
+        all.merge_all(&of(7, vec![range(2, KeyspaceId(1))])).expect("the first counts");
+        assert_eq!((all.cluster(), all.routes(DEFAULT_KEYSPACE).cluster()), (7, 7));
+        let mut newer = range(2, KeyspaceId(1));
+        newer.term = 9;
+        newer.leader_node_id = 3;
+        let refused = all.merge_all(&of(8, vec![newer]));
+        assert!(matches!(refused, Err(Error::ClusterMismatch { .. })), "{refused:?}");
+        assert_eq!(all.by_range(RangeId(2)).and_then(|route| route.leader), Some(NodeId(2)));
+        all.learn(KeyspaceId(3), "jobs");
+        assert_eq!(all.routes(KeyspaceId(3)).cluster(), 7, "of keyspaces that come later too");
+    }
+
     #[test]
     fn each_keyspace_has_its_own_routes() {
         let mut all = Keyspaces::new(None);
         let ranges = vec![range(1, SYSTEM_KEYSPACE), range(2, KeyspaceId(1)), range(7, KeyspaceId(3))];
-        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], ranges));
+        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], ranges)).expect("of one cluster");
         assert_eq!([at(&all, ""), at(&all, "default"), at(&all, "jobs")], [Some(2), Some(2), Some(7)]);
         assert_eq!([at(&all, "system"), at(&all, "other")], [None, None]);
         assert!(!all.contains(SYSTEM_KEYSPACE));
@@ -215,21 +280,23 @@ mod tests {
     #[test]
     fn a_list_without_keyspaces_means_the_default_one() {
         let mut all = Keyspaces::new(None);
-        all.merge_all(&list(vec![], vec![range(2, KeyspaceId(1)), range(7, KeyspaceId(3))]));
+        all.merge_all(&list(vec![], vec![range(2, KeyspaceId(1)), range(7, KeyspaceId(3))])).expect("of one cluster");
         assert_eq!((at(&all, ""), all.by_range(RangeId(7))), (Some(2), None));
     }
 
     #[test]
     fn a_dropped_keyspace_is_gone_with_its_routes() {
         let mut all = Keyspaces::new(None);
-        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], vec![range(7, KeyspaceId(3))]));
-        all.merge_all(&list(vec![keyspace(1, "default"), dropped(3, "jobs")], vec![range(7, KeyspaceId(3))]));
+        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], vec![range(7, KeyspaceId(3))]))
+            .expect("of one cluster");
+        all.merge_all(&list(vec![keyspace(1, "default"), dropped(3, "jobs")], vec![range(7, KeyspaceId(3))]))
+            .expect("of one cluster");
         assert_eq!((all.find("jobs"), all.by_range(RangeId(7))), (None, None));
         assert!(all.routes(KeyspaceId(3)).is_empty());
         let again = vec![keyspace(1, "default"), dropped(3, "jobs"), keyspace(4, "jobs")];
-        all.merge_all(&list(again, vec![range(7, KeyspaceId(3)), range(9, KeyspaceId(4))]));
+        all.merge_all(&list(again, vec![range(7, KeyspaceId(3)), range(9, KeyspaceId(4))])).expect("of one cluster");
         assert_eq!(at(&all, "jobs"), Some(9), "a new one of the same name");
-        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], vec![]));
+        all.merge_all(&list(vec![keyspace(1, "default"), keyspace(3, "jobs")], vec![])).expect("of one cluster");
         assert_eq!(at(&all, "jobs"), Some(9), "the old one does not come back");
     }
 
@@ -238,10 +305,10 @@ mod tests {
         let mut all = Keyspaces::new(None);
         all.learn(KeyspaceId(3), "jobs");
         for _ in 1..MISSES_MAX {
-            all.merge_all(&list(vec![keyspace(1, "default")], vec![]));
+            all.merge_all(&list(vec![keyspace(1, "default")], vec![])).expect("of one cluster");
             assert_eq!(all.find("jobs"), Some(KeyspaceId(3)));
         }
-        all.merge_all(&list(vec![keyspace(1, "default")], vec![]));
+        all.merge_all(&list(vec![keyspace(1, "default")], vec![])).expect("of one cluster");
         assert_eq!((all.find("jobs"), all.find("")), (None, Some(DEFAULT_KEYSPACE)));
     }
 }

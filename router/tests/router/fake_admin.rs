@@ -1,7 +1,7 @@
 //! The Admin and Placement services of a test's node: orders are written down, and only the leader of
 //! the range that they belong to takes them.
 
-use flotilla_proto::{Error, NodeId, v1};
+use flotilla_proto::{Error, NodeId, cluster, v1};
 use tonic::{Request, Response};
 use v1::admin_server::Admin;
 use v1::placement_server::Placement;
@@ -9,6 +9,13 @@ use v1::placement_server::Placement;
 use super::fake_node::{Rpc, Service};
 
 impl Service {
+    /// Refuses what names another cluster, as a node's doors do.
+    fn is_meant<T>(&self, request: &Request<T>) -> Result<(), tonic::Status> {
+        let named = request.metadata().get(cluster::METADATA);
+        let named = named.map_or(0, |value| value.to_str().expect("digits").parse().expect("a number"));
+        Ok(cluster::check(self.world.truth().cluster, named)?)
+    }
+
     /// Notes an order, if this node leads the range.
     fn take(&self, range: u64, order: String) -> Result<(), tonic::Status> {
         self.lead(range)?;
@@ -27,7 +34,8 @@ impl Admin for Service {
         let ranges = ids.into_iter().map(|range| self.status(range)).collect();
         let mut keyspaces: Vec<v1::Keyspace> = self.world.truth().keyspaces.values().cloned().collect();
         keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
-        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces }))
+        let cluster_id = self.world.truth().cluster;
+        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces, cluster_id }))
     }
 
     async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Rpc<v1::GetRangeResponse> {
@@ -84,6 +92,7 @@ impl Admin for Service {
     }
 
     async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Rpc<v1::DrainNodeResponse> {
+        self.is_meant(&request)?;
         let request = request.into_inner();
         self.take(1, format!("drain n{} {}", request.node_id, request.undo))?;
         Ok(Response::new(v1::DrainNodeResponse {}))

@@ -178,7 +178,7 @@ impl Cluster {
             ..Default::default()
         };
         let keyspaces = KEYSPACES.map(keyspace).to_vec();
-        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), keyspaces, nodes: vec![] }
+        v1::ListRangesResponse { ranges: self.ranges.values().map(status).collect(), keyspaces, ..Default::default() }
     }
 
     /// The routes as some node knows them: it may be behind.

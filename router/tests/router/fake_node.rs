@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use flotilla_proto::{Error, NodeId, RangeId, v1};
+use flotilla_proto::{Error, NodeId, RangeId, cluster, v1};
 use flotilla_router::core::header_of;
 use flotilla_router::{Client, ClientConfig};
 use tokio::net::TcpListener;
@@ -170,6 +170,7 @@ impl Service {
     fn carry_out(&self, body: Body) -> Result<Answer, Error> {
         let mut truth = self.world.truth();
         let header = header_of(&body).expect("a header").clone();
+        cluster::check(truth.cluster, header.cluster_id)?;
         let keyspace = truth.admit(self.node, &header)?;
         Ok(truth.of_keyspace(keyspace, |truth| self.answer(truth, RangeId(header.range_id), body)))
     }

@@ -19,6 +19,8 @@ pub struct Truth {
     pub ranges: BTreeMap<u64, v1::RangeDescriptor>,
     pub leaders: BTreeMap<u64, NodeId>,
     pub addresses: BTreeMap<u64, SocketAddr>,
+    /// The cluster's id; 0: it is not told.
+    pub cluster: u64,
     /// Keys asked for, in order of arrival.
     pub arrived: Vec<Bytes>,
     /// Orders given, in order of arrival, in words.

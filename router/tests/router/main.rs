@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests of the async shell")]
 
 mod admin;
+mod clusters;
 mod fake_admin;
 mod fake_cluster;
 mod fake_node;

@@ -202,7 +202,7 @@ impl World {
                 let result = if failed {
                     Err(Error::Unavailable { reason: "no node answers".into() })
                 } else {
-                    self.keyspaces.merge_all(&self.cluster.routes(&mut self.random));
+                    self.keyspaces.merge_all(&self.cluster.routes(&mut self.random)).expect("all of one cluster");
                     self.addresses.extend((1..=5).map(NodeId));
                     Ok(())
                 };

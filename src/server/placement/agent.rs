@@ -206,7 +206,7 @@ impl Agent {
         let others = self.others();
         if self.placement.is_none() {
             let addresses = others.iter().map(|node| node.client_addr.clone());
-            self.placement = Some(PlacementClient::new(addresses, CONNECT_TIMEOUT)?);
+            self.placement = Some(PlacementClient::new(addresses, CONNECT_TIMEOUT, self.node.cluster_id())?);
         }
         let client = self.placement.clone().ok_or(Error::Unavailable { reason: "no other node is known".into() })?;
         // A node may have come back at another address.
@@ -258,7 +258,9 @@ impl Agent {
             return;
         }
         let asked = async {
-            let client = Client::connect(addresses, ClientConfig::default()).await?;
+            // Another cluster's routes are none, wherever its node listens.
+            let config = ClientConfig { cluster_id: self.node.cluster_id(), ..ClientConfig::default() };
+            let client = Client::connect(addresses, config).await?;
             client.list_ranges().await
         };
         if let Ok(Ok(routes)) = timeout(TIMEOUT, asked).await {

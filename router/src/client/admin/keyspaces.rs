@@ -3,9 +3,8 @@
 use flotilla_proto::ids::SYSTEM_RANGE;
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, KeyspaceId, Result, v1};
-use tonic::transport::Channel;
-use v1::admin_client::AdminClient;
 
+use super::super::named::Admin;
 use super::{Client, Repeat};
 
 impl Client {
@@ -16,7 +15,7 @@ impl Client {
     /// ranges); *ambiguous*: [`Error::Ambiguous`]: see [`Client::list_keyspaces`].
     pub async fn create_keyspace(&self, request: v1::CreateKeyspaceRequest) -> Result<v1::Keyspace> {
         let name = request.name.clone();
-        let ask = |mut admin: AdminClient<Channel>| {
+        let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.create_keyspace(request).await }
         };
@@ -32,8 +31,7 @@ impl Client {
     ///
     /// Errors: *retry*: [`Error::Timeout`], [`Error::Unavailable`].
     pub async fn list_keyspaces(&self) -> Result<Vec<v1::Keyspace>> {
-        let ask =
-            |mut admin: AdminClient<Channel>| async move { admin.list_keyspaces(v1::ListKeyspacesRequest {}).await };
+        let ask = |mut admin: Admin| async move { admin.list_keyspaces(v1::ListKeyspacesRequest {}).await };
         Ok(self.ask_leader(SYSTEM_RANGE, self.question(), ask).await?.keyspaces)
     }
 
@@ -43,7 +41,7 @@ impl Client {
     /// [`Error::KeyspaceNotFound`], [`Error::InvalidArgument`].
     pub async fn set_keyspace(&self, request: v1::SetKeyspaceRequest) -> Result<v1::Keyspace> {
         let name = request.name.clone();
-        let ask = |mut admin: AdminClient<Channel>| {
+        let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.set_keyspace(request).await }
         };
@@ -57,7 +55,7 @@ impl Client {
     /// [`Error::KeyspaceNotFound`], [`Error::InvalidArgument`] (one that cannot be dropped);
     /// *ambiguous*: [`Error::Ambiguous`]: see [`Client::list_keyspaces`].
     pub async fn drop_keyspace(&self, name: &str) -> Result<()> {
-        let ask = |mut admin: AdminClient<Channel>| {
+        let ask = |mut admin: Admin| {
             let request = v1::DropKeyspaceRequest { name: name.to_string() };
             async move { admin.drop_keyspace(request).await }
         };

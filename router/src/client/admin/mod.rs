@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::Channel;
-use v1::admin_client::AdminClient;
 
 use super::api::Client;
 use super::endpoints::{Endpoints, RpcResult, admin, answer};
+use super::named::Admin;
 use super::seek::{Repeat, Seek};
 use super::transport::{RouteSource, Transport};
 
@@ -27,7 +26,7 @@ impl Client {
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers.
     pub async fn list_ranges(&self) -> Result<v1::ListRangesResponse> {
         let routes = self.endpoints().routes().await?;
-        self.router().merge(&routes);
+        self.router().merge(&routes)?;
         Ok(routes)
     }
 
@@ -37,7 +36,7 @@ impl Client {
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers; *fail*: [`Error::KeyspaceNotFound`].
     pub async fn list_ranges_of(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
         let routes = self.endpoints().routes_with(keyspace).await?;
-        self.router().merge(&routes);
+        self.router().merge(&routes)?;
         Ok(routes)
     }
 
@@ -45,7 +44,7 @@ impl Client {
     ///
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers.
     pub async fn list_nodes(&self) -> Result<Vec<v1::NodeInfo>> {
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.list_nodes(v1::ListNodesRequest {}).await };
+        let ask = |mut admin: Admin| async move { admin.list_nodes(v1::ListNodesRequest {}).await };
         let answer = self.endpoints().ask_any(ask).await?;
         self.endpoints().learn(&answer.nodes);
         self.router().transport().learn(&answer.nodes);
@@ -58,7 +57,7 @@ impl Client {
     /// *refresh the route*: [`Error::RangeNotFound`].
     pub async fn get_range(&self, range: RangeId, local_on: Option<NodeId>) -> Result<v1::GetRangeResponse> {
         let request = v1::GetRangeRequest { range_id: range.0, local: local_on.is_some() };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.get_range(request).await };
+        let ask = |mut admin: Admin| async move { admin.get_range(request).await };
         match local_on {
             Some(node) => self.ask_node(node, ask).await,
             None => self.ask_leader(range, self.question(), ask).await,
@@ -72,7 +71,7 @@ impl Client {
     /// [`Error::RangeNotFound`]; *fail*: [`Error::InvalidArgument`] (no replica there).
     pub async fn transfer_leader(&self, range: RangeId, to: NodeId) -> Result<v1::TransferLeaderResponse> {
         let request = v1::TransferLeaderRequest { range_id: range.0, to_node_id: to.0, timeout_ms: self.timeout_ms() };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.transfer_leader(request).await };
+        let ask = |mut admin: Admin| async move { admin.transfer_leader(request).await };
         let answer = self.ask_leader(range, self.order(Repeat::Freely), ask).await?;
         // The routes follow by themselves; this saves the next request a redirect.
         self.router().learn_leader(range, NodeId(answer.leader_node_id), answer.term);
@@ -84,17 +83,14 @@ impl Client {
     /// Errors: *retry*: [`Error::Unavailable`], [`Error::Timeout`]; *fail*:
     /// [`Error::InvalidArgument`] (no such node is known).
     pub async fn node_status(&self, node: NodeId) -> Result<v1::NodeStatusResponse> {
-        self.ask_node(node, |mut admin: AdminClient<Channel>| async move {
-            admin.node_status(v1::NodeStatusRequest {}).await
-        })
-        .await
+        self.ask_node(node, |mut admin: Admin| async move { admin.node_status(v1::NodeStatusRequest {}).await }).await
     }
 
     /// The state and figures of the node at an address.
     ///
     /// Errors: as [`Client::node_status`].
     pub async fn node_status_at(&self, address: &str) -> Result<v1::NodeStatusResponse> {
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.node_status(v1::NodeStatusRequest {}).await };
+        let ask = |mut admin: Admin| async move { admin.node_status(v1::NodeStatusRequest {}).await };
         self.ask_at(address, self.deadline(), &ask).await
     }
 
@@ -106,12 +102,7 @@ impl Client {
         Instant::now() + self.timeout()
     }
 
-    async fn ask_at<A, F>(
-        &self,
-        address: &str,
-        deadline: Instant,
-        ask: &impl Fn(AdminClient<Channel>) -> F,
-    ) -> Result<A>
+    async fn ask_at<A, F>(&self, address: &str, deadline: Instant, ask: &impl Fn(Admin) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
@@ -122,7 +113,7 @@ impl Client {
         }
     }
 
-    async fn ask_node<A, F>(&self, node: NodeId, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    async fn ask_node<A, F>(&self, node: NodeId, ask: impl Fn(Admin) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
@@ -136,13 +127,14 @@ impl Client {
     }
 
     /// Asks the range's leader, wherever it goes meanwhile.
-    async fn ask_leader<A, F>(&self, range: RangeId, order: Order, ask: impl Fn(AdminClient<Channel>) -> F) -> Result<A>
+    async fn ask_leader<A, F>(&self, range: RangeId, order: Order, ask: impl Fn(Admin) -> F) -> Result<A>
     where
         F: Future<Output = RpcResult<A>>,
     {
         let Order { repeat, attempt, timeout } = order;
         let seek = Seek { endpoints: self.endpoints(), range, repeat, deadline: Instant::now() + timeout, attempt };
-        let learned = |routes: &v1::ListRangesResponse| self.router().merge(routes);
+        // Routes of another cluster do not come this far; if they did, they would be refused, and nothing be learned.
+        let learned = |routes: &v1::ListRangesResponse| drop(self.router().merge(routes));
         seek.run(self.router().leader_of(range), learned, |channel| ask(admin(channel))).await
     }
 

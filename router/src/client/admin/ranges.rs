@@ -6,9 +6,8 @@ use bytes::Bytes;
 use flotilla_proto::ids::SYSTEM_RANGE;
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
-use tonic::transport::Channel;
-use v1::admin_client::AdminClient;
 
+use super::super::named::Admin;
 use super::{Client, Order, Repeat};
 
 /// Where a range is split.
@@ -33,7 +32,7 @@ impl Client {
             SplitAt::Parts(parts) => (vec![], parts),
         };
         let request = v1::SplitRangeRequest { range_id: range.0, keys, parts, timeout_ms: self.timeout_ms() };
-        let ask = |mut admin: AdminClient<Channel>| {
+        let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.split_range(request).await }
         };
@@ -49,7 +48,7 @@ impl Client {
     /// that cannot answer is not an error: the answer says so.
     pub async fn check_range(&self, range: RangeId) -> Result<v1::CheckRangeResponse> {
         let request = v1::CheckRangeRequest { range_id: range.0, timeout_ms: self.timeout_ms() };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.check_range(request).await };
+        let ask = |mut admin: Admin| async move { admin.check_range(request).await };
         self.ask_leader(range, self.order(Repeat::Freely), ask).await
     }
 
@@ -59,7 +58,7 @@ impl Client {
     /// [`Error::RangeNotFound`]; *fail*: [`Error::InvalidArgument`] (no such node, no such check).
     pub async fn range_checksum(&self, on: NodeId, range: RangeId, check_id: u64) -> Result<v1::RangeChecksumResponse> {
         let request = v1::RangeChecksumRequest { range_id: range.0, check_id, timeout_ms: self.timeout_ms() };
-        self.ask_node(on, |mut admin: AdminClient<Channel>| async move { admin.range_checksum(request).await }).await
+        self.ask_node(on, |mut admin: Admin| async move { admin.range_checksum(request).await }).await
     }
 
     /// What happened to a range on one node since that started, newest last.
@@ -68,7 +67,7 @@ impl Client {
     /// known).
     pub async fn range_events(&self, on: NodeId, range: RangeId) -> Result<Vec<v1::RangeEvent>> {
         let request = v1::RangeEventsRequest { range_id: range.0 };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.range_events(request).await };
+        let ask = |mut admin: Admin| async move { admin.range_events(request).await };
         Ok(self.ask_node(on, ask).await?.events)
     }
 
@@ -86,7 +85,7 @@ impl Client {
             to_node_id: to.0,
             timeout_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
         };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.move_replica(request).await };
+        let ask = |mut admin: Admin| async move { admin.move_replica(request).await };
         // A new leader of the service finds the order decided, and waits on.
         let timeout = wait.saturating_add(self.timeout());
         let order = Order { repeat: Repeat::Freely, attempt: timeout, timeout };
@@ -100,7 +99,7 @@ impl Client {
     /// [`Error::InvalidArgument`] (no such node).
     pub async fn drain_node(&self, node: NodeId, undo: bool) -> Result<()> {
         let request = v1::DrainNodeRequest { node_id: node.0, undo };
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.drain_node(request).await };
+        let ask = |mut admin: Admin| async move { admin.drain_node(request).await };
         self.ask_leader(SYSTEM_RANGE, self.order(Repeat::Freely), ask).await.map(|v1::DrainNodeResponse {}| ())
     }
 }
