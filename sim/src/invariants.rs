@@ -4,12 +4,13 @@
 //! The checkers watch what the cores want done, and what was made durable; they know what Raft
 //! promises, not how it keeps it.
 
+mod data;
+mod leases;
+
 use std::collections::BTreeMap;
 
-use flotilla_engine::apply::{Applied, EntryResults, RangeChange};
 use flotilla_engine::recover::Boot;
 use flotilla_engine::store::{Envelope, LogBatch, LogItem, ReadView};
-use flotilla_engine::time::BootTime;
 use flotilla_engine::{command, membership};
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Entry, EntryType, MessageType};
@@ -52,6 +53,8 @@ pub(crate) struct Invariants {
     results: BTreeMap<(RangeId, u64), u64>,
     /// The keys that each committed entry is to write.
     keys: BTreeMap<(RangeId, u64), Vec<bytes::Bytes>>,
+    /// The newest version of each key, by keyspace.
+    versions: BTreeMap<(u64, bytes::Bytes), u64>,
     /// What the data was where a check asked for it.
     checkpoints: BTreeMap<(RangeId, u64), (u64, u32)>,
     /// The newest view of each node and range.
@@ -350,149 +353,6 @@ impl Invariants {
                 last.term,
                 words.join(" or ")
             ));
-        }
-        Ok(())
-    }
-
-    /// I4: equal applied index, equal checksum; and equal results.
-    pub(crate) fn applied(&mut self, node: usize, done: &Applied) -> Check {
-        self.check_checksum(node, done.range, done.index, done.checksum)?;
-        self.territory.applied(node, done)?;
-        self.note_births(node, done)?;
-        for entry in &done.results {
-            self.check_keys(node, done.range, entry)?;
-            let results = hash(format!("{:?}", entry.requests).as_bytes());
-            let known = *self.results.entry((done.range, entry.index)).or_insert(results);
-            if known != results {
-                return fail(format!(
-                    "I4: n{} {}: entry {} had other results than on another replica: {:?}",
-                    node + 1,
-                    done.range,
-                    entry.index,
-                    entry.requests
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Replicas that begin with a split.
-    fn note_births(&mut self, node: usize, done: &Applied) -> Check {
-        for change in &done.changes {
-            let Ok(RangeChange::Split { children, .. }) = &change.outcome else { continue };
-            for child in children.iter().filter(|child| child.born) {
-                let id = RangeId(child.descriptor.range_id);
-                let log = LogMirror::initial(replica_on(&child.descriptor, node).unwrap_or_default());
-                self.check_checksum(node, id, child.applied.index, child.applied.checksum)?;
-                if let Some(known) = self.written[node].get(&id).filter(|known| known.term > log.term) {
-                    return fail(format!("I8: n{}: a split puts range {id} back from term {}", node + 1, known.term));
-                }
-                self.written[node].insert(id, log.clone());
-                self.born[node].insert(id, log);
-            }
-        }
-        Ok(())
-    }
-
-    /// I6: nothing is written outside of the range as it is where the entry stands.
-    fn check_keys(&self, node: usize, range: RangeId, entry: &EntryResults) -> Check {
-        let (Ok(requests), Some(descriptor)) = (&entry.requests, self.territory.in_force(range, entry.index)) else {
-            return Ok(());
-        };
-        let keys = self.keys.get(&(range, entry.index)).map_or(&[][..], |keys| keys);
-        let applied = requests.iter().flatten().zip(keys).filter(|(result, _)| result.applied);
-        match applied.map(|(_, key)| key).find(|key| !territory::holds_key(descriptor, key)) {
-            Some(key) => fail(format!(
-                "I6: n{}: entry {} writes {key:?}, which is not in {}",
-                node + 1,
-                entry.index,
-                territory::words(descriptor)
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// Every replica computes the same checksum at the index of a check. True: another one has before.
-    pub(crate) fn checkpoint(
-        &mut self,
-        node: usize,
-        range: RangeId,
-        index: u64,
-        found: (u64, u32),
-    ) -> Result<bool, String> {
-        let known = self.checkpoints.insert((range, index), found);
-        if known.is_some_and(|known| known != found) {
-            return Err(format!(
-                "I4: n{} {range}: the check at {index} finds other data than on another replica",
-                node + 1
-            ));
-        }
-        Ok(known.is_some())
-    }
-
-    fn check_checksum(&mut self, node: usize, range: RangeId, index: u64, checksum: u32) -> Check {
-        let known = *self.checksums.entry((range, index)).or_insert(checksum);
-        if known != checksum {
-            return fail(format!(
-                "I4: n{} {range}: checksum {checksum:08x} at applied index {index}, another replica had {known:08x}",
-                node + 1
-            ));
-        }
-        Ok(())
-    }
-
-    /// I7: while one replica may serve reads by its lease, no other may. `clocks` are all nodes' times now.
-    pub(crate) fn view(&mut self, node: usize, view: &std::sync::Arc<ReadView>, clocks: &[BootTime]) -> Check {
-        let range = view.range();
-        self.views.insert((range, node), view.clone());
-        if view.lease_covers(clocks[node]) {
-            return self.no_older_lease(node, range, u64::MAX, clocks, "holds a lease too");
-        }
-        Ok(())
-    }
-
-    /// The replica can no longer be read.
-    pub(crate) fn view_gone(&mut self, node: usize, range: RangeId) {
-        self.views.remove(&(range, node));
-    }
-
-    /// I7, from the other side: nobody acknowledges a write while another replica may serve reads alone.
-    /// A write of an older term than the lease's is in that leader's log, and applied there.
-    pub(crate) fn write_answered(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime]) -> Check {
-        self.no_older_lease(node, range, term, clocks, "acknowledges a write")?;
-        let Some(own) = self.views.get(&(range, node)).filter(|_| !self.black_box) else { return Ok(()) };
-        // A range that was split on other nodes and not on that one must not be read there by its lease.
-        let overlaps = |other: &ReadView| {
-            other.range() != range
-                && other.descriptor.epoch.unwrap_or_default().version < own.descriptor.epoch.unwrap_or_default().version
-                && territory::overlap(&other.descriptor, &own.descriptor)
-        };
-        let leased = |(_, other): &(RangeId, usize), view: &ReadView| view.lease_covers(clocks[*other]);
-        match self.views.iter().find(|(key, view)| key.1 != node && overlaps(view) && leased(key, view)) {
-            Some(((_, other), view)) => fail(format!(
-                "I7: n{} holds the lease of {} while n{} acknowledges a write to {}",
-                other + 1,
-                territory::words(&view.descriptor),
-                node + 1,
-                territory::words(&own.descriptor)
-            )),
-            None => Ok(()),
-        }
-    }
-
-    fn no_older_lease(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime], what: &str) -> Check {
-        if self.black_box {
-            return Ok(());
-        }
-        for ((_, other), view) in self.views.range((range, 0)..=(range, usize::MAX)) {
-            if *other != node && view.term < term && view.lease_covers(clocks[*other]) {
-                return fail(format!(
-                    "I7: n{} holds the lease of {range} in term {} while n{} {what}",
-                    other + 1,
-                    view.term,
-                    node + 1
-                ));
-            }
         }
         Ok(())
     }
