@@ -28,6 +28,10 @@ pub struct Config {
     pub answer_routes_bytes: usize,
     /// Ranges that one round of decisions looks at, so that a round stays short however many ranges need something.
     pub ranges_per_round: usize,
+    /// Entries of the history that are kept, and for how long; it may be a page more.
+    pub history_entries_max: usize,
+    /// See [`Self::history_entries_max`].
+    pub history_age_max: Duration,
     /// The versions of the protocol between nodes that this cluster speaks.
     pub protocol: (u32, u32),
 }
@@ -46,6 +50,8 @@ impl Default for Config {
             split_bytes: 256 << 20,
             answer_routes_bytes: 1 << 20,
             ranges_per_round: 2_000,
+            history_entries_max: 10_000,
+            history_age_max: Duration::from_secs(30 * 24 * 3_600),
             protocol: (1, 1),
         }
     }

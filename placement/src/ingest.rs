@@ -113,6 +113,9 @@ impl Service {
             let Some(descriptor) = &replica.descriptor else { continue };
             let range = descriptor.range_id;
             let known = self.state.acked.keyspace(descriptor.keyspace_id).is_some();
+            if known {
+                self.look_for_cut(descriptor, report);
+            }
             if known && self.state.table.report(node, replica) {
                 changed.push(range);
             } else {

@@ -13,6 +13,7 @@ mod birth;
 mod borders;
 mod config;
 mod decide;
+mod history;
 mod ingest;
 mod layout;
 mod learned;

@@ -8,8 +8,11 @@
 //! keyspace/<keyspace id>         Keyspace
 //! node/<node id>                 NodeRecord
 //! order/<range id>               OrderRecord: one order per range, by its key
+//! history/<first entry's id>     HistoryRecord: a page of what was decided and seen
 //! ```
 //! Ids are 8 bytes, big-endian. Values are protobuf; golden tests hold keys and values.
+
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_proto::v1;
@@ -62,6 +65,10 @@ pub enum Change {
     Birth(u64, v1::BirthRecord),
     /// It has.
     NoBirth(u64),
+    /// A page of the history, by the id of its first entry.
+    History(u64, Arc<v1::HistoryRecord>),
+    /// The page is too old to be kept.
+    NoHistory(u64),
 }
 
 fn key(kind: &str, id: u64) -> Bytes {
@@ -93,6 +100,8 @@ impl Change {
             Self::NoOrder(range) => (key("order", *range), None),
             Self::Birth(range, record) => (key("birth", *range), value(record)),
             Self::NoBirth(range) => (key("birth", *range), None),
+            Self::History(first, page) => (key("history", *first), value(page.as_ref())),
+            Self::NoHistory(first) => (key("history", *first), None),
         }
     }
 
@@ -120,6 +129,7 @@ impl Change {
             b"keyspace" => Self::Keyspace(v1::Keyspace::decode(value).ok()?),
             b"order" => Self::Order(id, v1::OrderRecord::decode(value).ok()?),
             b"birth" => Self::Birth(id, v1::BirthRecord::decode(value).ok()?),
+            b"history" => Self::History(id, Arc::new(v1::HistoryRecord::decode(value).ok()?)),
             _ => return None,
         };
         (change.encode().0 == key).then_some(change)
@@ -161,6 +171,9 @@ mod tests {
             ..Default::default()
         };
         let birth = v1::BirthRecord { descriptor: Some(descriptor) };
+        let entry =
+            v1::HistoryEntry { id: 9, unix_ms: 8, kind: "dead".into(), node_ids: vec![4], ..Default::default() };
+        let page = v1::HistoryRecord { entries: vec![entry] };
         vec![
             (Change::Cluster(v1::ClusterRecord { cluster_id: 1, name: "c".into() }), "cluster", r"\x08\x01\x12\x01c"),
             (Change::Reign(v1::ReignRecord { reign: 2, loads: 3 }), "reign", r"\x08\x02\x10\x03"),
@@ -180,6 +193,11 @@ mod tests {
                 r#"\n\x0c\x08\x03\x10\x07\x1a\x01\x04\"\x01\x010\x03\x12\x04\x08\x05\x10\x06\x1a\x03why \t"#,
             ),
             (Change::Birth(7, birth), r"birth/\x00\x00\x00\x00\x00\x00\x00\x07", r"\n\x06\x08\x07\x10\x028\x02"),
+            (
+                Change::History(9, Arc::new(page)),
+                r"history/\x00\x00\x00\x00\x00\x00\x00\t",
+                r#"\n\r\x08\t\x10\x08\x1a\x04dead*\x01\x04"#,
+            ),
         ]
     }
 

@@ -9,9 +9,10 @@ use flotilla_proto::{Error, KeyspaceId, RangeId, Result, v1};
 use crate::borders::{bounds, descriptor};
 use crate::decide::loads::Loads;
 use crate::decide::{Decision, holds, is_joint, voters};
+use crate::history::{self, kind};
 use crate::names::{self, SYSTEM_KEYSPACE_NAME};
 use crate::records::{Change, Counter};
-use crate::service::{Response, Service, Token};
+use crate::service::{Answer, Response, Service, Token};
 use crate::waiters::{Waiter, Wants};
 
 /// Ranges that a keyspace created by request may begin with: all of its records are one batch.
@@ -44,10 +45,12 @@ impl Service {
         }
         let (node, draining) = known.map_or((0, false), |record| (record.node_id, record.draining));
         let mut changes = Vec::new();
+        let mut told = Vec::new();
         let node = if node == 0 { self.next_id(Counter::Node) } else { node };
         if node == self.next_id(Counter::Node) {
             self.state.joined.insert(node, self.state.now);
             changes.push(Change::Next(Counter::Node, node + 1));
+            told.push(history::of_nodes(kind::JOINED, &[node], format!("at {}", request.peer_addr)));
         }
         changes.push(Change::Node(v1::NodeRecord {
             node_id: node,
@@ -62,7 +65,7 @@ impl Service {
             ..Default::default()
         }));
         self.effects.notes.push(format!("node {node} joins (store {:x})", request.store_id));
-        let unit = self.stage(changes);
+        let unit = self.stage_told(changes, told);
         self.wait(token, unit, Wants::Joined { node });
         Ok(())
     }
@@ -99,6 +102,8 @@ impl Service {
             ..Default::default()
         };
         let births = self.births(KeyspaceId(id), ranges)?;
+        let what = format!("keyspace {:?} (id {id}), {} replicas, ranges: {ranges}", keyspace.name, keyspace.replicas);
+        let told = history::of_keyspace(kind::CREATED, what);
         let mut changes = vec![Change::Next(Counter::Keyspace, id + 1), Change::Keyspace(keyspace)];
         changes.push(Change::Next(Counter::Range, self.next_id(Counter::Range) + births.len() as u64));
         let ranges = births.iter().filter_map(|birth| match birth {
@@ -107,7 +112,7 @@ impl Service {
         });
         self.work.unsent.extend(ranges);
         changes.extend(births);
-        let unit = self.stage(changes);
+        let unit = self.stage_told(changes, vec![told]);
         let deadline = self.state.now + self.state.config.create_wait;
         self.wait(token, unit, Wants::Created { keyspace: id, deadline });
         Ok(())
@@ -154,8 +159,9 @@ impl Service {
             names::check_split_bytes(split_bytes)?;
             now.split_bytes = split_bytes;
         }
+        let told = history::of_keyspace(kind::SET, settings_changed(keyspace, &now));
         now.version += 1;
-        let unit = self.stage(vec![Change::Keyspace(now.clone())]);
+        let unit = self.stage_told(vec![Change::Keyspace(now.clone())], vec![told]);
         let ranges = self.state.table.of_keyspace(now.keyspace_id).map(|route| route.descriptor.range_id);
         self.work.look_at(ranges);
         let response = v1::SetKeyspaceResponse { keyspace: Some(now) };
@@ -175,8 +181,10 @@ impl Service {
         let mut dropped = keyspace.clone();
         dropped.set_state(v1::KeyspaceState::Dropped);
         dropped.version += 1;
-        self.effects.notes.push(format!("keyspace {:?} (id {}) is dropped", dropped.name, dropped.keyspace_id));
-        let unit = self.stage(vec![Change::Keyspace(dropped)]);
+        let what = format!("keyspace {:?} (id {})", dropped.name, dropped.keyspace_id);
+        self.effects.notes.push(format!("{what} is dropped"));
+        let told = history::of_keyspace(kind::DROPPED, what);
+        let unit = self.stage_told(vec![Change::Keyspace(dropped)], vec![told]);
         self.wait(token, unit, Wants::Written(Response::DropKeyspace(v1::DropKeyspaceResponse {})));
         Ok(())
     }
@@ -310,14 +318,44 @@ impl Service {
         }
         let mut now = record.clone();
         now.draining = !request.undo;
+        let (word, what) = match request.undo {
+            false => (kind::DRAINING, "asked for: it gives its leaders away, and gets nothing new"),
+            true => (kind::NOT_DRAINING, "asked for: it gets its share again"),
+        };
+        let told = (now != *record).then(|| history::of_nodes(word, &[node], what));
         self.work.stir();
-        let unit = self.stage(vec![Change::Node(now)]);
+        let unit = self.stage_told(vec![Change::Node(now)], told.into_iter().collect());
         self.round();
         self.wait(token, unit, Wants::Written(Response::DrainNode(v1::DrainNodeResponse {})));
+        Ok(())
+    }
+
+    /// A question; answered from what is acknowledged.
+    pub(crate) fn on_history(&mut self, token: Token, request: &v1::PlacementHistoryRequest) -> Result<()> {
+        let result = Ok(Response::History(self.history_answer(request)));
+        self.effects.answers.push(Answer { token, result });
         Ok(())
     }
 
     fn wait(&mut self, token: Token, unit: u64, wants: Wants) {
         self.waiters.push(Waiter { token, unit, wants });
     }
+}
+
+/// What is different between two settings of a keyspace, in words.
+fn settings_changed(before: &v1::Keyspace, after: &v1::Keyspace) -> String {
+    let mut parts = Vec::new();
+    if before.replicas != after.replicas {
+        parts.push(format!("replicas {} instead of {}", after.replicas, before.replicas));
+    }
+    if before.boundary != after.boundary {
+        parts.push("another split boundary".into());
+    }
+    if before.split_bytes != after.split_bytes {
+        parts.push(format!("split at {} bytes instead of {}", after.split_bytes, before.split_bytes));
+    }
+    if parts.is_empty() {
+        parts.push("nothing different".into());
+    }
+    format!("keyspace {:?}: {}", after.name, parts.join(", "))
 }

@@ -12,6 +12,7 @@ use flotilla_proto::{Error, v1};
 use crate::decide::loads::Loads;
 use crate::decide::repair::{self, Look};
 use crate::decide::{Decision, balance, is_fulfilled, leaders, would_harm};
+use crate::history;
 use crate::records::{Change, Counter};
 use crate::service::Service;
 use crate::state::{Records, State};
@@ -39,6 +40,8 @@ pub(crate) struct Work {
     pub unsent: BTreeSet<u64>,
     /// Replicas that may be proven to be gone: node and range.
     pub strays: BTreeSet<(u64, u64)>,
+    /// For the history, not written yet.
+    pub seen: Vec<v1::HistoryEntry>,
 }
 
 impl Work {
@@ -52,6 +55,7 @@ impl Work {
             dead: BTreeSet::new(),
             unsent: BTreeSet::new(),
             strays: BTreeSet::new(),
+            seen: Vec::new(),
         }
     }
 
@@ -130,6 +134,7 @@ impl Service {
     pub(crate) fn stage_orders(&mut self, decisions: &[Decision]) -> (u64, u64) {
         let first = self.next_id(Counter::Order);
         let mut changes = vec![Change::Next(Counter::Order, first + decisions.len() as u64)];
+        let told = decisions.iter().zip(first..).map(|(decision, id)| history::of_order(id, decision)).collect();
         for (decision, id) in decisions.iter().zip(first..) {
             let descriptor = self.state.table.get(decision.range).map(|route| &route.descriptor);
             let keyspace = descriptor.and_then(|descriptor| self.state.ahead.keyspace(descriptor.keyspace_id));
@@ -152,7 +157,7 @@ impl Service {
             self.effects.notes.push(format!("order {id} on range {}: {}", decision.range, decision.reason));
             changes.push(Change::Order(decision.range, record));
         }
-        (self.stage(changes), first)
+        (self.stage_told(changes, told), first)
     }
 
     pub(crate) fn next_id(&self, counter: Counter) -> u64 {
@@ -202,7 +207,12 @@ impl Service {
             self.effects.notes.push(format!("order {id} on range {range} {end}"));
         }
         for part in ended.chunks(UNIT_CHANGES_MAX) {
-            self.stage(part.iter().map(|(range, _)| Change::NoOrder(*range)).collect());
+            let end = |(range, why): &(u64, Option<String>)| {
+                let order = self.state.ahead.orders.get(range)?.order.as_ref()?;
+                Some(history::of_end(*range, order.order_id, why.as_deref()))
+            };
+            let told = part.iter().filter_map(end).collect();
+            self.stage_told(part.iter().map(|(range, _)| Change::NoOrder(*range)).collect(), told);
         }
         self.work.look_at(ended.iter().map(|(range, _)| *range));
     }
@@ -217,6 +227,9 @@ impl Service {
             let now = if dead.contains(node) { "is dead: its replicas are rebuilt" } else { "lives" };
             self.effects.notes.push(format!("node {node} {now}"));
             self.work.look_at(held);
+        }
+        for node in changed {
+            self.saw_node(node, dead.contains(&node));
         }
         self.work.dead = dead;
         let given_up: Vec<(u64, Option<String>)> = self

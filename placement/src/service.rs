@@ -47,6 +47,8 @@ pub enum Request {
     MoveReplica(v1::MoveReplicaRequest),
     /// Draining begins or ends.
     DrainNode(v1::DrainNodeRequest),
+    /// What was decided of late.
+    History(v1::PlacementHistoryRequest),
 }
 
 /// The answer to a [`Request`], of the same name.
@@ -66,6 +68,8 @@ pub enum Response {
     MoveReplica(v1::MoveReplicaResponse),
     /// To [`Request::DrainNode`].
     DrainNode(v1::DrainNodeResponse),
+    /// To [`Request::History`].
+    History(v1::PlacementHistoryResponse),
 }
 
 /// A batch for the system range. There is one under way at most; the next comes after [`Service::written`].
@@ -170,6 +174,7 @@ impl Service {
         let state = State {
             config,
             now,
+            unix_ms_at_origin: 0,
             loaded_at: now,
             joined: Default::default(),
             settled: false,
@@ -209,6 +214,7 @@ impl Service {
                 Request::DropKeyspace(request) => self.on_drop_keyspace(token, &request),
                 Request::MoveReplica(request) => self.on_move_replica(token, &request),
                 Request::DrainNode(request) => self.on_drain_node(token, &request),
+                Request::History(request) => self.on_history(token, &request),
             },
         };
         if let Err(error) = taken {
@@ -225,6 +231,7 @@ impl Service {
             self.maintain();
             self.work.stir();
             self.round();
+            self.write_seen();
         }
         self.pump();
     }

@@ -11,6 +11,7 @@ use flotilla_proto::ids::SYSTEM_KEYSPACE;
 use flotilla_proto::v1;
 
 use crate::config::Config;
+use crate::history::History;
 use crate::records::{Change, Counter};
 use crate::reports::Reports;
 use crate::table::Table;
@@ -25,6 +26,7 @@ pub(crate) struct Records {
     pub keyspaces: BTreeMap<u64, v1::Keyspace>,
     pub orders: BTreeMap<u64, v1::OrderRecord>,
     pub births: BTreeMap<u64, v1::BirthRecord>,
+    pub history: History,
 }
 
 impl Records {
@@ -39,6 +41,8 @@ impl Records {
             Change::NoOrder(range) => drop(self.orders.remove(&range)),
             Change::Birth(range, record) => drop(self.births.insert(range, record)),
             Change::NoBirth(range) => drop(self.births.remove(&range)),
+            Change::History(first, page) => self.history.set(first, page),
+            Change::NoHistory(first) => self.history.remove(first),
         }
     }
 
@@ -85,6 +89,8 @@ fn is_normal(keyspace: &v1::Keyspace) -> bool {
 pub(crate) struct State {
     pub config: Config,
     pub now: Duration,
+    /// The time for people at the origin of `now`, in milliseconds since 1970; 0: nobody told.
+    pub unix_ms_at_origin: u64,
     pub loaded_at: Duration,
     /// Nodes that joined in this reign, and when.
     pub joined: BTreeMap<u64, Duration>,

@@ -215,7 +215,7 @@ impl Table {
         true
     }
 
-    fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {
+    pub fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {
         let keyspace = span.keyspace_id;
         let first = (keyspace, span.start.clone());
         let before = self.by_start.range(..first.clone()).next_back();

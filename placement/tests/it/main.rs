@@ -2,6 +2,7 @@
 
 mod crashes;
 mod growth;
+mod history;
 mod keyspaces;
 mod refusals;
 mod reports;
