@@ -224,6 +224,23 @@ fn keyspaces_are_apart_and_their_ranges_are_split_by_hand() {
 }
 
 #[test]
+fn placement_tells_what_it_did() {
+    let cluster = Fixture::new();
+    assert_eq!(cluster.run(&["keyspace", "create", "x", "--replicas", "1"]).0, 0);
+    assert_eq!(cluster.run(&["keyspace", "drop", "x", "--yes"]).0, 0);
+    let (code, history) = cluster.json(&["placement", "history", "--since", "1h"]);
+    let kinds: Vec<&str> =
+        history["entries"].as_array().expect("a list").iter().filter_map(|one| one["kind"].as_str()).collect();
+    assert_eq!((code, &kinds[..]), (0, &["dropped", "created"][..]), "{history}");
+    let (code, text) = cluster.run(&["placement", "history", "--limit", "1"]);
+    assert!(code == 0 && text.contains("dropped") && text.lines().count() == 2, "{text}");
+    let (code, text) = cluster.run(&["placement", "history", "--range", "77"]);
+    assert!(code == 0 && text.starts_with("nothing of the kind among the 2 kept, since 20"), "{text}");
+    let parsed = Cli::try_parse_from(["flotilla", "placement", "history", "--limit", "0"]);
+    assert_eq!(parsed.expect_err("refused").exit_code(), 2);
+}
+
+#[test]
 fn rows_go_in_and_spans_go_out() {
     let cluster = Fixture::new();
     let rows = cluster.path("rows.csv");

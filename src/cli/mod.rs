@@ -16,11 +16,13 @@ mod keyspace;
 pub mod kv;
 mod node;
 pub mod output;
+mod placement;
 mod range;
 pub mod run;
 mod start;
 mod status;
 mod stop;
+mod time;
 mod version;
 
 #[cfg(test)]
@@ -62,6 +64,9 @@ enum Command {
     /// Separate sets of keys, and their settings
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
+    /// What placement decided, and what it would decide
+    #[command(subcommand)]
+    Placement(placement::PlacementCommand),
     /// Whether all is well, and if not, what needs a person
     Status(status::StatusArgs),
     /// Load the cluster and measure
@@ -100,6 +105,7 @@ fn execute(cli: Cli) -> Result {
         Command::Range(command) => block_on(range::run(command, &global)),
         Command::Node(command) => block_on(node::run(command, &global)),
         Command::Keyspace(command) => block_on(keyspace::run(command, &global)),
+        Command::Placement(command) => block_on(placement::run(command, &global)),
         Command::Status(args) => block_on(status::run(args, &global)),
         Command::Bench(args) => bench::run(args, &global),
         Command::Debug(command) => debug::run(command, &global),

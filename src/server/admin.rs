@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use flotilla_node::Node;
-use flotilla_placement::{Request as Ask, Response as Answer};
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
@@ -69,10 +68,6 @@ fn blank() -> Error {
 
 fn timeout(millis: u64) -> Duration {
     Duration::from_millis(if millis == 0 { TIMEOUT_MS_DEFAULT } else { millis.min(TIMEOUT_MS_MAX) })
-}
-
-fn other_answer() -> Status {
-    Error::Unavailable { reason: "the placement service answered something else".into() }.into()
 }
 
 #[tonic::async_trait]
@@ -168,30 +163,21 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::MoveReplicaRequest>,
     ) -> Result<Response<v1::MoveReplicaResponse>, Status> {
-        match self.placement.ask(Ask::MoveReplica(request.into_inner())).await? {
-            Answer::MoveReplica(answer) => Ok(Response::new(answer)),
-            _ => Err(other_answer()),
-        }
+        Ok(Response::new(self.placement.call(request).await?))
     }
 
     async fn drain_node(
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        match self.placement.ask(Ask::DrainNode(request.into_inner())).await? {
-            Answer::DrainNode(answer) => Ok(Response::new(answer)),
-            _ => Err(other_answer()),
-        }
+        Ok(Response::new(self.placement.call(request).await?))
     }
 
     async fn create_keyspace(
         &self,
         request: Request<v1::CreateKeyspaceRequest>,
     ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
-        match self.placement.ask(Ask::CreateKeyspace(request.into_inner())).await? {
-            Answer::CreateKeyspace(answer) => Ok(Response::new(answer)),
-            _ => Err(other_answer()),
-        }
+        Ok(Response::new(self.placement.call(request).await?))
     }
 
     async fn list_keyspaces(
@@ -208,19 +194,20 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::SetKeyspaceRequest>,
     ) -> Result<Response<v1::SetKeyspaceResponse>, Status> {
-        match self.placement.ask(Ask::SetKeyspace(request.into_inner())).await? {
-            Answer::SetKeyspace(answer) => Ok(Response::new(answer)),
-            _ => Err(other_answer()),
-        }
+        Ok(Response::new(self.placement.call(request).await?))
     }
 
     async fn drop_keyspace(
         &self,
         request: Request<v1::DropKeyspaceRequest>,
     ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
-        match self.placement.ask(Ask::DropKeyspace(request.into_inner())).await? {
-            Answer::DropKeyspace(answer) => Ok(Response::new(answer)),
-            _ => Err(other_answer()),
-        }
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn placement_history(
+        &self,
+        request: Request<v1::PlacementHistoryRequest>,
+    ) -> Result<Response<v1::PlacementHistoryResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
     }
 }

@@ -38,6 +38,16 @@ async fn orders_to_the_placement_service_reach_the_leader_of_the_system_range() 
 }
 
 #[tokio::test]
+async fn questions_to_the_placement_service_follow_it() {
+    let (world, _nodes, client) = cluster().await;
+    let request = v1::PlacementHistoryRequest { range_id: 5, ..Default::default() };
+    assert_eq!(client.placement_history(request).await.map(|answer| answer.kept), Ok(7));
+    world.truth().leaders.insert(1, NodeId(1));
+    client.placement_history(request).await.expect("the hint is followed");
+    assert_eq!(world.truth().orders, ["n2 history r5", "n1 history r5"]);
+}
+
+#[tokio::test]
 async fn keyspaces_are_created_listed_changed_and_dropped() {
     let (_world, _nodes, client) = cluster().await;
     let request = v1::CreateKeyspaceRequest { name: "jobs".into(), ..Default::default() };

@@ -138,6 +138,14 @@ impl Admin for Service {
             false => Err(Error::KeyspaceNotFound { name }.into()),
         }
     }
+
+    async fn placement_history(
+        &self,
+        request: Request<v1::PlacementHistoryRequest>,
+    ) -> Rpc<v1::PlacementHistoryResponse> {
+        self.take(1, format!("history r{}", request.into_inner().range_id))?;
+        Ok(Response::new(v1::PlacementHistoryResponse { kept: 7, ..Default::default() }))
+    }
 }
 
 #[tonic::async_trait]

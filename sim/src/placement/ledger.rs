@@ -143,7 +143,11 @@ impl Ledger {
                 }
                 self.births.insert(range, descriptor);
             }
-            Change::Cluster(_) | Change::NoOrder(_) | Change::NoBirth(_) => {}
+            Change::Cluster(_)
+            | Change::NoOrder(_)
+            | Change::NoBirth(_)
+            | Change::History(..)
+            | Change::NoHistory(_) => {}
         }
         Ok(None)
     }

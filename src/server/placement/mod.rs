@@ -7,6 +7,7 @@
 //! ```
 
 mod agent;
+mod asked;
 mod rpc;
 mod service;
 
@@ -17,6 +18,7 @@ use flotilla_proto::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::table::RouteTable;
+use asked::Asked;
 
 pub(super) use agent::{Agent, Askers, News};
 pub(super) use rpc::PlacementRpc;
@@ -52,6 +54,13 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.orders.send((request, reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Asks the service what came over the network.
+    pub async fn call<R: Asked>(&self, request: tonic::Request<R>) -> Result<R::Answer> {
+        let answer = self.ask(request.into_inner().request()).await?;
+        let other = || Error::Unavailable { reason: "the placement service answered something else".into() };
+        R::answer(answer).ok_or_else(other)
     }
 
     /// The refusal of a node that does not lead the system range.

@@ -5,7 +5,7 @@
 //! refused because another service has written, ends this one; it is loaded anew while the range is still led.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use flotilla_node::Node;
@@ -107,6 +107,7 @@ impl ServiceTask {
 
     /// Serves while this node leads in this term, and the service is the newest; true: it is to be loaded anew.
     async fn serve(&mut self, mut service: Service, reign: u64) -> bool {
+        service.tell_time(self.origin.elapsed(), unix_ms());
         let (written, mut outcomes) = mpsc::unbounded_channel();
         let mut changes = self.node.route_changes();
         let mut ticks = interval(TICK);
@@ -123,7 +124,10 @@ impl ServiceTask {
                 return false;
             }
             tokio::select! {
-                _ = ticks.tick() => service.tick(self.origin.elapsed()),
+                _ = ticks.tick() => {
+                    service.tell_time(self.origin.elapsed(), unix_ms());
+                    service.tick(self.origin.elapsed());
+                }
                 _ = changes.changed() => {}
                 Some((id, outcome)) = outcomes.recv() => service.written(self.origin.elapsed(), id, outcome),
                 Some((request, reply)) = self.orders.recv() => {
@@ -157,6 +161,12 @@ impl ServiceTask {
             });
         }
     }
+}
+
+/// The time for people, which may be set back and forth: for the history alone.
+fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn refuse(order: Option<Order>) {

@@ -1,9 +1,10 @@
 //! The client library: what the cluster is made of, and orders to it.
 //!
 //! Orders about a range go to its leader ([`ranges`]), those about nodes and keyspaces to the leader
-//! of the system range, where the placement service runs ([`keyspaces`], and moves and drains).
+//! of the system range, where the placement service runs ([`keyspaces`], [`placement`], and moves and drains).
 
 mod keyspaces;
+mod placement;
 mod ranges;
 
 use std::future::Future;
