@@ -3,9 +3,8 @@
 use flotilla_proto::ids::SYSTEM_RANGE;
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, Result, v1};
-use tonic::transport::Channel;
-use v1::admin_client::AdminClient;
 
+use super::super::named::Admin;
 use super::Client;
 
 impl Client {
@@ -16,7 +15,7 @@ impl Client {
         &self,
         request: v1::PlacementHistoryRequest,
     ) -> Result<v1::PlacementHistoryResponse> {
-        let ask = |mut admin: AdminClient<Channel>| async move { admin.placement_history(request).await };
+        let ask = |mut admin: Admin| async move { admin.placement_history(request).await };
         self.ask_leader(SYSTEM_RANGE, self.question(), ask).await
     }
 }
