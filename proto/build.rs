@@ -13,6 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     // Served by gRPC reflection.
     std::fs::write(out.join("flotilla_descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        // Rare, and large: not a part of every message between nodes.
+        .boxed(".flotilla.v1.PeerMessage.merge_ask")
+        .boxed(".flotilla.v1.Command.change.merge")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -137,7 +137,10 @@ impl Cluster {
                     self.marks.hit(Mark::CheckQuorumStepDown);
                 }
             }
-            CoreEvent::LeaderChanged { .. } => {}
+            CoreEvent::LeaderChanged { .. }
+            | CoreEvent::Frozen { .. }
+            | CoreEvent::Thawed { .. }
+            | CoreEvent::Merged { .. } => {}
             CoreEvent::SnapshotApplied { range, index: at } => {
                 self.tally.snapshots += 1;
                 self.marks.hit(Mark::SnapshotApplied);

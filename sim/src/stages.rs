@@ -177,7 +177,7 @@ impl Cluster {
                 }
                 Ok(RangeChange::Replicas { removed: true, .. }) => CrashPoint::AfterRemoval,
                 Ok(RangeChange::Replicas { .. }) => CrashPoint::AfterReplicas,
-                Ok(RangeChange::Checksum { .. }) => continue,
+                Ok(_) => continue,
                 Err(ApplyRefusal::Epoch) => {
                     self.marks.hit(Mark::SplitRefusedAtApply);
                     continue;

@@ -268,7 +268,7 @@ impl Territory {
                     // Until it is destroyed it has data still.
                     store.ranges.insert(done.range, descriptor.clone());
                 }
-                Ok(RangeChange::Checksum { .. }) | Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         Ok(())

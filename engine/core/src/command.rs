@@ -8,8 +8,19 @@ use bytes::{Buf, Bytes};
 use flotilla_proto::v1;
 use prost::Message;
 
-/// The command version that this build writes, and the newest it can apply. 2 brought changes of the range, and ttls.
-pub const VERSION: u8 = 2;
+/// The newest command version that this build can apply. 2 brought changes of the range, and ttls; 3 brought merges.
+pub const VERSION: u8 = 3;
+/// What all other commands are written as.
+const VERSION_BEFORE_MERGES: u8 = 2;
+
+/// The lowest version in which this command means what it says.
+fn version_of(command: &v1::Command) -> u8 {
+    use v1::command::Change;
+    match command.change {
+        Some(Change::Freeze(_) | Change::Thaw(_) | Change::Merge(_) | Change::Abandon(_)) => VERSION,
+        _ => VERSION_BEFORE_MERGES,
+    }
+}
 
 const HEAD_BYTES: usize = 4 + 1;
 
@@ -31,7 +42,7 @@ pub enum CommandError {
 /// The bytes of a command.
 pub fn encode(command: &v1::Command) -> Bytes {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + command.encoded_len());
-    bytes.extend_from_slice(&[0, 0, 0, 0, VERSION]);
+    bytes.extend_from_slice(&[0, 0, 0, 0, version_of(command)]);
     command.encode_raw(&mut bytes);
     let crc = crc32fast::hash(&bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_be_bytes());

@@ -43,11 +43,13 @@ pub enum RangeRecord {
     Intent = 0x04,
     /// [`flotilla_proto::v1::Splits`]: absent until the range is split.
     Splits = 0x05,
+    /// [`flotilla_proto::v1::MergeState`]: absent until the range takes part in a merge.
+    Merge = 0x06,
 }
 
 impl RangeRecord {
     /// Those that exist as long as the replica does.
-    pub const OF_A_REPLICA: [Self; 3] = [Self::Descriptor, Self::Applied, Self::Splits];
+    pub const OF_A_REPLICA: [Self; 4] = [Self::Descriptor, Self::Applied, Self::Splits, Self::Merge];
 }
 
 /// What a store keeps about itself in the family `meta`.

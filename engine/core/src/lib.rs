@@ -19,6 +19,7 @@ pub mod expiry;
 pub mod keys;
 pub mod log_writer;
 pub mod membership;
+mod merges;
 mod range;
 pub mod read;
 pub mod record;

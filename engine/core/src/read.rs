@@ -65,6 +65,10 @@ pub fn admit(view: &ReadView, now: BootTime, mode: ReadMode, header: &v1::Reques
     if let Err(error) = check_epoch(&view.descriptor, &view.siblings, header.epoch.as_ref()) {
         return Admission::Refused(error);
     }
+    if view.frozen {
+        let reason = format!("range {} is being merged into its neighbour", view.range());
+        return Admission::Refused(Error::ServerBusy { reason, retry_after_ms: 20 });
+    }
     if header.consistency() == v1::ReadConsistency::Stale {
         return Admission::Read;
     }
@@ -80,6 +84,10 @@ pub fn admit(view: &ReadView, now: BootTime, mode: ReadMode, header: &v1::Reques
 pub fn check_same(before: &ReadView, newest: &ReadView) -> Result<(), Error> {
     if before.incarnation != newest.incarnation {
         return Err(Error::RangeNotFound { range: before.range() });
+    }
+    if newest.frozen {
+        let reason = format!("range {} is being merged into its neighbour", newest.range());
+        return Err(Error::ServerBusy { reason, retry_after_ms: 20 });
     }
     check_epoch(&newest.descriptor, &newest.siblings, before.descriptor.epoch.as_ref())
 }

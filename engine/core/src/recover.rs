@@ -14,6 +14,7 @@ use raft::eraftpb::Entry;
 use crate::apply::{initial_raft_state, own_replica};
 use crate::bootstrap::{FORMAT, INITIAL_INDEX};
 use crate::keys::{self, MetaRecord, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::storage::{self, Direction, Family, Read, Storage, StorageError};
 use crate::store::Destroy;
@@ -51,6 +52,8 @@ pub struct RangeBoot {
     pub entry_bytes: Vec<u32>,
     /// The entries that are not applied.
     pub entries: Vec<Entry>,
+    /// What it knows of merges; absent: nothing.
+    pub merge: Option<Box<v1::MergeState>>,
 }
 
 impl RangeBoot {
@@ -64,6 +67,7 @@ impl RangeBoot {
             last_index: INITIAL_INDEX,
             entry_bytes: Vec::new(),
             entries: Vec::new(),
+            merge: None,
         }
     }
 
@@ -114,7 +118,9 @@ fn take_removed(ranges: &mut Ranges, tombstones: &BTreeMap<RangeId, v1::Tombston
     gone.into_iter()
         .filter_map(|(range, tombstone)| {
             let descriptor = ranges.remove(&range)?.descriptor;
-            Some(Destroy { descriptor, tombstone })
+            // Its keys are those of the range that took it in: that was one batch with the tombstone.
+            let keeps_data = tombstone.merged_into != 0;
+            Some(Destroy { descriptor, tombstone, keeps_data })
         })
         .collect()
 }
@@ -143,6 +149,7 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
     let mut descriptors = BTreeMap::new();
     let mut tombstones = BTreeMap::new();
     let mut applied: BTreeMap<RangeId, v1::AppliedState> = BTreeMap::new();
+    let mut merge_states = BTreeMap::new();
     let (start, end) = keys::range_records();
     scan(storage, Family::State, (&start, &end), |key, value| {
         let (range, what) =
@@ -157,6 +164,8 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
             tombstones.insert(range, tombstone);
         } else if what == RangeRecord::Splits as u8 {
             record::decode::<v1::Splits>(value, &format!("splits of range {range}"))?;
+        } else if what == RangeRecord::Merge as u8 {
+            merge_states.insert(range, merges::decode(value, range)?);
         } else {
             return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
         }
@@ -165,7 +174,11 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
     let mut ranges = Ranges::new();
     for (range, descriptor) in descriptors {
         let applied = applied.remove(&range).ok_or_else(|| corrupt(format!("range {range} has no applied state")))?;
-        ranges.insert(range, RangeBoot { applied, ..RangeBoot::blank(Arc::new(descriptor)) });
+        let merge = merge_states.remove(&range).map(Box::new);
+        ranges.insert(range, RangeBoot { applied, merge, ..RangeBoot::blank(Arc::new(descriptor)) });
+    }
+    if let Some(range) = merge_states.keys().next() {
+        return Err(corrupt(format!("range {range} has merge state but no descriptor")));
     }
     if let Some(range) = applied.keys().next() {
         return Err(corrupt(format!("range {range} has applied state but no descriptor")));

@@ -80,6 +80,11 @@ impl<S: LocalStorage> StoreLoop<S> {
                 drop(reply.send(result));
             }
         }
+        for (token, result) in effects.merges.drain(..) {
+            if let Some(Asker::Merge(reply)) = self.pending.remove(token) {
+                drop(reply.send(result));
+            }
+        }
         for (token, result) in effects.checks.drain(..) {
             if let Some(Asker::Check(reply)) = self.pending.remove(token) {
                 drop(reply.send(result));
@@ -211,6 +216,11 @@ impl<S: LocalStorage> StoreLoop<S> {
                 self.counters.splits.add(1);
                 let children: Vec<u64> = ranges.iter().skip(1).map(|child| child.range_id).collect();
                 tracing::info!(%range, ?children, "split");
+            }
+            Event::Frozen { range, into } => tracing::info!(%range, %into, "stands still, to be merged"),
+            Event::Thawed { range, into } => tracing::info!(%range, %into, "was not merged, and goes on"),
+            Event::Merged { range, into } => {
+                tracing::info!(%range, into = %RangeId(into.range_id), "was merged");
             }
             Event::CannotSplit { range, bytes } => {
                 tracing::warn!(%range, bytes, "the range is too large, and nothing in it may be cut");

@@ -77,6 +77,15 @@ fn describe(event: &Event) -> Option<(RangeId, &'static str, String)> {
             let parts: Vec<String> = ranges.iter().map(|of| format!("{} {}", of.range_id, span(of))).collect();
             (*range, "split", format!("split into {}", parts.join("; ")))
         }
+        Event::Frozen { range, into } => (
+            *range,
+            "frozen",
+            format!("stands still, to be merged into range {into}; nothing of it is served meanwhile"),
+        ),
+        Event::Thawed { range, into } => (*range, "thawed", format!("was not merged into range {into}, and goes on")),
+        Event::Merged { range, into } => {
+            (*range, "merged", format!("merged into range {}, which is {} now", into.range_id, span(into)))
+        }
         Event::CannotSplit { range, bytes } => {
             (*range, "cannot-split", format!("holds {bytes} bytes, and nothing in it may be cut"))
         }

@@ -6,7 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flotilla_engine::store::{CheckStarted, Envelope, Input, RangeSummary, SplitAnswer, SplitAt};
+use flotilla_engine::store::{CheckStarted, Envelope, Input, MergeAnswer, RangeSummary, SplitAnswer, SplitAt};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -35,6 +35,8 @@ pub(crate) enum Item {
     Status { range: RangeId, reply: oneshot::Sender<Result<v1::GetRangeResponse, Error>> },
     /// An order to split a range.
     Split { range: RangeId, at: SplitAt, deadline: BootTime, reply: oneshot::Sender<SplitAnswer> },
+    /// An order to merge a range into its left neighbour.
+    Merge { range: RangeId, target: RangeId, deadline: BootTime, reply: oneshot::Sender<MergeAnswer> },
     /// An order to check a range.
     Check { range: RangeId, deadline: BootTime, reply: oneshot::Sender<Result<CheckStarted, Error>> },
     /// A question for the state of all replicas.

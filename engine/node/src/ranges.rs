@@ -28,6 +28,19 @@ impl<S: LocalStorage> Node<S> {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
+    /// Merges a range that this node leads into its left neighbour, whose replicas stand on the same nodes. Returns that
+    /// one as it is then.
+    pub async fn merge(
+        &self,
+        range: RangeId,
+        target: RangeId,
+        timeout: Duration,
+    ) -> Result<v1::RangeDescriptor, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Item::Merge { range, target, deadline: clock::now() + timeout, reply });
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
     /// Lets every replica of a range that this node leads compute its checksums at one index.
     pub async fn check(&self, range: RangeId, timeout: Duration) -> Result<CheckStarted, Error> {
         let (reply, answer) = oneshot::channel();

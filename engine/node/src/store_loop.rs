@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use flotilla_engine::snapshot::Limits;
 use flotilla_engine::store::{
-    CheckStarted, Effects, Envelope, Input, LogBatch, ReadBarrier, Split, SplitAnswer, Store, Token, TransferLeader,
-    Write,
+    CheckStarted, Effects, Envelope, Input, LogBatch, Merge, MergeAnswer, ReadBarrier, Split, SplitAnswer, Store,
+    Token, TransferLeader, Write,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
@@ -46,6 +46,7 @@ pub(crate) enum Asker {
     Transfer(oneshot::Sender<Result<(NodeId, u64), Error>>),
     Status(oneshot::Sender<Result<v1::GetRangeResponse, Error>>),
     Split(oneshot::Sender<SplitAnswer>),
+    Merge(oneshot::Sender<MergeAnswer>),
     Check(oneshot::Sender<Result<CheckStarted, Error>>),
 }
 
@@ -157,6 +158,10 @@ impl<S: LocalStorage> StoreLoop<S> {
                 let token = self.pending.insert(Asker::Split(reply));
                 self.store.on(now, Input::Split(Split { token, range, at, deadline }), effects);
             }
+            Item::Merge { range, target, deadline, reply } => {
+                let token = self.pending.insert(Asker::Merge(reply));
+                self.store.on(now, Input::Merge(Merge { token, range, target, deadline }), effects);
+            }
             Item::Check { range, deadline, reply } => {
                 let token = self.pending.insert(Asker::Check(reply));
                 self.store.on(now, Input::Check { token, range, deadline }, effects);
@@ -254,6 +259,7 @@ impl<S: LocalStorage> StoreLoop<S> {
                 Asker::Status(reply) => drop(reply.send(Err(self.reads.closed()))),
                 Asker::Check(reply) => drop(reply.send(Err(self.reads.closed()))),
                 Asker::Split(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
+                Asker::Merge(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
             }
         }
         self.wakes.flush();

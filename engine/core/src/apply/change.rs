@@ -52,6 +52,34 @@ pub enum RangeChange {
         /// Whether this store's replica is not among them.
         removed: bool,
     },
+    /// It stands still, to be taken in by its left neighbour.
+    Frozen {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+        /// How.
+        frozen: v1::Frozen,
+    },
+    /// It goes on, as it was.
+    Thawed {
+        /// How it stood still.
+        frozen: v1::Frozen,
+    },
+    /// It took its right neighbour in.
+    Merged {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+        /// The neighbour, as it was frozen.
+        source: Arc<v1::RangeDescriptor>,
+        /// Ids of all ranges that it has taken in by now, ascending.
+        absorbed: Vec<u64>,
+    },
+    /// It decided never to take its right neighbour in as that is frozen now.
+    Abandoned {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+        /// The neighbour.
+        source: RangeId,
+    },
     /// Every replica computes its checksum.
     Checksum {
         /// Names the check.
@@ -138,7 +166,7 @@ impl RangeApply {
             ..(*before).clone()
         };
         if let Some(replica_id) = own.filter(|_| removed && !cfg!(feature = "mutant-tombstone-apart")) {
-            let tombstone = v1::Tombstone { replica_id, index: self.applied.index + 1, term };
+            let tombstone = v1::Tombstone { replica_id, index: self.applied.index + 1, term, merged_into: 0 };
             write_tombstone(&mut pass.batch, RangeId(before.range_id), &tombstone);
         }
         self.set_descriptor(pass, descriptor);
@@ -158,7 +186,7 @@ impl RangeApply {
         Ok(())
     }
 
-    fn set_descriptor<S: Storage>(&mut self, pass: &mut Pass<'_, S>, descriptor: v1::RangeDescriptor) {
+    pub(super) fn set_descriptor<S: Storage>(&mut self, pass: &mut Pass<'_, S>, descriptor: v1::RangeDescriptor) {
         let key = keys::range_record(RangeId(descriptor.range_id), RangeRecord::Descriptor);
         pass.batch.put(Family::State, &key, &record::encode(&descriptor));
         self.descriptor = Arc::new(descriptor);

@@ -10,6 +10,7 @@
 
 mod change;
 mod expiry;
+mod merge;
 mod ops;
 
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub enum ApplyWork {
         descriptor: Arc<v1::RangeDescriptor>,
         /// The snapshot's applied state.
         applied: v1::AppliedState,
+        /// What the snapshot says of merges.
+        merge: Option<Box<v1::MergeState>>,
     },
     /// The replica is gone.
     Removed,
@@ -143,6 +146,8 @@ struct RangeApply {
     applied: v1::AppliedState,
     /// Its splits; absent: not read yet.
     splits: Option<v1::Splits>,
+    /// Absent: it never took part in a merge.
+    merge: Option<Box<v1::MergeState>>,
     /// It was removed: what comes behind is none of its business.
     removed: bool,
 }
@@ -152,7 +157,7 @@ impl ApplyStage {
     pub fn new(boot: &Boot) -> Self {
         let ranges = boot.ranges.iter().map(|range| {
             let id = RangeId(range.descriptor.range_id);
-            (id, RangeApply::new(range.descriptor.clone(), range.applied))
+            (id, RangeApply::new(range.descriptor.clone(), range.applied, range.merge.clone()))
         });
         Self {
             node: boot.identity.node_id,
@@ -178,8 +183,8 @@ impl ApplyStage {
         let mut done = Vec::with_capacity(tasks.len());
         for task in tasks {
             match task.work {
-                ApplyWork::Replaced { descriptor, applied } => {
-                    self.ranges.insert(task.range, RangeApply::new(descriptor, applied));
+                ApplyWork::Replaced { descriptor, applied, merge } => {
+                    self.ranges.insert(task.range, RangeApply::new(descriptor, applied, merge));
                 }
                 ApplyWork::Removed => drop(self.ranges.remove(&task.range)),
                 ApplyWork::Entries(entries) => done.push(self.apply_entries(&mut pass, task.range, entries, show)?),
@@ -212,7 +217,7 @@ impl ApplyStage {
             return Ok(done);
         }
         let mut before = pass.batch.size_bytes();
-        let mut born = Vec::new();
+        let (mut born, mut ended) = (Vec::new(), Vec::new());
         for entry in entries {
             let changed = range.apply(pass, node, id, entry, &mut done)?;
             match changed {
@@ -231,7 +236,13 @@ impl ApplyStage {
                     range.removed = true;
                     break;
                 }
-                Some(RangeChange::Replicas { .. }) => {}
+                Some(RangeChange::Merged { source, .. }) => ended.push(RangeId(source.range_id)),
+                Some(
+                    RangeChange::Replicas { .. }
+                    | RangeChange::Frozen { .. }
+                    | RangeChange::Thawed { .. }
+                    | RangeChange::Abandoned { .. },
+                ) => {}
             }
         }
         range.write_applied(pass, id);
@@ -248,8 +259,14 @@ impl ApplyStage {
             }
         }
         for child in born.into_iter().filter(|child| child.born) {
-            let range = RangeApply::new(child.descriptor.clone(), child.applied);
+            let range = RangeApply::new(child.descriptor.clone(), child.applied, None);
             self.ranges.insert(RangeId(child.descriptor.range_id), range);
+        }
+        // What was committed behind the freeze is of no use any more.
+        for id in ended {
+            if let Some(range) = self.ranges.get_mut(&id) {
+                range.removed = true;
+            }
         }
         Ok(done)
     }
@@ -265,8 +282,12 @@ fn flush<S: Storage>(pass: &mut Pass<'_, S>) -> Result<(), StorageError> {
 }
 
 impl RangeApply {
-    fn new(descriptor: Arc<v1::RangeDescriptor>, applied: v1::AppliedState) -> Self {
-        Self { descriptor, applied, splits: None, removed: false }
+    fn new(
+        descriptor: Arc<v1::RangeDescriptor>,
+        applied: v1::AppliedState,
+        merge: Option<Box<v1::MergeState>>,
+    ) -> Self {
+        Self { descriptor, applied, splits: None, merge, removed: false }
     }
 
     /// Applies one entry. What it changes about the range is returned, if it does, and noted in `done` as well.
@@ -348,7 +369,9 @@ impl RangeApply {
         if !epoch_holds && !of_replicas && !cfg!(feature = "mutant-no-epoch-check") {
             return Some(ApplyRefusal::Epoch);
         }
-        None
+        // Changes of replicas above all: they name no version.
+        let thaws = matches!(command.change, Some(v1::command::Change::Thaw(_)));
+        (self.frozen().is_some() && !thaws).then_some(ApplyRefusal::Epoch)
     }
 
     fn apply_requests<S: Storage>(
@@ -374,6 +397,10 @@ impl RangeApply {
             Some(Change::Split(split)) => self.apply_split(pass, node, split, command.term),
             Some(Change::Replicas(change)) => Ok(self.apply_replicas(pass, node, change, command.term)),
             Some(Change::Checksum(check)) => Ok(Ok(RangeChange::Checksum { check_id: check.check_id })),
+            Some(Change::Freeze(freeze)) => Ok(self.apply_freeze(pass, command, freeze)),
+            Some(Change::Thaw(thaw)) => Ok(self.apply_thaw(pass, *thaw)),
+            Some(Change::Merge(merge)) => self.apply_merge(pass, command, merge),
+            Some(Change::Abandon(abandon)) => Ok(self.apply_abandon(pass, abandon)),
             None => Ok(Err(ApplyRefusal::Change)),
         }
     }

@@ -31,6 +31,7 @@ impl Range {
         } else if turn.shared.draining {
             return Err(transfer::busy());
         }
+        self.check_not_frozen()?;
         check_ops(&write.request)?;
         for op in &write.request.ops {
             if !command::op_key(op).is_some_and(|key| read::contains(&self.descriptor, key)) {

@@ -26,7 +26,7 @@ pub(super) struct PendingChange {
     index: u64,
     term: u64,
     kind: Kind,
-    asker: Option<Asker>,
+    pub asker: Option<Asker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +34,15 @@ pub(super) enum Kind {
     Split,
     Replicas,
     Checksum { check_id: u64 },
+    Freeze,
+    Thaw,
+    Merge,
+    Abandon,
 }
 
 /// Who waits for a change.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asker {
+pub(crate) struct Asker {
     pub token: Token,
     pub deadline: BootTime,
 }
@@ -50,14 +54,22 @@ impl Range {
         self.change.as_ref().filter(|change| change.term == self.term())
     }
 
-    /// Whether writes must wait for a split that is under way.
+    /// Whether writes must wait for a change that is under way: behind it they would be of another version.
     pub(super) fn holds_writes_back(&self) -> bool {
-        self.own_change().is_some_and(|change| change.kind == Kind::Split)
+        let barriers = [Kind::Split, Kind::Freeze, Kind::Merge, Kind::Abandon];
+        self.own_change().is_some_and(|change| barriers.contains(&change.kind)) || self.frozen().is_some()
     }
 
     /// Whether a change is under way that a lease must not be used over.
     pub(super) fn holds_lease_back(&self) -> bool {
-        self.own_change().is_some_and(|change| matches!(change.kind, Kind::Split | Kind::Replicas))
+        let over = |change: &PendingChange| matches!(change.kind, Kind::Split | Kind::Replicas | Kind::Freeze);
+        self.own_change().is_some_and(over) || self.frozen().is_some()
+    }
+
+    /// Whether a change of a range that is frozen can be proposed.
+    pub(super) fn may_propose_change(&self, turn: &Turn<'_>) -> bool {
+        let stays = self.raft.raft.lead_transferee.is_none() && !turn.shared.draining;
+        self.serves() && stays && self.own_change().is_none() && !self.is_doomed()
     }
 
     /// Whether a change can be proposed now.
@@ -78,7 +90,7 @@ impl Range {
         if self.own_change().is_some() {
             return Err(busy("another change of the range is under way"));
         }
-        Ok(())
+        self.check_not_frozen()
     }
 
     /// Proposes a change, after [`Range::may_change`].
@@ -87,6 +99,17 @@ impl Range {
         change: v1::command::Change,
         kind: Kind,
         asker: Option<Asker>,
+    ) -> Result<(), Error> {
+        self.propose_timed_change(change, kind, asker, 0)
+    }
+
+    /// The same, of a change that carries the range's time; 0: not.
+    pub(super) fn propose_timed_change(
+        &mut self,
+        change: v1::command::Change,
+        kind: Kind,
+        asker: Option<Asker>,
+        range_time_ms: u64,
     ) -> Result<(), Error> {
         let of_replicas = match &change {
             v1::command::Change::Replicas(replicas) => {
@@ -100,6 +123,7 @@ impl Range {
             term: self.term(),
             epoch_version: self.descriptor.epoch.unwrap_or_default().version,
             change: Some(change),
+            range_time_ms,
             ..Default::default()
         };
         let mut entry = Entry::default();
@@ -151,6 +175,12 @@ impl Range {
                     self.replicas_applied(turn, &before, descriptor, removed);
                 }
                 Ok(RangeChange::Checksum { .. }) => self.answer_change(turn, own, Ok(())),
+                Ok(RangeChange::Frozen { descriptor, frozen }) => self.freeze_applied(turn, descriptor, frozen, own),
+                Ok(RangeChange::Thawed { frozen }) => self.thaw_applied(turn, &frozen),
+                Ok(RangeChange::Merged { descriptor, source, absorbed }) => {
+                    self.merge_applied(turn, descriptor, &source, absorbed);
+                }
+                Ok(RangeChange::Abandoned { descriptor, .. }) => self.set_descriptor(descriptor),
                 Err(refusal) => {
                     let error = match refusal {
                         ApplyRefusal::Stamp => self.not_leader(),
@@ -224,7 +254,7 @@ impl Range {
         }
         if removed {
             let (index, term) = self.applied;
-            return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
+            return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, merged_into: 0 });
         }
         // Of a snapshot that waits for this very apply Raft has the configuration already, and that is a later one.
         let restored = self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty());
@@ -272,19 +302,26 @@ impl Range {
             Kind::Checksum { check_id } => {
                 turn.effects.checks.push((asker.token, outcome.map(|()| CheckStarted { check_id, index })));
             }
-            Kind::Replicas => {}
+            Kind::Freeze => {
+                // A freeze that was applied is answered when it is known what came of it.
+                let error = outcome.err().unwrap_or_else(|| Error::Ambiguous { reason: "the merge goes on".into() });
+                turn.effects.merges.push((asker.token, Err(error)));
+            }
+            Kind::Replicas | Kind::Thaw | Kind::Merge | Kind::Abandon => {}
         }
     }
 
     /// Answers whoever waits too long for a change; the change itself goes on.
     pub(super) fn expire_change(&mut self, turn: &mut Turn<'_>) {
+        self.lose_merge_asker(turn, "the deadline passed while the range was being merged; it may be yet", true);
         let Some(change) = &mut self.change else { return };
         let Some(asker) = change.asker.take_if(|asker| asker.deadline <= turn.now) else { return };
         let error = Error::Ambiguous { reason: "the deadline passed after the change was proposed".into() };
         match change.kind {
             Kind::Split => turn.effects.splits.push((asker.token, Err(error))),
             Kind::Checksum { .. } => turn.effects.checks.push((asker.token, Err(error))),
-            Kind::Replicas => {}
+            Kind::Freeze => turn.effects.merges.push((asker.token, Err(error))),
+            Kind::Replicas | Kind::Thaw | Kind::Merge | Kind::Abandon => {}
         }
     }
 
@@ -292,6 +329,7 @@ impl Range {
     pub(super) fn lose_change(&mut self, turn: &mut Turn<'_>, reason: &str) {
         let change = self.change.take();
         self.answer_change(turn, change, Err(Error::Ambiguous { reason: reason.into() }));
+        self.lose_merge_asker(turn, reason, false);
     }
 
     /// A new leader's log is what counts: a change of a former reign that is not in it has no index to wait for.

@@ -278,6 +278,11 @@ impl Range {
         self.expiry.clock()
     }
 
+    /// The time that is applied is not the one that this leader's estimate began with.
+    pub(super) fn forget_time(&mut self) {
+        self.expiry.reign = None;
+    }
+
     /// Takes in what was applied, before its results are given to those who wait for them.
     pub(super) fn expiry_applied(
         &mut self,

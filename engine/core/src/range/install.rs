@@ -18,7 +18,7 @@ use flotilla_proto::v1;
 use raft::Ready;
 use raft::eraftpb::{Message, Snapshot};
 
-use super::{Range, Turn};
+use super::{Range, Standstill, Turn};
 use crate::apply::{ApplyTask, ApplyWork};
 use crate::snapshot::{self, Chunks};
 use crate::store::{Event, LogItem, SnapshotData};
@@ -32,6 +32,10 @@ pub(super) struct Ingest {
 
 fn is_of(data: &SnapshotData, index: u64, term: u64) -> bool {
     data.header.applied.is_some_and(|applied| (applied.index, applied.term) == (index, term))
+}
+
+fn merge_state(data: &SnapshotData) -> v1::MergeState {
+    data.header.merge.clone().unwrap_or_default()
 }
 
 impl Range {
@@ -88,7 +92,7 @@ impl Range {
         };
         let (index, term) = (meta.index, meta.term);
         let staged = self.incoming_snapshots.iter().any(|data| data.is_staged() && is_of(data, index, term));
-        self.apply_scheduled > self.applied.0 || (staged && !self.log_is_durable(turn))
+        self.apply_scheduled > self.applied.0 || self.waits_for_ends() || (staged && !self.log_is_durable(turn))
     }
 
     /// Whether all that this replica has given to the log writer is durable. Once asked, it gives nothing more.
@@ -128,7 +132,7 @@ impl Range {
     }
 
     /// Raft's own part of a snapshot that it has accepted, and the data that came with it.
-    pub(super) fn install_snapshot(&mut self, ready: &Ready, item: &mut LogItem) {
+    pub(super) fn install_snapshot(&mut self, turn: &mut Turn<'_>, ready: &Ready, item: &mut LogItem) {
         let snapshot: &Snapshot = ready.snapshot();
         if snapshot.is_empty() {
             return;
@@ -137,7 +141,12 @@ impl Range {
         let brought = std::mem::take(&mut self.incoming_snapshots);
         let is_this = |data: &SnapshotData| is_of(data, meta.index, meta.term);
         let data = brought.into_iter().find(is_this).expect("Raft restores only what a message has brought");
-        item.snapshot = Some(data);
+        // A frozen replica holds what the snapshot holds: nothing moves it. Its data must not be touched any more: the
+        // range that takes this one in may do so at any moment.
+        item.keeps_data = self.frozen().is_some() && merge_state(&data).frozen.as_ref() == self.frozen();
+        let chunks = if item.keeps_data { Chunks::default() } else { data.chunks };
+        item.snapshot = Some(SnapshotData { chunks, ..data });
+        item.ends = self.take_ends(turn);
         item.replaces = Some(self.descriptor.clone());
         item.remove.extend(self.raft.mut_store().install(snapshot));
     }
@@ -169,6 +178,13 @@ impl Range {
             turn.effects.events.push(Event::Born { descriptor: self.descriptor.clone() });
         }
         self.siblings = Arc::default();
+        let merge = merge_state(data);
+        self.absorbed.clone_from(&merge.absorbed);
+        let stood = self.frozen().copied();
+        if stood != merge.frozen {
+            self.standstill = merge.frozen.map(|frozen| Box::new(Standstill::new(frozen, turn.now)));
+            self.stand_still(turn);
+        }
         self.size.set(0);
         self.applied = (applied.index, applied.term);
         self.checksum = applied.checksum;
@@ -182,7 +198,8 @@ impl Range {
         self.release_bytes(turn, before);
         self.lose_change(turn, "the replica was overtaken by a snapshot");
         self.lease.restart(turn.now);
-        let work = ApplyWork::Replaced { descriptor: self.descriptor.clone(), applied };
+        let merge = (merge != v1::MergeState::default()).then(|| Box::new(merge));
+        let work = ApplyWork::Replaced { descriptor: self.descriptor.clone(), applied, merge };
         turn.effects.applies.push(ApplyTask { range: self.id, work });
         turn.effects.events.push(Event::SnapshotApplied { range: self.id, index: applied.index });
     }

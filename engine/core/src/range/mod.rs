@@ -10,6 +10,7 @@
 //! - a store that restarted grants no vote, and does not campaign, for one maximal lease plus drift;
 //! - proposals are made only by a leader that is not handing over, and stamped with its term.
 
+mod absorb;
 mod admit;
 mod barriers;
 mod change;
@@ -19,6 +20,7 @@ mod install;
 mod late;
 mod lease;
 mod log;
+mod merge;
 mod offer;
 mod order;
 mod proposals;
@@ -47,15 +49,19 @@ use crate::read;
 use crate::recover::RangeBoot;
 use crate::store::{RangeClock, ReadBarrier, ReadView, SnapshotData, TransferLeader};
 use crate::time::BootTime;
+use absorb::Ending;
 use barriers::Barriers;
+pub(crate) use change::Asker;
 use change::PendingChange;
 use expiry::Expiry;
 use install::Ingest;
 use lease::Lease;
 use log::RangeLog;
 pub(crate) use log::conf_state;
+use merge::Standstill;
 use offer::SnapshotsSent;
 use proposals::Proposals;
+use removal::Doom;
 pub(crate) use removal::joined;
 use setup::{discard, raft_config};
 pub(crate) use shared::{Born, RangeIds, Shared, Turn};
@@ -97,7 +103,15 @@ pub(crate) struct Range {
     /// It waits for a snapshot, and nothing of it is on disk: it has no view.
     unborn: bool,
     /// It is no part of its range any more; what is to stay of it.
-    doomed: Option<v1::Tombstone>,
+    doomed: Option<Doom>,
+    /// The range is to be taken in by its left neighbour.
+    standstill: Option<Box<Standstill>>,
+    /// Ids of the ranges that it ever took in, ascending.
+    absorbed: Vec<u64>,
+    /// Other replicas that end with the snapshot that waits.
+    ending: Option<Box<Ending>>,
+    /// After a merge that was given up, no order begins another one before this time.
+    no_merge_before: BootTime,
     /// Since when placement says that it is gone.
     told_to_go: Option<BootTime>,
     /// Tasks that the apply stage has not answered.
@@ -171,7 +185,9 @@ impl Range {
             lease_until: BootTime::default(),
             clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
             incarnation: shared.incarnations,
+            frozen: boot.merge.as_ref().is_some_and(|merge| merge.frozen.is_some()),
         };
+        let merge = boot.merge.as_deref().cloned().unwrap_or_default();
         let mut range = Self {
             id,
             descriptor: boot.descriptor.clone(),
@@ -190,6 +206,10 @@ impl Range {
             strangers: BTreeMap::new(),
             unborn: boot.last_index == 0,
             doomed: None,
+            standstill: merge.frozen.map(|frozen| Box::new(Standstill::new(frozen, now))),
+            absorbed: merge.absorbed,
+            ending: None,
+            no_merge_before: BootTime::default(),
             told_to_go: None,
             applies_open: 0,
             raft,
@@ -318,7 +338,8 @@ impl Range {
     pub(crate) fn barrier(&mut self, turn: &mut Turn<'_>, barrier: ReadBarrier) {
         let refusal = match read::check_epoch(&self.descriptor, &self.siblings, Some(&barrier.epoch)) {
             Err(error) => Some(error),
-            Ok(()) => (!self.leads()).then(|| self.not_leader()),
+            Ok(()) if !self.leads() => Some(self.not_leader()),
+            Ok(()) => self.check_not_frozen().err(),
         };
         match refusal {
             Some(error) => turn.effects.barriers.push((barrier.token, Err(error))),
@@ -423,6 +444,7 @@ impl Range {
             self.pursue_order(turn);
             self.pursue_expiry(turn);
         }
+        self.pursue_merge(turn);
     }
 
     /// Whether anything is left to do for this range at the end of a turn.

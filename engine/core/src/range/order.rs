@@ -6,12 +6,13 @@
 //! finds is left without any order. The leader has the last word: no step is taken that would leave the range
 //! without a quorum of voters that are alive and level.
 
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::ProgressState;
 
 use super::change::Kind;
 use super::{Range, Turn};
 use crate::membership;
+use crate::store::Wish;
 
 /// The next thing to do for an order.
 enum Step {
@@ -19,6 +20,8 @@ enum Step {
     Change(Vec<v1::ReplicaDescriptor>, u64),
     /// Let this replica lead.
     HandOver(u64),
+    /// Merge the range into this one.
+    Merge(RangeId),
     /// Nothing can be done now; the words say why.
     Wait(String),
     /// The order is fulfilled.
@@ -62,10 +65,16 @@ impl Range {
                 self.begin_hand_over(turn, replica);
                 None
             }
+            Step::Merge(target) => return turn.wishes.push(Wish::Begin { source: self.id, target }),
             Step::Wait(reason) => Some(reason),
             Step::Done => None,
         };
         self.order_waits = waits.unwrap_or_default();
+    }
+
+    /// What became of an order to merge.
+    pub(crate) fn note_merge_order(&mut self, begun: Result<(), Error>) {
+        self.order_waits = begun.err().map(|error| error.to_string()).unwrap_or_default();
     }
 
     fn propose_replicas(
@@ -115,6 +124,12 @@ impl Range {
             return Step::Wait(format!("the replica on node {} is not level yet", behind.node_id));
         }
         if promote.is_empty() && demote.is_empty() {
+            if let Some(into) = &order.merge_into {
+                return match turn.now < self.no_merge_before {
+                    true => Step::Wait("a merge was given up a moment ago".into()),
+                    false => Step::Merge(RangeId(into.range_id)),
+                };
+            }
             return self.hand_over_as_ordered(turn, order);
         }
         let promote: Vec<u64> = promote.iter().map(|of| of.node_id).collect();

@@ -59,7 +59,7 @@ impl Range {
         }
         let at_once = ready.take_messages();
         let mut item = LogItem::new(self.id);
-        self.install_snapshot(&ready, &mut item);
+        self.install_snapshot(turn, &ready, &mut item);
         item.entries = ready.take_entries();
         let state_changed = ready.must_sync();
         let mut held = ready.take_persisted_messages();
@@ -145,6 +145,9 @@ impl Range {
                 self.snapshot_persisted(turn, &data);
             }
         }
+        if self.doomed.is_none() {
+            self.merge_persisted(turn);
+        }
     }
 
     fn schedule_apply(&mut self, turn: &mut Turn<'_>, committed: Vec<Entry>) {
@@ -189,6 +192,7 @@ impl Range {
             self.pursue_order(turn);
             self.pursue_expiry(turn);
         }
+        self.merge_persisted(turn);
     }
 
     /// Up to where barriers may read: nothing before an entry of the own term is applied.
@@ -253,6 +257,7 @@ impl Range {
         if led_before && !same_reign {
             self.lease.end();
             self.forget_order();
+            self.lose_merge_asker(turn, "the leader changed while the range was being merged; it may be yet", false);
             turn.effects.events.push(Event::SteppedDown { range: self.id, term });
             let error = self.not_leader();
             // Those that came during a transfer wait for the new leader's name.
@@ -314,6 +319,7 @@ impl Range {
             lease_until,
             clock: self.range_clock(),
             incarnation: self.incarnation,
+            frozen: self.frozen().is_some(),
         };
         let changed_leader = view.term != self.view.term || view.leader != self.view.leader;
         if changed_leader {

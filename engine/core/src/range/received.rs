@@ -36,6 +36,10 @@ impl Range {
         if envelope.message.to_replica != self.replica {
             return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
         }
+        if envelope.message.frozen != 0 {
+            self.note_frozen(turn, sender, envelope.message.frozen);
+            return Ok(());
+        }
         let message = wire::from_wire(envelope.message).map_err(|error| error.to_string())?;
         let kind = message.get_msg_type();
         if let Some(data) = &envelope.snapshot {

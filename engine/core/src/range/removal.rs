@@ -11,14 +11,27 @@
 //! Raft takes from a refused vote what is committed. Without this a joint configuration whose old voters have gone
 //! would wait for them for ever.
 
-use flotilla_proto::{Error, v1};
+use std::sync::Arc;
+
+use flotilla_proto::{Error, RangeId, v1};
 
 use super::{Range, Turn};
 use crate::apply::{ApplyTask, ApplyWork, ChangeApplied, RangeChange};
+use crate::merges;
 use crate::store::{Destroy, Event, LogItem};
 
 /// For how many election time-outs placement's word alone does not end a voter that has more to apply.
 const PATIENCE_TIMEOUTS: u32 = 10;
+
+/// What is to become of a replica that is no part of its range any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Doom {
+    tombstone: v1::Tombstone,
+    /// Its data stays: it is that of the range that took this one in.
+    keeps_data: bool,
+    /// It goes when a snapshot of this range takes its place.
+    held_by: Option<RangeId>,
+}
 
 impl Range {
     /// This replica's id.
@@ -31,9 +44,24 @@ impl Range {
         &self.descriptor
     }
 
+    /// The same, shared.
+    pub(crate) fn descriptor_arc(&self) -> Arc<v1::RangeDescriptor> {
+        Arc::clone(&self.descriptor)
+    }
+
+    /// Whether it has ever taken this range in.
+    pub(crate) fn has_absorbed(&self, range: RangeId) -> bool {
+        self.absorbed.binary_search(&range.0).is_ok()
+    }
+
     /// Whether nothing of it is on disk yet.
     pub(crate) fn is_unborn(&self) -> bool {
         self.unborn
+    }
+
+    /// Whether its range was taken in by another one.
+    pub(crate) fn is_merged_away(&self) -> bool {
+        self.doomed.is_some_and(|doom| doom.tombstone.merged_into != 0)
     }
 
     /// Whether it is no part of its range any more.
@@ -48,9 +76,39 @@ impl Range {
 
     /// Replicas up to that of `gone`, this one among them, are no part of the range any more.
     pub(crate) fn doom(&mut self, turn: &mut Turn<'_>, gone: &v1::Tombstone) {
-        self.doomed = Some(joined(self.doomed.as_ref(), gone));
+        let doom = self.doomed.get_or_insert_default();
+        doom.tombstone = joined(Some(&doom.tombstone), gone);
         self.lease.end();
         turn.effects.views_gone.push(self.id);
+    }
+
+    /// The range was taken in by one that has a replica here, which goes on with the data.
+    pub(crate) fn doom_without_data(&mut self, turn: &mut Turn<'_>, gone: &v1::Tombstone) {
+        self.doom(turn, gone);
+        if let Some(doom) = &mut self.doomed {
+            (doom.keeps_data, doom.held_by) = (true, None);
+        }
+    }
+
+    /// The range was taken in, and a snapshot of the one that did is to take the place of this replica: it takes part in
+    /// nothing more, and stays on the disk until then.
+    pub(crate) fn hold(&mut self, turn: &mut Turn<'_>, by: RangeId) {
+        self.doom(turn, &merges::tombstone(by));
+        if let Some(doom) = &mut self.doomed {
+            doom.held_by = Some(by);
+        }
+    }
+
+    /// The range that it was held for has no replica here any more.
+    pub(crate) fn let_go(&mut self, by: RangeId) {
+        if let Some(doom) = self.doomed.as_mut().filter(|doom| doom.held_by == Some(by)) {
+            doom.held_by = None;
+        }
+    }
+
+    /// Whether nothing of it is under way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.doomed.is_some() && self.applies_open == 0 && !self.writes_snapshot()
     }
 
     /// Another replica says that this one was removed: believed if its descriptor is newer and does not name it. The
@@ -79,7 +137,7 @@ impl Range {
         if learned || waits {
             return Ok(());
         }
-        self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term });
+        self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, merged_into: 0 });
         Ok(())
     }
 
@@ -111,9 +169,22 @@ impl Range {
 
     /// The end, once nothing is under way; returns what stays.
     pub(crate) fn end_if_doomed(&mut self, turn: &mut Turn<'_>) -> Option<v1::Tombstone> {
-        let tombstone = self.doomed.filter(|_| self.applies_open == 0 && !self.writes_snapshot())?;
-        let before = self.proposals.bytes();
+        let doom = self.doomed.filter(|doom| self.is_quiet() && doom.held_by.is_none())?;
+        self.end(turn);
+        let (tombstone, keeps_data) = (doom.tombstone, doom.keeps_data);
+        let destroy = Some(Destroy { descriptor: self.descriptor.clone(), tombstone, keeps_data });
+        turn.items.push(LogItem { destroy, ..LogItem::new(self.id) });
+        Some(tombstone)
+    }
+
+    /// The end, with a snapshot of the range that took this one in.
+    pub(crate) fn end_with_target(&mut self, turn: &mut Turn<'_>) {
+        self.end(turn);
+    }
+
+    fn end(&mut self, turn: &mut Turn<'_>) {
         let gone = Error::RangeNotFound { range: self.id };
+        let before = self.proposals.bytes();
         self.proposals.refuse_queued(&gone, &mut turn.effects.writes);
         self.proposals.lost(&mut turn.effects.writes);
         self.release_bytes(turn, before);
@@ -124,10 +195,7 @@ impl Range {
             turn.effects.transfers.push((order.token, Err(gone)));
         }
         turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Removed });
-        let destroy = Some(Destroy { descriptor: self.descriptor.clone(), tombstone });
-        turn.items.push(LogItem { destroy, ..LogItem::new(self.id) });
         turn.effects.events.push(Event::Removed { range: self.id, replica_id: self.replica });
-        Some(tombstone)
     }
 }
 
@@ -135,5 +203,7 @@ impl Range {
 pub(crate) fn joined(one: Option<&v1::Tombstone>, other: &v1::Tombstone) -> v1::Tombstone {
     let Some(one) = one else { return *other };
     let entry = if one.index > other.index { one } else { other };
-    v1::Tombstone { replica_id: one.replica_id.max(other.replica_id), index: entry.index, term: entry.term }
+    let merged_into = if other.merged_into == 0 { one.merged_into } else { other.merged_into };
+    let replica_id = one.replica_id.max(other.replica_id);
+    v1::Tombstone { replica_id, index: entry.index, term: entry.term, merged_into }
 }

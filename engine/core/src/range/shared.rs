@@ -6,7 +6,7 @@ use flotilla_proto::{NodeId, v1};
 
 use crate::config::Config;
 use crate::recover::RangeBoot;
-use crate::store::{Effects, LogItem};
+use crate::store::{Effects, LogItem, Wish};
 use crate::time::BootTime;
 
 /// What the ranges of a store share.
@@ -110,4 +110,6 @@ pub(crate) struct Turn<'a> {
     pub sequence: u64,
     /// Replicas that have begun by splits.
     pub born: &'a mut Vec<Born>,
+    /// What ranges want of each other.
+    pub wishes: &'a mut Vec<Wish>,
 }

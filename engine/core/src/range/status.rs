@@ -102,6 +102,7 @@ impl Range {
             level_nodes: others.filter(|of| self.is_level(of.replica_id)).map(nodes).collect(),
             order_id,
             order_waits: order_waits.into(),
+            frozen: self.frozen_report(now),
             is_lasting: true,
         }
     }

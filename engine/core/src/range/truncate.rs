@@ -12,13 +12,18 @@ use super::{Range, Turn};
 use crate::store::{Event, LogItem};
 
 impl Range {
-    /// Cuts the log if enough of it is done with.
-    pub(super) fn consider_truncation(&mut self, turn: &mut Turn<'_>) {
+    /// Takes in what is durable by now of what was applied.
+    pub(super) fn note_durable(&mut self, turn: &Turn<'_>) {
         while self.applied_marks.front().is_some_and(|(mark, _)| *mark <= turn.shared.durable_sequence) {
             if let Some((_, applied)) = self.applied_marks.pop_front() {
                 self.applied_durable = applied;
             }
         }
+    }
+
+    /// Cuts the log if enough of it is done with.
+    pub(super) fn consider_truncation(&mut self, turn: &mut Turn<'_>) {
+        self.note_durable(turn);
         let config = &turn.shared.config;
         let (truncated, _) = self.raft.store().truncated();
         let entries = self.applied.0.saturating_sub(truncated);

@@ -15,16 +15,18 @@
 //! of it is being applied, and no other range's span overlaps those that are replaced.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::Entry;
 
-use super::{Chunks, corrupt, spans};
+use super::{Chunks, corrupt, fill_destroy, spans};
 use crate::keys::{self, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::splits;
 use crate::storage::{self, Direction, Family, Staging, StorageError, WriteBatch};
-use crate::store::LogItem;
+use crate::store::{Destroy, LogItem};
 
 /// The steps of an installation; a crash after each is tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,8 +101,14 @@ fn intent_of(item: &LogItem) -> storage::Result<(v1::SnapshotIntent, &super::Tab
         files: tables.files().to_vec(),
         raft_state: Some(state),
         splits: data.header.splits.clone(),
+        merge: data.header.merge.clone(),
+        ends: item.ends.iter().map(ended).collect(),
     };
     Ok((intent, tables))
+}
+
+fn ended(destroy: &Destroy) -> v1::EndedReplica {
+    v1::EndedReplica { descriptor: Some((*destroy.descriptor).clone()), tombstone: Some(destroy.tombstone) }
 }
 
 /// The steps after the intent.
@@ -112,7 +120,8 @@ fn carry_out<S: Staging>(
 ) -> storage::Result<ControlFlow<()>> {
     let descriptor = intent.descriptor.as_ref().ok_or_else(|| corrupt("snapshot intent without a descriptor"))?;
     let mut batch = storage.batch();
-    for (start, end) in intent.replaces.iter().chain([descriptor]).flat_map(spans) {
+    let ended = intent.ends.iter().filter_map(|of| of.descriptor.as_ref());
+    for (start, end) in intent.replaces.iter().chain(ended).chain([descriptor]).flat_map(spans) {
         if holds_anything(storage, &start, &end)? {
             batch.delete_range(Family::State, &start, &end);
         }
@@ -159,6 +168,15 @@ fn finish<S: Staging>(
     batch.put(Family::State, &record(RangeRecord::Descriptor), &record::encode(descriptor));
     batch.put(Family::State, &record(RangeRecord::Applied), &record::encode(applied));
     splits::put(&mut batch, range, &intent.splits);
+    merges::put(&mut batch, range, intent.merge.as_ref());
+    for of in &intent.ends {
+        let (Some(descriptor), Some(tombstone)) = (&of.descriptor, of.tombstone) else {
+            return Err(corrupt("snapshot intent that ends a replica without naming it"));
+        };
+        // Its data is gone: what stands in its span now is the snapshot's.
+        let descriptor = Arc::new(descriptor.clone());
+        fill_destroy(&mut batch, &Destroy { descriptor, tombstone, keeps_data: true });
+    }
     batch.delete(Family::State, &record(RangeRecord::Intent));
     batch.delete_range(Family::Log, &keys::log_entry(range, 0), &keys::log_entry(range, u64::MAX));
     for entry in entries {

@@ -13,6 +13,7 @@ use super::chunk::Cutter;
 use super::data::ChunkFile;
 use super::{Chunks, SnapshotData, corrupt, spans};
 use crate::keys::{self, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::splits;
 use crate::storage::{self, Family, FileWriter, Read, Staging, Storage, StorageError};
@@ -102,7 +103,9 @@ fn cut(
     }
     cutter.finish().map_or(Ok(()), take)?;
     let splits = splits::read(view, range)?.entries;
-    Ok(v1::SnapshotHeader { descriptor: Some(descriptor), applied: Some(applied), records: cutter.records, splits })
+    let merge = Some(merges::read(view, range)?).filter(|state| *state != v1::MergeState::default());
+    let records = cutter.records;
+    Ok(v1::SnapshotHeader { descriptor: Some(descriptor), applied: Some(applied), records, splits, merge })
 }
 
 fn range_record<M: prost::Message + Default>(view: &dyn Read, range: RangeId, what: RangeRecord) -> storage::Result<M> {

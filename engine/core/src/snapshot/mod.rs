@@ -31,6 +31,7 @@ pub use receive::{Limits, Receiver};
 use chunk::for_each_record;
 
 use crate::keys::{self, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::splits;
 use crate::storage::{self, Family, StorageError, WriteBatch};
@@ -49,17 +50,33 @@ pub fn spans(descriptor: &v1::RangeDescriptor) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// Adds to a batch: what the replica held goes, the snapshot's state comes. `replaces`: the range as the replica
-/// knew it before, whose span may have been another one.
+/// knew it before, whose span may have been another one. `keeps_data`: only records, Raft state and log are replaced.
 pub fn fill<B: WriteBatch>(
     batch: &mut B,
     data: &SnapshotData,
     replaces: Option<&v1::RangeDescriptor>,
+    keeps_data: bool,
 ) -> storage::Result<()> {
     let (Some(descriptor), Some(applied)) = (&data.header.descriptor, &data.header.applied) else {
         return Err(corrupt("snapshot without descriptor or applied state"));
     };
     let range = RangeId(descriptor.range_id);
-    for (start, end) in replaces.into_iter().chain([descriptor]).flat_map(spans) {
+    if !keeps_data {
+        fill_data(batch, data, replaces.into_iter().chain([descriptor]))?;
+    }
+    batch.put(Family::State, &keys::range_record(range, RangeRecord::Descriptor), &record::encode(descriptor));
+    batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(applied));
+    splits::put(batch, range, &data.header.splits);
+    merges::put(batch, range, data.header.merge.as_ref());
+    Ok(())
+}
+
+fn fill_data<'a, B: WriteBatch>(
+    batch: &mut B,
+    data: &SnapshotData,
+    replaces: impl Iterator<Item = &'a v1::RangeDescriptor>,
+) -> storage::Result<()> {
+    for (start, end) in replaces.flat_map(spans) {
         batch.delete_range(Family::State, &start, &end);
     }
     let Chunks::Memory(chunks) = &data.chunks else {
@@ -71,16 +88,14 @@ pub fn fill<B: WriteBatch>(
             Ok(())
         })?;
     }
-    batch.put(Family::State, &keys::range_record(range, RangeRecord::Descriptor), &record::encode(descriptor));
-    batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(applied));
-    splits::put(batch, range, &data.header.splits);
     Ok(())
 }
 
-/// Adds to a batch: the replica goes, with all its data, its log and its Raft state; the tombstone stays.
+/// Adds to a batch: the replica goes, with its log, its Raft state and, but for a merge, all its data; the tombstone stays.
 pub fn fill_destroy<B: WriteBatch>(batch: &mut B, destroy: &Destroy) {
     let range = RangeId(destroy.descriptor.range_id);
-    for (start, end) in spans(&destroy.descriptor) {
+    let spans = if destroy.keeps_data { Vec::new() } else { spans(&destroy.descriptor) };
+    for (start, end) in spans {
         batch.delete_range(Family::State, &start, &end);
     }
     for what in RangeRecord::OF_A_REPLICA {

@@ -22,6 +22,9 @@ pub type TransferAnswer = Result<(NodeId, u64), Error>;
 /// What became of a split: the range and its children, in key order.
 pub type SplitAnswer = Result<Vec<v1::RangeDescriptor>, Error>;
 
+/// What became of a merge: the range that took the other one in.
+pub type MergeAnswer = Result<v1::RangeDescriptor, Error>;
+
 /// A check that every replica of a range carries out when it applies this entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckStarted {
@@ -67,6 +70,8 @@ pub struct Effects {
     pub transfers: Vec<(Token, TransferAnswer)>,
     /// Answers to splits.
     pub splits: Vec<(Token, SplitAnswer)>,
+    /// Answers to merges.
+    pub merges: Vec<(Token, MergeAnswer)>,
     /// Answers to checks.
     pub checks: Vec<(Token, Result<CheckStarted, Error>)>,
     /// Keys to be looked for ([`crate::split_keys::find`]); answered by [`super::Input::SplitKeys`].
@@ -104,6 +109,7 @@ impl Effects {
             && self.statuses.is_empty()
             && self.views_gone.is_empty()
             && self.splits.is_empty()
+            && self.merges.is_empty()
             && self.checks.is_empty()
             && self.split_keys_wanted.is_empty()
             && self.expiries_wanted.is_empty()
@@ -140,6 +146,11 @@ pub struct LogItem {
     pub snapshot: Option<SnapshotData>,
     /// With a snapshot: the range as the replica knew it before, whose data goes.
     pub replaces: Option<Arc<v1::RangeDescriptor>>,
+    /// With a snapshot: replicas on this store that end with it, for its range has taken theirs in. Before it, in the
+    /// same step.
+    pub ends: Vec<Destroy>,
+    /// With a snapshot: the replica's data is what the snapshot holds, and stays untouched.
+    pub keeps_data: bool,
     /// The range begins with this replica: its first records.
     pub begins: Option<Arc<v1::RangeDescriptor>>,
     /// The replica is no more: everything of it goes but the tombstone.
@@ -156,6 +167,8 @@ impl LogItem {
             remove: Vec::new(),
             snapshot: None,
             replaces: None,
+            ends: Vec::new(),
+            keeps_data: false,
             begins: None,
             destroy: None,
         }
@@ -174,10 +187,12 @@ impl LogItem {
 /// A replica that is to be destroyed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Destroy {
-    /// The range as the replica knows it: its spans are emptied.
+    /// The range as the replica knows it: its spans are emptied, but for a merge.
     pub descriptor: Arc<v1::RangeDescriptor>,
     /// What stays, written in the same batch: so that no late message brings the replica back.
     pub tombstone: v1::Tombstone,
+    /// The data stays: the range that took this one in stands here with it.
+    pub keeps_data: bool,
 }
 
 /// What readers may know of a range without asking the store. Published as a whole; the newest wins.
@@ -202,6 +217,8 @@ pub struct ReadView {
     /// Which of the store's replicas this is of: a later one of the same range has a larger number, and so has one whose
     /// state was replaced while nothing of it could be read.
     pub incarnation: u64,
+    /// The range is being merged into its neighbour: nothing of it is to be read, not even stale.
+    pub frozen: bool,
 }
 
 /// A range's own time, as a replica knows it.
@@ -302,6 +319,27 @@ pub enum Event {
         range: RangeId,
         /// All of them, as they are now.
         ranges: Vec<Arc<v1::RangeDescriptor>>,
+    },
+    /// The range stands still, to be taken in by its left neighbour.
+    Frozen {
+        /// The range.
+        range: RangeId,
+        /// The neighbour.
+        into: RangeId,
+    },
+    /// It was not taken in, and goes on.
+    Thawed {
+        /// The range.
+        range: RangeId,
+        /// The neighbour.
+        into: RangeId,
+    },
+    /// It was taken in by its left neighbour, and is no more.
+    Merged {
+        /// The range.
+        range: RangeId,
+        /// The neighbour, as it is now.
+        into: Arc<v1::RangeDescriptor>,
     },
     /// A range holds more than it should, and nothing in it may be cut.
     CannotSplit {

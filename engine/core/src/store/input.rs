@@ -94,6 +94,8 @@ pub enum Input {
     Drain,
     /// An order to split a range. Answered by [`super::Effects::splits`].
     Split(Split),
+    /// An order to merge a range into its left neighbour. Answered by [`super::Effects::merges`].
+    Merge(Merge),
     /// What a pass over an expiry index found, asked for by [`super::Effects::expiries_wanted`].
     ExpiriesFound(ExpiryFound),
     /// Keys to split a range at, asked for by [`super::Effects::split_keys_wanted`].
@@ -144,6 +146,20 @@ pub struct Split {
     pub range: RangeId,
     /// Where.
     pub at: SplitAt,
+    /// When the caller stops waiting.
+    pub deadline: BootTime,
+}
+
+/// See [`Input::Merge`]. Taken by the node that leads the range which ends. Placement orders the same by
+/// `merge_into` of a [`v1::RangeOrder`], without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// The asker.
+    pub token: Token,
+    /// The range that ends.
+    pub range: RangeId,
+    /// Its left neighbour, which takes it in.
+    pub target: RangeId,
     /// When the caller stops waiting.
     pub deadline: BootTime,
 }

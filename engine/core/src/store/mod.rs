@@ -8,6 +8,7 @@
 
 mod effects;
 mod input;
+mod merging;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,15 +18,16 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 pub use crate::snapshot::SnapshotData;
 pub use effects::{
-    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, RangeClock, ReadView, SplitAnswer,
+    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, MergeAnswer, RangeClock, ReadView, SplitAnswer,
     SplitKeysWanted, TransferAnswer, WriteAnswer,
 };
-pub use input::{Envelope, Input, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
+pub use input::{Envelope, Input, Merge, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
 use crate::config::Config;
 use crate::range::{Born, Range, RangeIds, Shared, Turn};
 use crate::recover::Boot;
 use crate::time::BootTime;
+pub(crate) use merging::Wish;
 use unknown::Unknown;
 
 /// What a replica is doing, for metrics and checkers.
@@ -71,6 +73,8 @@ pub struct RangeSummary {
     pub order_id: u64,
     /// Why the order's next step cannot be taken now; empty: it can, or there is none.
     pub order_waits: String,
+    /// It stands still, to be merged into its left neighbour.
+    pub frozen: Option<v1::FrozenRange>,
     /// Whether a crash cannot undo that the range began here by placement's word. Before that placement must not be
     /// told of it: it would take the range for born, and not let it begin again.
     pub is_lasting: bool,
@@ -90,6 +94,7 @@ impl RangeSummary {
             level_nodes: self.level_nodes.clone(),
             order_id: self.order_id,
             order_waits: self.order_waits.clone(),
+            frozen: self.frozen.clone(),
             ..Default::default()
         }
     }
@@ -107,6 +112,10 @@ pub struct Store {
     in_flight: VecDeque<(u64, BTreeSet<RangeId>)>,
     items: Vec<LogItem>,
     born: Vec<Born>,
+    /// What ranges want of each other, until their turn is over.
+    wishes: Vec<Wish>,
+    /// Replicas that end with a snapshot of the range that took theirs in.
+    held: BTreeSet<RangeId>,
     /// Replicas that are gone from this store for good.
     tombstones: BTreeMap<RangeId, v1::Tombstone>,
     unknown: Unknown,
@@ -152,6 +161,8 @@ impl Store {
             in_flight: VecDeque::new(),
             items: removed.collect(),
             born: Vec::new(),
+            wishes: Vec::new(),
+            held: BTreeSet::new(),
             tombstones: boot.tombstones.clone(),
             unknown: Unknown::default(),
             doomed: BTreeSet::new(),
@@ -166,7 +177,8 @@ impl Store {
 
     /// All replicas, by range id.
     pub fn ranges(&self) -> impl Iterator<Item = RangeSummary> + '_ {
-        self.ranges.values().filter(|range| !range.is_unborn()).map(|range| RangeSummary {
+        let lives = |range: &&Range| !range.is_unborn() && !range.is_merged_away();
+        self.ranges.values().filter(lives).map(|range| RangeSummary {
             is_lasting: !self.newborn.contains_key(&RangeId(range.descriptor().range_id)),
             ..range.summary(self.last_tick, &self.shared.config)
         })
@@ -178,13 +190,13 @@ impl Store {
             Input::Write(write) => {
                 let (token, range) = (write.token, write.range);
                 if !self.with(now, range, effects, |range, turn| range.write(turn, write)) {
-                    effects.writes.push((token, Err(Error::RangeNotFound { range })));
+                    effects.writes.push((token, Err(self.missing(range))));
                 }
             }
             Input::ReadBarrier(barrier) => {
                 let (token, range) = (barrier.token, barrier.range);
                 if !self.with(now, range, effects, |range, turn| range.barrier(turn, barrier)) {
-                    effects.barriers.push((token, Err(Error::RangeNotFound { range })));
+                    effects.barriers.push((token, Err(self.missing(range))));
                 }
             }
             Input::TransferLeader(order) => {
@@ -228,6 +240,7 @@ impl Store {
                     effects.splits.push((token, Err(Error::RangeNotFound { range })));
                 }
             }
+            Input::Merge(merge) => self.merge(now, merge, effects),
             Input::SplitKeys { range, found } => {
                 self.with(now, range, effects, |range, turn| range.split_keys(turn, found));
             }
@@ -261,6 +274,7 @@ impl Store {
     pub fn end_turn(&mut self, now: BootTime, effects: &mut Effects) {
         let dirty = std::mem::take(&mut self.dirty);
         for id in dirty {
+            self.release_ends(id);
             self.with(now, id, effects, |range, turn| {
                 range.propose(turn);
                 range.collect(turn);
@@ -288,12 +302,13 @@ impl Store {
         let Some(range) = self.ranges.get_mut(&id) else { return false };
         let sequence = self.last_sequence + 1;
         let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
-        act(range, &mut Turn { now, shared, effects, items, sequence, born });
+        act(range, &mut Turn { now, shared, effects, items, sequence, born, wishes: &mut self.wishes });
         if range.is_doomed() {
             self.doomed.insert(id);
         }
         self.dirty.insert(id);
         self.begin_born(now, effects);
+        self.grant(now, effects);
         true
     }
 
@@ -301,11 +316,12 @@ impl Store {
         let sequence = self.last_sequence + 1;
         for (id, range) in &mut self.ranges {
             let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
-            act(range, &mut Turn { now, shared, effects, items, sequence, born });
+            act(range, &mut Turn { now, shared, effects, items, sequence, born, wishes: &mut self.wishes });
             if range.wants_turn() {
                 self.dirty.insert(*id);
             }
         }
+        self.grant(now, effects);
     }
 
     fn persisted(&mut self, now: BootTime, sequence: u64, effects: &mut Effects) {

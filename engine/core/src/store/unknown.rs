@@ -82,7 +82,11 @@ impl Store {
     pub(super) fn message(&mut self, now: BootTime, envelope: Envelope, effects: &mut Effects) {
         let (from, range) = (envelope.from, RangeId(envelope.message.range_id));
         self.disk_space(from, !envelope.disk_full);
-        if let Err(reason) = self.route(now, range, envelope, effects) {
+        let done = match self.merge_message(now, &envelope, effects) {
+            Some(done) => done,
+            None => self.route(now, range, envelope, effects),
+        };
+        if let Err(reason) = done {
             effects.events.push(Event::MessageRefused { from, range, reason });
         }
     }
@@ -105,10 +109,15 @@ impl Store {
             self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer, entry, common));
             return told;
         }
+        let mut ends = None;
         if let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) {
             self.check_overlap(id, header)?;
+            ends = Some(self.ends_of(id, header));
         }
         self.with(now, id, effects, |range, turn| range.message(turn, envelope));
+        if let Some(ends) = ends {
+            self.hold_for(now, id, ends, effects);
+        }
         Ok(())
     }
 
@@ -175,7 +184,9 @@ impl Store {
         if cfg!(feature = "mutant-snapshot-over-overlap") {
             return Ok(());
         }
-        let others = self.ranges.iter().filter(|(other, _)| **other != id);
+        // Those that the range has taken in end with the snapshot.
+        let absorbed = header.merge.as_ref().map_or(&[][..], |merge| &merge.absorbed);
+        let others = self.ranges.iter().filter(|(other, _)| **other != id && !absorbed.contains(&other.0));
         match others.map(|(_, range)| range.descriptor()).find(|other| overlap(other, descriptor)) {
             Some(other) => Err(format!("the snapshot overlaps with range {}, which is here", other.range_id)),
             None => Ok(()),
@@ -192,6 +203,7 @@ impl Store {
         let to = envelope.message.to_replica;
         if self.is_gone(id, to) {
             effects.messages.extend(self.gone_here(id, &envelope));
+            effects.messages.extend(self.merged_notice(id, &envelope));
             return Err(format!("replica {to} is gone"));
         }
         if envelope.message.removed.is_some() {
@@ -266,11 +278,13 @@ impl Store {
         let header = envelope.snapshot.as_ref().map(|data| data.header.clone()).unwrap_or_default();
         self.check_overlap(id, &header)?;
         self.check_own(id, envelope.message.to_replica, &header)?;
+        let ends = self.ends_of(id, &header);
         let descriptor = header.descriptor.unwrap_or_default();
         let boot = RangeBoot::blank(Arc::new(descriptor));
         let range = Range::new(&mut self.shared, &boot, now)?;
         self.ranges.insert(id, range);
         self.with(now, id, effects, |range, turn| range.message(turn, envelope));
+        self.hold_for(now, id, ends, effects);
         if self.ranges.get(&id).is_some_and(|range| !range.brings_snapshot()) {
             // Refused: nothing of it is anywhere.
             self.ranges.remove(&id);
@@ -281,7 +295,7 @@ impl Store {
 
     /// Placement's proof that replicas are gone.
     pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
-        if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) {
+        if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) && !self.is_needed(id) {
             self.with(now, id, effects, |range, turn| range.told_to_go(turn, upto));
         }
     }
@@ -299,7 +313,7 @@ impl Store {
             let boot = RangeBoot::initial(Arc::new(descriptor), applied);
             self.items.push(LogItem { begins: Some(boot.descriptor.clone()), ..LogItem::new(id) });
             self.newborn.insert(id, self.last_sequence + 1);
-            let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied };
+            let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied, merge: None };
             effects.applies.push(ApplyTask { range: id, work });
             self.born.push(Born { boot, campaigns: true, bytes: 0 });
             // Before the next one, which must not overlap with it.
@@ -339,6 +353,7 @@ impl Store {
                 self.doomed.remove(&id);
                 let all = joined(self.tombstones.get(&id), &gone);
                 self.tombstones.insert(id, all);
+                self.let_go(id);
             }
         }
     }

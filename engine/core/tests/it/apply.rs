@@ -159,7 +159,7 @@ fn an_unknown_command_version_stops_the_store() {
     let crc = crc32fast::hash(&data[4..]);
     data[..4].copy_from_slice(&crc.to_be_bytes());
     let stopped = stage.try_data(data.into());
-    assert!(matches!(stopped, Err(ApplyError::Command { index: 6, error: CommandError::UnknownVersion(3), .. })));
+    assert!(matches!(stopped, Err(ApplyError::Command { index: 6, error: CommandError::UnknownVersion(4), .. })));
     assert_eq!(stage.disk.contents(), before, "nothing of the pass is written");
 }
 

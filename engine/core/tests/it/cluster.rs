@@ -12,8 +12,8 @@ use flotilla_engine::config::Config;
 use flotilla_engine::expiry::{self, ExpiryFound};
 use flotilla_engine::storage::{Direction, Family, Read, Storage};
 use flotilla_engine::store::{
-    CheckStarted, Effects, Envelope, Event, Input, LogBatch, RangeSummary, ReadBarrier, ReadView, SplitAnswer, Store,
-    Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
+    CheckStarted, Effects, Envelope, Event, Input, LogBatch, MergeAnswer, RangeSummary, ReadBarrier, ReadView,
+    SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_engine::{bootstrap, keys, log_writer, recover, snapshot, split_keys};
@@ -65,6 +65,7 @@ pub struct Cluster {
     pub barriers: Vec<(u64, Result<Arc<ReadView>, Error>)>,
     pub transfers: Vec<(u64, TransferAnswer)>,
     pub splits: Vec<(u64, SplitAnswer)>,
+    pub merges: Vec<(u64, MergeAnswer)>,
     pub checks: Vec<(u64, Result<CheckStarted, Error>)>,
     /// What each node's replica held at a check's index.
     pub checkpoints: Vec<(u64, Checkpoint, Rows)>,
@@ -130,6 +131,7 @@ impl Cluster {
             barriers: Vec::new(),
             transfers: Vec::new(),
             splits: Vec::new(),
+            merges: Vec::new(),
             checks: Vec::new(),
             checkpoints: Vec::new(),
             events: Vec::new(),
@@ -214,6 +216,7 @@ impl Cluster {
         self.barriers.extend(effects.barriers.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.transfers.extend(effects.transfers.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.splits.extend(effects.splits.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.merges.extend(effects.merges.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.checks.extend(effects.checks.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.events.extend(effects.events.iter().map(|event| (id, event.clone())));
         self.fatal.extend(effects.fatal.iter().map(|why| (id, why.clone())));

@@ -11,6 +11,7 @@ mod hostile;
 mod hostile_ranges;
 mod installs;
 mod membership;
+mod merges;
 mod ranges;
 mod reads;
 mod recovery;

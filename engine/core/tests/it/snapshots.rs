@@ -284,7 +284,8 @@ fn of_a_destroyed_replica_the_tombstone_stays_and_nothing_else() {
     write_many(&mut cluster, 0..20);
     let disk = &*cluster.node(2).disk;
     let descriptor = cluster.summary(2).descriptor;
-    let destroy = Some(Destroy { descriptor, tombstone: v1::Tombstone { replica_id: 2, ..Default::default() } });
+    let tombstone = v1::Tombstone { replica_id: 2, ..Default::default() };
+    let destroy = Some(Destroy { descriptor, tombstone, keeps_data: false });
     let mut batch = disk.batch();
     let items = vec![LogItem { destroy, ..LogItem::new(RANGE) }];
     log_writer::fill(&mut batch, &LogBatch { sequence: 1, items }).expect("sound");

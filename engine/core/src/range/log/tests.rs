@@ -39,6 +39,7 @@ fn boot() -> RangeBoot {
         last_index: 5,
         entry_bytes: Vec::new(),
         entries: Vec::new(),
+        merge: None,
     }
 }
 
