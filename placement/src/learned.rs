@@ -1,4 +1,4 @@
-//! What a node has learned of the cluster from others: routes, keyspaces, draining nodes. Pure.
+//! What a node has learned of the cluster from others: routes, keyspaces, nodes. Pure.
 //!
 //! Placement tells its table as changes behind a number that the node names. When it begins anew, what the node had
 //! counts until the new table is complete: a service that has just begun does not know everything yet.
@@ -16,8 +16,8 @@ pub struct Learned {
     pub ranges: RouteMap,
     /// The keyspaces that clients may use.
     pub keyspaces: Vec<v1::Keyspace>,
-    /// Nodes that are being drained.
-    pub draining: Vec<u64>,
+    /// The nodes as placement has them.
+    pub nodes: Vec<v1::NodeRecord>,
     /// How far placement's table has come.
     pub sequence: u64,
     /// Ranges that placement has not named since it began to tell its table anew. They count until it has told all.
@@ -45,7 +45,7 @@ impl Learned {
         }
         self.sequence = answer.table_sequence;
         self.keyspaces.clone_from(&answer.keyspaces);
-        self.draining = answer.nodes.iter().filter(|node| node.draining).map(|node| node.node_id).collect();
+        self.nodes.clone_from(&answer.nodes);
         changed
     }
 

@@ -24,6 +24,7 @@ impl Fixture {
         let folder = tempfile::tempdir().expect("tempdir");
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
         let builder = Node::builder().data(folder.path().join("data"));
+        let builder = builder.configure(|config| config.labels = "zone=a,rack=r1".into());
         let node = runtime.block_on(builder.start()).expect("node");
         let address = node.client_addr().to_string();
         Self { runtime, node: Some(node), folder, address }
@@ -190,7 +191,10 @@ fn the_cluster_tells_about_itself() {
     assert_eq!(cluster.run(&["range", "list", "--keyspace", "default"]).1.lines().count(), 2);
     let (_, nodes) = cluster.json(&["node", "list"]);
     assert_eq!((&nodes[0]["state"], &nodes[0]["leaders"]), (&"up".into(), &2.into()));
-    assert!(cluster.run(&["node", "show", "1"]).1.starts_with("node 1: up"));
+    let shown = cluster.run(&["node", "show", "1"]).1;
+    assert!(shown.starts_with("node 1: up") && shown.contains("\nlabels zone=a,rack=r1\n"), "{shown}");
+    assert_eq!(nodes[0]["labels"], serde_json::json!({ "zone": "a", "rack": "r1" }));
+    assert!(cluster.run(&["node", "list"]).1.trim_end().ends_with("zone=a,rack=r1"));
     assert_eq!(cluster.run(&["node", "show", "2"]).0, 1);
     assert_eq!(cluster.run(&["status", "--check"]), (0, "ok: 1 node up, 2 ranges led, 1 replica each\n".into()));
     assert_eq!(cluster.json(&["status"]).1["ok"], true);

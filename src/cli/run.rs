@@ -19,6 +19,10 @@ pub struct RunArgs {
     /// How many nodes; a cluster that is there already keeps its number [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(NODES_MAX)))]
     pub nodes: Option<u32>,
+    /// Spread the nodes over so many zones: each gets a label, zone=z1, z2, ... in turn, and placement keeps the replicas
+    /// of a range apart by it. A cluster that is there already keeps its zones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(NODES_MAX)))]
+    pub zones: Option<u32>,
     /// Where the nodes keep their data; goes on with what is there [default: flotilla-data]
     #[arg(long, value_name = "DIR", global = true)]
     pub data: Option<PathBuf>,

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use flotilla_engine::config::ReadMode;
+use flotilla_placement::names;
+use flotilla_proto::v1;
 use serde::{Deserialize, Serialize};
 
 pub use layers::ConfigError;
@@ -41,6 +43,8 @@ pub struct Config {
     pub advertise_http_addr: String,
     /// The cluster's name; the same on all nodes.
     pub cluster_name: String,
+    /// What placement is told about this node: `KEY=VALUE,...`, such as `zone=a,rack=r1`.
+    pub labels: String,
     /// Begin a new cluster if the data directory is empty.
     pub bootstrap: bool,
     /// Join the cluster of these nodes if the data directory is empty: `HOST:PORT,...`, where they serve clients.
@@ -108,6 +112,7 @@ impl Default for Config {
             advertise_peer_addr: String::new(),
             advertise_http_addr: String::new(),
             cluster_name: "flotilla".into(),
+            labels: String::new(),
             bootstrap: false,
             join: String::new(),
             join_timeout_ms: 30_000,
@@ -171,6 +176,7 @@ impl Config {
             return Err(ConfigError::value("join", &self.join, what));
         }
         self.join_addresses()?;
+        self.labels()?;
         if self.initial_replicas > REPLICAS_MAX {
             let what = format!("1 to {REPLICAS_MAX}, or 0 for three");
             return Err(ConfigError::value("initial-replicas", &self.initial_replicas.to_string(), &what));
@@ -204,6 +210,18 @@ impl Config {
                 _ => Err(ConfigError::value("join", &self.join, &format!("\"{part}\" is not HOST:PORT"))),
             })
             .collect()
+    }
+
+    /// The labels in `labels`.
+    pub fn labels(&self) -> Result<Vec<v1::Label>, ConfigError> {
+        let refused = |error: flotilla_proto::Error| {
+            let what = format!("{error}; {}", error.hint());
+            ConfigError::value("labels", &self.labels, &what)
+        };
+        let parts = self.labels.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let labels: Vec<v1::Label> = parts.map(names::parse_label).collect::<Result<_, _>>().map_err(refused)?;
+        names::check_labels(&labels).map_err(refused)?;
+        Ok(labels)
     }
 
     /// See [`Config::join_timeout_ms`].

@@ -34,6 +34,10 @@ pub struct Overrides {
     /// The cluster's name; the same on all nodes
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
+    /// What placement is told about this node, such as zone=a; several of them, or one with commas
+    #[arg(long = "label", visible_alias = "labels", value_name = "KEY=VALUE", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "with_commas")]
+    pub labels: Vec<String>,
     /// Begin a new cluster if the data directory is empty; on an initialised one this does nothing
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -95,4 +99,8 @@ impl Overrides {
     pub(super) fn to_table(&self) -> Table {
         Table::try_from(self).expect("flags are numbers, texts and switches")
     }
+}
+
+fn with_commas<S: serde::Serializer>(parts: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&parts.join(","))
 }

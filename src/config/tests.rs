@@ -89,3 +89,24 @@ fn contradictions_are_refused_with_what_to_do() {
     assert!(error.starts_with("advertise-client-addr = ") && error.contains("0.0.0.0:7300"), "{error}");
     assert_eq!(Config { advertise_client_addr: "db1:7300".into(), ..open }.check(), Ok(()));
 }
+
+#[test]
+fn labels_come_from_all_layers_and_are_held_to_the_rules() {
+    let of = |config: Config| -> Vec<String> {
+        let labels = config.labels().expect("valid labels");
+        labels.iter().map(|label| format!("{}={}", label.key, label.value)).collect()
+    };
+    let environment = [("FLOTILLA_LABELS", "zone=b, rack=r1")];
+    let file = load("labels = \"zone=a\"", &[], &Overrides::default()).expect("a text");
+    assert_eq!(of(file), ["zone=a"]);
+    let config = load("labels = \"zone=a\"", &environment, &Overrides::default()).expect("a text");
+    assert_eq!(of(config), ["zone=b", "rack=r1"]);
+    let flags = Overrides { labels: vec!["zone=c".into(), "host=h".into()], ..Default::default() };
+    let config = load("", &environment, &flags).expect("flags win");
+    assert_eq!(of(config), ["zone=c", "host=h"]);
+    for bad in ["zone", "zone=", "=a", "zone=a b", "zone=a,zone=b"] {
+        let config = Config { labels: bad.into(), ..Config::default() };
+        let error = config.check().expect_err(bad).to_string();
+        assert!(error.starts_with(&format!("labels = \"{bad}\": ")), "{error}");
+    }
+}

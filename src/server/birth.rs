@@ -109,6 +109,7 @@ fn first_store(config: &Config, own: &Addresses, cluster_id: u64) -> Result<Birt
         client_addr: own.client.clone(),
         http_addr: own.http.clone(),
         version: VERSION.into(),
+        labels: config.labels()?,
         ..Default::default()
     };
     let replicas = if config.initial_replicas == 0 { REPLICAS_DEFAULT } else { config.initial_replicas };
@@ -158,7 +159,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
         version: VERSION.into(),
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
-        ..Default::default()
+        labels: config.labels()?,
     };
     let answer = client.join(request, config.join_timeout()).await.map_err(failed)?;
     tracing::info!(node = answer.node_id, cluster = answer.cluster_name, "joined");

@@ -165,7 +165,7 @@ impl Server {
         let routes = NodeRoutes::new(table.clone(), news.clone());
         let router = Router::new(NodeTransport::new(node.clone()), routes, router_config);
         let mut server = Self { node, table, router, client, http, stopping, news, tasks: Vec::new() };
-        let handle = server.run_placement(config.placement(), askers);
+        let handle = server.run_placement(config.placement(), config.labels()?, askers);
         server.serve_grpc(listeners.client, handle)?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
@@ -233,11 +233,15 @@ impl Server {
     }
 
     /// The agent, and the service for as long as this node leads the system range.
-    fn run_placement(&mut self, config: flotilla_placement::Config, askers: placement::Askers) -> placement::Handle {
+    fn run_placement(
+        &mut self,
+        config: flotilla_placement::Config,
+        labels: Vec<v1::Label>,
+        askers: placement::Askers,
+    ) -> placement::Handle {
         let (handle, orders) = placement::Handle::new(self.node.clone(), self.table.clone());
         let service = placement::ServiceTask::new(self.node.clone(), config, orders);
-        let (node, store_id) = (self.node.clone(), self.node.store_id());
-        let agent = placement::Agent::new(node, self.table.clone(), handle.clone(), store_id, askers);
+        let agent = placement::Agent::new(self.node.clone(), self.table.clone(), handle.clone(), labels, askers);
         self.tasks.push(tokio::spawn(service.run(self.stopping.subscribe())));
         self.tasks.push(tokio::spawn(agent.run(self.stopping.subscribe())));
         handle

@@ -67,9 +67,9 @@ impl RouteTable {
     /// All that is known, in key order.
     pub(crate) fn routes(&self) -> v1::ListRangesResponse {
         let own = self.node.own_routes();
-        let (mut all, keyspaces, draining) = {
+        let (mut all, keyspaces, records) = {
             let learned = self.lock();
-            (learned.ranges.clone(), learned.keyspaces.clone(), learned.draining.clone())
+            (learned.ranges.clone(), learned.keyspaces.clone(), learned.nodes.clone())
         };
         for route in &own.ranges {
             all.merge(route);
@@ -85,7 +85,13 @@ impl RouteTable {
             node.replicas = count(ranges.iter().filter(on).count());
             node.leaders = count(ranges.iter().filter(|route| route.leader_node_id == node.node_id).count());
             node.data_bytes = ranges.iter().filter(on).map(|route| route.data_bytes).sum();
-            node.draining = draining.contains(&node.node_id);
+            if let Some(record) = records.iter().find(|record| record.node_id == node.node_id) {
+                node.draining = record.draining;
+                node.labels.clone_from(&record.labels);
+                node.decommissioning = record.decommissioning;
+                node.decommission_from = record.decommission_from;
+                node.maintenance_left_ms = record.maintenance_left_ms;
+            }
         }
         v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: own.cluster_id }
     }

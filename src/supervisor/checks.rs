@@ -74,7 +74,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("tempdir");
         let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
         let port = taken.local_addr().expect("address").port();
-        let mut plan = Plan::new(folder.path(), Some(1), 7300).expect("plan");
+        let mut plan = Plan::new(folder.path(), Some(1), None, 7300).expect("plan");
         plan.nodes[0].client = "127.0.0.1:0".into();
         plan.nodes[0].http = "127.0.0.1:0".into();
         plan.nodes[0].peer = format!("127.0.0.1:{port}");

@@ -72,7 +72,7 @@ impl Signals {
 
 async fn serve(args: RunArgs, global: &Global) -> Result {
     let mut signals = Signals::new()?;
-    let plan = Plan::new(args.data(), args.nodes, args.base_port.unwrap_or(BASE_PORT))?;
+    let plan = Plan::new(args.data(), args.nodes, args.zones, args.base_port.unwrap_or(BASE_PORT))?;
     checks::all(&plan)?;
     let mut cluster = Cluster::start(plan)?;
     let result = tokio::select! {

@@ -64,11 +64,11 @@ pub async fn run(args: RunArgs, global: &Global) -> Result {
 /// With free ports, unless some are given.
 fn plan(args: &RunArgs, data: &Path) -> Result<Plan> {
     if let Some(base_port) = args.base_port {
-        return Plan::new(data, args.nodes, base_port);
+        return Plan::new(data, args.nodes, args.zones, base_port);
     }
     for attempt in 0..BASE_PORTS {
         // 10 apart: another cluster's nodes are 100 apart and take three ports each.
-        let plan = Plan::new(data, args.nodes, BASE_PORT + 10 * attempt)?;
+        let plan = Plan::new(data, args.nodes, args.zones, BASE_PORT + 10 * attempt)?;
         let free = |(_, address): &(_, &str)| TcpListener::bind(address).is_ok();
         if plan.nodes.iter().all(|node| node.addresses().iter().all(free)) {
             return Ok(plan);

@@ -41,6 +41,8 @@ pub struct NodePlan {
     pub http: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// Its zone, if the cluster has any.
+    pub zone: Option<String>,
 }
 
 impl NodePlan {
@@ -72,11 +74,13 @@ pub struct Plan {
     /// Whether the cluster was never complete before.
     pub fresh: bool,
     base_port: u16,
+    /// 0: none.
+    zones: u32,
 }
 
 impl Plan {
     /// What is to run, from the command line and from what the directory holds. Changes nothing.
-    pub fn new(data: &Path, nodes: Option<u32>, base_port: u16) -> Result<Self> {
+    pub fn new(data: &Path, nodes: Option<u32>, zones: Option<u32>, base_port: u16) -> Result<Self> {
         let program = std::env::current_exe()
             .map_err(|error| Failure::failed(format!("cannot tell where this program is: {error}")))?;
         // Absolute, so that the lines that are printed hold anywhere.
@@ -94,8 +98,20 @@ impl Plan {
             (Some(kept), _) => kept.nodes,
             (None, wanted) => wanted.unwrap_or(3),
         };
-        let nodes = (1..=count).map(|id| node(id, base_port, &data)).collect::<Result<Vec<_>>>()?;
-        let plan = Self { program, data, nodes, fresh: kept.is_none_or(|kept| !kept.complete), base_port };
+        let zones = match (&kept, zones) {
+            (Some(kept), Some(wanted)) if kept.zones != wanted => {
+                return Err(Failure::usage(format!(
+                    "{} holds a cluster of {} zones, not {wanted}",
+                    data.display(),
+                    kept.zones
+                ))
+                .hint("leave --zones out to go on with it, or name another directory with --data"));
+            }
+            (Some(kept), _) => kept.zones,
+            (None, wanted) => wanted.unwrap_or(0),
+        };
+        let nodes = (1..=count).map(|id| node(id, base_port, zones, &data)).collect::<Result<Vec<_>>>()?;
+        let plan = Self { program, data, nodes, fresh: kept.is_none_or(|kept| !kept.complete), base_port, zones };
         plan.check_stores()?;
         Ok(plan)
     }
@@ -122,13 +138,13 @@ impl Plan {
         if id > NODES_MAX {
             return Err(Failure::failed(format!("a local cluster has {NODES_MAX} nodes at most")));
         }
-        node(id, self.base_port, &self.data)
+        node(id, self.base_port, self.zones, &self.data)
     }
 
     /// Writes down what this cluster is.
     pub fn keep(&self, complete: bool) -> Result {
         let path = self.data.join(Kept::FILE);
-        let text = json!({ "nodes": self.nodes.len(), "complete": complete }).to_string();
+        let text = json!({ "nodes": self.nodes.len(), "complete": complete, "zones": self.zones }).to_string();
         let written = fs::create_dir_all(&self.data).and_then(|()| fs::write(&path, text + "\n"));
         written.map_err(|error| Failure::file("write", &path, &error))
     }
@@ -152,6 +168,9 @@ impl Plan {
             ("--stop-with", std::process::id().to_string()),
         ] {
             words.extend([flag.to_owned(), value]);
+        }
+        if let Some(zone) = &node.zone {
+            words.extend(["--label".into(), format!("zone={zone}")]);
         }
         if new && node.id == 1 {
             words.extend(["--bootstrap".into(), "--initial-ranges".into(), RANGES.to_string()]);
@@ -178,7 +197,7 @@ impl Plan {
     }
 }
 
-fn node(id: u32, base_port: u16, data: &Path) -> Result<NodePlan> {
+fn node(id: u32, base_port: u16, zones: u32, data: &Path) -> Result<NodePlan> {
     let first = u32::from(base_port) + PORT_STEP * (id - 1);
     if base_port == 0 || first + 2 > u32::from(u16::MAX) {
         return Err(Failure::usage(format!(
@@ -194,6 +213,7 @@ fn node(id: u32, base_port: u16, data: &Path) -> Result<NodePlan> {
         peer: at(first + 1),
         http: at(first + 2),
         data: data.join(format!("node-{id}")),
+        zone: (id - 1).checked_rem(zones).map(|zone| format!("z{}", zone + 1)),
     })
 }
 
@@ -201,6 +221,7 @@ fn node(id: u32, base_port: u16, data: &Path) -> Result<NodePlan> {
 struct Kept {
     nodes: u32,
     complete: bool,
+    zones: u32,
 }
 
 impl Kept {
@@ -216,7 +237,9 @@ impl Kept {
         let kept = serde_json::from_slice(&text).ok().and_then(|value: Value| {
             let nodes = u32::try_from(value.get("nodes")?.as_u64()?).ok()?;
             let complete = value.get("complete")?.as_bool()?;
-            (1..=NODES_MAX).contains(&nodes).then_some(Self { nodes, complete })
+            // Clusters of before have none.
+            let zones = value.get("zones").map_or(Some(0), |zones| u32::try_from(zones.as_u64()?).ok())?;
+            (1..=NODES_MAX).contains(&nodes).then_some(Self { nodes, complete, zones })
         });
         kept.map(Some).ok_or_else(|| {
             Failure::failed(format!("{} is not what `flotilla run` writes", path.display()))
@@ -252,32 +275,49 @@ mod tests {
     #[test]
     fn ports_follow_from_the_base_port() {
         let folder = tempfile::tempdir().expect("tempdir");
-        let plan = Plan::new(folder.path(), None, 7300).expect("plan");
+        let plan = Plan::new(folder.path(), None, None, 7300).expect("plan");
         assert_eq!(plan.client_addresses(), "127.0.0.1:7300,127.0.0.1:7400,127.0.0.1:7500");
         assert_eq!(plan.nodes[2].http, "127.0.0.1:7502");
         assert!(plan.fresh);
-        assert_eq!(Plan::new(folder.path(), None, 65_400).expect_err("too high").code(), 2);
-        assert_eq!(Plan::new(folder.path(), None, 0).expect_err("zero").code(), 2);
+        assert_eq!(Plan::new(folder.path(), None, None, 65_400).expect_err("too high").code(), 2);
+        assert_eq!(Plan::new(folder.path(), None, None, 0).expect_err("zero").code(), 2);
     }
 
     #[test]
     fn a_cluster_keeps_its_size_and_is_not_bootstrapped_twice() {
         let folder = tempfile::tempdir().expect("tempdir");
-        let plan = Plan::new(folder.path(), Some(1), 7300).expect("plan");
+        let plan = Plan::new(folder.path(), Some(1), None, 7300).expect("plan");
         plan.keep(false).expect("keep");
-        assert!(Plan::new(folder.path(), None, 7300).expect("again").fresh);
+        assert!(Plan::new(folder.path(), None, None, 7300).expect("again").fresh);
         plan.keep(true).expect("keep");
-        assert_eq!(Plan::new(folder.path(), Some(3), 7300).expect_err("another size").code(), 2);
-        let gone = Plan::new(folder.path(), None, 7300).expect_err("no store");
+        assert_eq!(Plan::new(folder.path(), Some(3), None, 7300).expect_err("another size").code(), 2);
+        let gone = Plan::new(folder.path(), None, None, 7300).expect_err("no store");
         assert!(gone.to_string().contains("node 1's store is gone"), "{gone}");
         assert!(plan.arguments(&plan.nodes[0], true).contains(&"--bootstrap".to_owned()));
         assert!(!plan.start_line(&plan.nodes[0]).contains("--bootstrap"));
     }
 
     #[test]
+    fn zones_are_dealt_in_turn_and_kept() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let plan = Plan::new(folder.path(), Some(5), Some(3), 7300).expect("plan");
+        let zones: Vec<&str> = plan.nodes.iter().filter_map(|node| node.zone.as_deref()).collect();
+        assert_eq!(zones, ["z1", "z2", "z3", "z1", "z2"]);
+        assert_eq!(plan.next_node().expect("room").zone.as_deref(), Some("z3"));
+        assert!(plan.start_line(&plan.nodes[3]).contains("--label zone=z1"));
+        plan.keep(false).expect("keep");
+        let again = Plan::new(folder.path(), None, None, 7300).expect("again");
+        assert_eq!(again.nodes[1].zone.as_deref(), Some("z2"));
+        assert_eq!(Plan::new(folder.path(), None, Some(2), 7300).expect_err("another number").code(), 2);
+        let plain = tempfile::tempdir().expect("tempdir");
+        let plan = Plan::new(plain.path(), None, None, 7300).expect("plan");
+        assert!(plan.nodes[0].zone.is_none() && !plan.start_line(&plan.nodes[0]).contains("--label"));
+    }
+
+    #[test]
     fn all_nodes_but_the_first_join_the_others() {
         let folder = tempfile::tempdir().expect("tempdir");
-        let mut plan = Plan::new(folder.path(), None, 7300).expect("plan");
+        let mut plan = Plan::new(folder.path(), None, None, 7300).expect("plan");
         let next = plan.next_node().expect("there is room");
         assert_eq!((next.id, &next.peer[..]), (4, "127.0.0.1:7601"));
         let words = plan.arguments(&next, true);
@@ -294,9 +334,9 @@ mod tests {
     fn foreign_directories_are_left_alone() {
         let folder = tempfile::tempdir().expect("tempdir");
         fs::write(folder.path().join("thesis.txt"), "x").expect("write");
-        assert_eq!(Plan::new(folder.path(), None, 7300).expect_err("foreign").code(), 1);
+        assert_eq!(Plan::new(folder.path(), None, None, 7300).expect_err("foreign").code(), 1);
         fs::write(folder.path().join("cluster.json"), "{}").expect("write");
-        assert_eq!(Plan::new(folder.path(), None, 7300).expect_err("not ours").code(), 1);
+        assert_eq!(Plan::new(folder.path(), None, None, 7300).expect_err("not ours").code(), 1);
     }
 
     #[test]

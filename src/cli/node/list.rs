@@ -30,8 +30,20 @@ pub async fn ask(client: &Client, node: &v1::NodeInfo) -> Option<v1::NodeStatusR
 }
 
 fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
-    let heads =
-        [">node", "state", "client", "peer", "http", "version", ">replicas", ">leaders", ">data", ">up", ">disk free"];
+    let heads = [
+        ">node",
+        "state",
+        "client",
+        "peer",
+        "http",
+        "version",
+        ">replicas",
+        ">leaders",
+        ">data",
+        ">up",
+        ">disk free",
+        "labels",
+    ];
     let mut table = Table::new(&heads);
     for (node, status) in rows {
         let figure = |figure: fn(&v1::NodeStatusResponse) -> String| status.as_ref().map_or("-".into(), figure);
@@ -47,6 +59,7 @@ fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
             size(node.data_bytes),
             figure(|status| duration(Duration::from_millis(status.uptime_ms))),
             figure(|status| size(status.disk_free_bytes)),
+            known(&labels(node)),
         ]);
     }
     table
@@ -66,16 +79,34 @@ pub fn leaders(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> 
 pub fn state(node: &v1::NodeInfo, answers: bool) -> &'static str {
     match (answers, node.live) {
         (true, _) if node.disk_full => "disk full",
+        (true, _) if node.decommissioning => "decommissioning",
+        (true, _) if node.maintenance_left_ms > 0 => "maintenance",
         (true, _) if node.draining => "draining",
         (true, _) => "up",
+        (false, _) if node.maintenance_left_ms > 0 => "maintenance, down",
         (false, true) => "no answer",
         (false, false) => "down",
     }
 }
 
+/// A node's labels, as they are given to `start`.
+pub fn labels(node: &v1::NodeInfo) -> String {
+    let labels: Vec<String> = node.labels.iter().map(|label| format!("{}={}", label.key, label.value)).collect();
+    labels.join(",")
+}
+
 /// What is not known has a place, so that columns stay columns.
 pub fn known(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
+}
+
+/// Labels for programs.
+pub fn labels_json(labels: &[v1::Label]) -> Value {
+    labels
+        .iter()
+        .map(|label| (label.key.clone(), Value::from(label.value.clone())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// A node for programs.
@@ -91,6 +122,11 @@ pub fn to_json(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> 
         "last_heard_ms": node.last_heard_ms,
         "disk_full": node.disk_full,
         "draining": node.draining,
+        "decommissioning": node.decommissioning,
+        "decommission_from": node.decommission_from,
+        "maintenance_left_ms": node.maintenance_left_ms,
+        "slow": node.slow,
+        "labels": labels_json(&node.labels),
         "replicas": replicas(node, status),
         "leaders": leaders(node, status),
         "data_bytes": node.data_bytes,
@@ -118,6 +154,10 @@ mod tests {
         assert_eq!(state(&node(true, true, true), true), "disk full");
         assert_eq!(state(&node(true, false, true), false), "no answer");
         assert_eq!(state(&node(false, false, true), false), "down");
+        let leaving = v1::NodeInfo { decommissioning: true, live: true, draining: true, ..Default::default() };
+        assert_eq!(state(&leaving, true), "decommissioning");
+        let away = v1::NodeInfo { maintenance_left_ms: 5, ..Default::default() };
+        assert_eq!((state(&away, true), state(&away, false)), ("maintenance", "maintenance, down"));
     }
 
     #[test]

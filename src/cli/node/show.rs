@@ -47,6 +47,9 @@ fn text(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> String 
             size(node.data_bytes)
         ),
     ];
+    if !node.labels.is_empty() {
+        lines.push(format!("labels {}", list::labels(node)));
+    }
     match status {
         Some(status) => lines.extend(own_words(status)),
         None => lines.push(format!("it was last heard {} ago", duration(Duration::from_millis(node.last_heard_ms)))),

@@ -82,6 +82,7 @@ pub(crate) struct Agent {
     table: RouteTable,
     handle: Handle,
     store_id: u64,
+    labels: Vec<v1::Label>,
     placement: Option<PlacementClient>,
     reporter: Reporter,
     was_refused: bool,
@@ -92,12 +93,14 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub fn new(node: Node, table: RouteTable, handle: Handle, store_id: u64, askers: Askers) -> Self {
+    pub fn new(node: Node, table: RouteTable, handle: Handle, labels: Vec<v1::Label>, askers: Askers) -> Self {
+        let store_id = node.store_id();
         Self {
             node,
             table,
             handle,
             store_id,
+            labels,
             placement: None,
             reporter: Reporter::default(),
             was_refused: false,
@@ -172,9 +175,10 @@ impl Agent {
     /// The report with who this node is, and how it is.
     fn request(&self, report: v1::ReportRequest) -> v1::ReportRequest {
         let status = self.node.status();
+        let node = status.node.map(|info| v1::NodeInfo { labels: self.labels.clone(), ..info });
         v1::ReportRequest {
             cluster_id: self.node.cluster_id(),
-            node: status.node,
+            node,
             store_id: self.store_id,
             disk_free_bytes: status.disk_free_bytes,
             disk_margin_bytes: status.disk_margin_bytes,
