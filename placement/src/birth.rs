@@ -63,6 +63,8 @@ impl Bootstrap {
             split_bytes,
             state: v1::KeyspaceState::Normal.into(),
             version: 1,
+            // What was cut beforehand stays so.
+            merge: Some(v1::MergePolicy { ranges_min: self.ranges, ..Default::default() }).filter(|_| split_bytes > 0),
             ..Default::default()
         };
         let next = FIRST_RANGE_ID + u64::from(self.ranges);

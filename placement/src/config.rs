@@ -32,6 +32,27 @@ pub struct Config {
     pub history_entries_max: usize,
     /// See [`Self::history_entries_max`].
     pub history_age_max: Duration,
+    /// How long a node must measure several times what the others do before it counts as slow, and how long it must be
+    /// well again before it does not.
+    pub slow_after: Duration,
+    /// See `slow_after`.
+    pub slow_back_after: Duration,
+    /// For so long after that, leaders return to it one at a time.
+    pub slow_return: Duration,
+    /// Over what time the load of nodes is averaged before it moves anything.
+    pub load_average: Duration,
+    /// A range that was moved for its load stays where it is for so long.
+    pub load_pause: Duration,
+    /// Requests a second that one node may be asked for above the others' share without anything being moved.
+    pub load_floor: u64,
+    /// How long borders stay at least after a split or merge, where the keyspace does not say.
+    pub borders_kept: Duration,
+    /// How long two neighbours must have had next to nothing to do before they are merged.
+    pub merge_cold_for: Duration,
+    /// Merges under way at once; bringing replicas together for them counts.
+    pub merges_at_once: usize,
+    /// A merge that has not happened in this time is given up.
+    pub merge_time_limit: Duration,
     /// The versions of the protocol between nodes that this cluster speaks.
     pub protocol: (u32, u32),
 }
@@ -52,6 +73,16 @@ impl Default for Config {
             ranges_per_round: 2_000,
             history_entries_max: 10_000,
             history_age_max: Duration::from_secs(30 * 24 * 3_600),
+            slow_after: Duration::from_secs(3),
+            slow_back_after: Duration::from_secs(10),
+            slow_return: Duration::from_secs(60),
+            load_average: Duration::from_secs(20),
+            load_pause: Duration::from_secs(60),
+            load_floor: 100,
+            borders_kept: Duration::from_secs(3_600),
+            merge_cold_for: Duration::from_secs(300),
+            merges_at_once: 8,
+            merge_time_limit: Duration::from_secs(60),
             protocol: (1, 1),
         }
     }

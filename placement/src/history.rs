@@ -31,6 +31,11 @@ pub(crate) mod kind {
     pub const BACK: &str = "back";
     pub const DRAINING: &str = "draining";
     pub const NOT_DRAINING: &str = "not-draining";
+    pub const MAINTENANCE: &str = "maintenance";
+    pub const DECOMMISSIONING: &str = "decommissioning";
+    pub const REMOVED: &str = "removed";
+    pub const SLOW: &str = "slow";
+    pub const FAST: &str = "fast-again";
     pub const CREATED: &str = "created";
     pub const SET: &str = "set";
     pub const DROPPED: &str = "dropped";

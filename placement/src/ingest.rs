@@ -2,6 +2,7 @@
 
 use flotilla_proto::{Error, Result, v1};
 
+use crate::decide::holds;
 use crate::records::{Change, Counter};
 use crate::service::{Service, Token};
 use crate::table::epoch;
@@ -93,9 +94,14 @@ impl Service {
                 old.clone_from(new);
             }
         }
+        let moved = now.labels != info.labels;
         now.labels.clone_from(&info.labels);
         if now != *record {
             self.stage(vec![Change::Node(now)]);
+        }
+        if moved {
+            self.effects.notes.push(format!("node {node} has other labels"));
+            self.work.sweep();
         }
     }
 
@@ -107,6 +113,7 @@ impl Service {
     }
 
     fn take_ranges(&mut self, node: u64, report: &v1::ReportRequest, gone: &[u64]) {
+        let now = self.state.now_s();
         let mut changed = Vec::new();
         let mut born = Vec::new();
         for replica in &report.ranges {
@@ -116,7 +123,7 @@ impl Service {
             if known {
                 self.look_for_cut(descriptor, report);
             }
-            if known && self.state.table.report(node, replica) {
+            if known && self.state.table.report(now, node, replica) {
                 changed.push(range);
             } else {
                 self.find_stray(node, range);
@@ -127,6 +134,9 @@ impl Service {
         }
         for range in gone {
             self.work.strays.remove(&(node, *range));
+            if self.state.reports.of_range(*range).next().is_none() {
+                self.state.table.forget_absorbed(*range);
+            }
             if self.state.table.not_there(node, *range) {
                 changed.push(*range);
             }
@@ -138,8 +148,9 @@ impl Service {
             self.find_strays(*range);
         }
         self.end_fulfilled(&changed);
+        self.end_merged();
         if !changed.is_empty() {
-            self.work.look_at(changed);
+            self.work.look_at(&self.state, changed);
         }
     }
 
@@ -165,10 +176,30 @@ impl Service {
         if self.state.acked.is_dropped(seen.keyspace) {
             return Some(ALL_REPLICAS);
         }
+        if let Some((by, version)) = self.state.table.absorbed(range) {
+            return self.is_swallowed(node, by, version, seen.version).then_some(ALL_REPLICAS);
+        }
         let descriptor = &self.state.table.get(range)?.descriptor;
         // A replica with a larger id than the descriptor knows of was added after it.
         let newer = epoch(descriptor).1 > seen.conf_ver && seen.replica_id < descriptor.next_replica_id;
         let named = |replica: &v1::ReplicaDescriptor| replica.node_id == node && replica.replica_id == seen.replica_id;
         (newer && seen.replica_id != 0 && !descriptor.replicas.iter().any(named)).then_some(seen.replica_id)
+    }
+
+    /// Whether a node's replica of a range that a merge ended is of no use any more: not to the merge either.
+    ///
+    /// That the range `by` has the other one's start at a newer version was applied somewhere, so the merge is committed,
+    /// and the other's id is gone for good (tikv#15919). Yet where `by` has a replica that has not applied the merge, the
+    /// other's replica beside it is what it will apply it from: it stays until that one reports the merge as done. It
+    /// may also be that `by` is to get a replica there by a log that begins before the merge: so it stays as long as
+    /// the descriptor names the node and the node has not reported.
+    fn is_swallowed(&self, node: u64, by: u64, version: u64, seen_version: u64) -> bool {
+        if seen_version >= version {
+            return false;
+        }
+        match self.state.reports.get(node, by) {
+            Some(own) => own.version >= version,
+            None => self.state.table.get(by).is_some_and(|route| !holds(&route.descriptor, node)),
+        }
     }
 }

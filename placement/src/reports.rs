@@ -18,6 +18,7 @@ const PROCESSES_MAX: usize = 8;
 pub(crate) struct Seen {
     pub replica_id: u64,
     pub conf_ver: u64,
+    pub version: u64,
     pub keyspace: u64,
 }
 
@@ -28,6 +29,8 @@ pub(crate) struct NodeReport {
     /// All its replicas are known.
     pub complete: bool,
     pub disk_full: bool,
+    /// As the node last measured; `None`: it never said.
+    pub health: Option<v1::NodeHealth>,
     pub info: v1::NodeInfo,
     /// Of the node's last processes, and the last report of each: which process is the newer one is known only by
     /// what comes of it.
@@ -41,7 +44,8 @@ pub(crate) struct NodeReport {
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     nodes: BTreeMap<u64, NodeReport>,
-    replicas: BTreeMap<u64, BTreeMap<u64, Seen>>,
+    /// By range and node.
+    replicas: BTreeMap<(u64, u64), Seen>,
 }
 
 /// What taking in a report came to.
@@ -58,19 +62,26 @@ impl Reports {
         self.nodes.get(&node)
     }
 
+    /// Whether the node has said that it has no replica of any range.
+    pub fn is_empty(&self, node: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|report| report.complete && report.ranges.is_empty())
+    }
+
     /// The nodes' replicas of a range.
     pub fn of_range(&self, range: u64) -> impl Iterator<Item = (u64, Seen)> + '_ {
-        self.replicas.get(&range).into_iter().flatten().map(|(node, seen)| (*node, *seen))
+        self.replicas.range((range, 0)..(range + 1, 0)).map(|((_, node), seen)| (*node, *seen))
     }
 
     pub fn get(&self, node: u64, range: u64) -> Option<Seen> {
-        self.replicas.get(&range)?.get(&node).copied()
+        self.replicas.get(&(range, node)).copied()
     }
 
     /// Ranges with replicas that say that they are of the keyspace.
     pub fn of_keyspace(&self, keyspace: u64) -> Vec<u64> {
-        let of_it = |seen: &Seen| seen.keyspace == keyspace;
-        self.replicas.iter().filter(|(_, seen)| seen.values().any(of_it)).map(|(range, _)| *range).collect()
+        let of_it = self.replicas.iter().filter(|(_, seen)| seen.keyspace == keyspace);
+        let mut ranges: Vec<u64> = of_it.map(|((range, _), _)| *range).collect();
+        ranges.dedup();
+        ranges
     }
 
     /// Takes in a report of node `node`; `reign` is that of the service.
@@ -87,6 +98,7 @@ impl Reports {
             heard: now,
             complete: false,
             disk_full: false,
+            health: None,
             info: v1::NodeInfo::default(),
             sequences: Vec::new(),
             listing: None,
@@ -103,6 +115,7 @@ impl Reports {
             entry.sequences.remove(0);
         }
         entry.disk_full = info.disk_full || report.disk_free_bytes < report.disk_margin_bytes;
+        entry.health = report.health.clone().or(entry.health.take());
         entry.info = info;
         let gone = self.take_ranges(node, report);
         Taken { stale: false, gone }
@@ -118,13 +131,14 @@ impl Reports {
             let seen = Seen {
                 replica_id: replica.replica_id,
                 conf_ver: epoch(descriptor).1,
+                version: epoch(descriptor).0,
                 keyspace: descriptor.keyspace_id,
             };
             entry.ranges.insert(descriptor.range_id);
             if let Some(listing) = &mut entry.listing {
                 listing.insert(descriptor.range_id);
             }
-            self.replicas.entry(descriptor.range_id).or_default().insert(node, seen);
+            self.replicas.insert((descriptor.range_id, node), seen);
         }
         let mut gone = report.gone.clone();
         if let Some(listing) = entry.listing.take() {
@@ -139,12 +153,7 @@ impl Reports {
         gone.dedup();
         for range in &gone {
             entry.ranges.remove(range);
-            if let Some(seen) = self.replicas.get_mut(range) {
-                seen.remove(&node);
-                if seen.is_empty() {
-                    self.replicas.remove(range);
-                }
-            }
+            self.replicas.remove(&(*range, node));
         }
         gone
     }

@@ -4,13 +4,16 @@
 use std::time::Duration;
 
 use flotilla_proto::ids::SYSTEM_KEYSPACE;
-use flotilla_proto::{Error, KeyspaceId, RangeId, Result, v1};
+use flotilla_proto::v1::{self, OrderKind};
+use flotilla_proto::{Error, RangeId, Result};
 
 use crate::borders::{bounds, descriptor};
+use crate::constraints;
 use crate::decide::loads::Loads;
 use crate::decide::{Decision, holds, is_joint, voters};
 use crate::history::{self, kind};
 use crate::names::{self, SYSTEM_KEYSPACE_NAME};
+use crate::places;
 use crate::records::{Change, Counter};
 use crate::service::{Answer, Response, Service, Token};
 use crate::waiters::{Waiter, Wants};
@@ -44,7 +47,9 @@ impl Service {
             let what = format!("this store was node {}, which was removed for good", record.node_id);
             return Err(Error::ClusterMismatch { what: format!("{what}: wipe its data directory to join anew") });
         }
-        let (node, draining) = known.map_or((0, false), |record| (record.node_id, record.draining));
+        constraints::check_labels(&request.labels)?;
+        let before = known.cloned().unwrap_or_default();
+        let node = before.node_id;
         let mut changes = Vec::new();
         let mut told = Vec::new();
         let node = if node == 0 { self.next_id(Counter::Node) } else { node };
@@ -60,10 +65,8 @@ impl Service {
             client_addr: request.client_addr,
             http_addr: request.http_addr,
             version: request.version,
-            draining,
-            removed: false,
             labels: request.labels,
-            ..Default::default()
+            ..before
         }));
         self.effects.notes.push(format!("node {node} joins (store {:x})", request.store_id));
         let unit = self.stage_told(changes, told);
@@ -80,6 +83,9 @@ impl Service {
         }
         let split_bytes = request.split_bytes.unwrap_or(self.state.config.split_bytes);
         names::check_split_bytes(split_bytes)?;
+        if let Some(constraints) = &request.constraints {
+            constraints::check(&self.state, constraints, replicas, request.nodes_will_come)?;
+        }
         let ranges = request.ranges.max(1);
         if ranges > CREATED_RANGES_MAX {
             let hint = format!("a keyspace begins with 1 to {CREATED_RANGES_MAX}; split its ranges for more");
@@ -92,6 +98,9 @@ impl Service {
         if id >= SYSTEM_KEYSPACE.0 {
             return Err(Error::invalid("there are no ids for keyspaces left", "ids of keyspaces are never used again"));
         }
+        // What was cut beforehand stays so, unless it is said otherwise.
+        let mut merge = request.merge.unwrap_or_default();
+        merge.ranges_min = if merge.ranges_min == 0 { ranges } else { merge.ranges_min };
         let keyspace = v1::Keyspace {
             keyspace_id: id,
             name: request.name,
@@ -100,9 +109,11 @@ impl Service {
             split_bytes,
             state: v1::KeyspaceState::Normal.into(),
             version: 1,
+            constraints: request.constraints,
+            merge: Some(merge),
             ..Default::default()
         };
-        let births = self.births(KeyspaceId(id), ranges)?;
+        let births = self.births(&keyspace, ranges)?;
         let what = format!("keyspace {:?} (id {id}), {} replicas, ranges: {ranges}", keyspace.name, keyspace.replicas);
         let told = history::of_keyspace(kind::CREATED, what);
         let mut changes = vec![Change::Next(Counter::Keyspace, id + 1), Change::Keyspace(keyspace)];
@@ -120,10 +131,14 @@ impl Service {
     }
 
     /// The first ranges of a keyspace, dealt round the nodes that may be given replicas, the emptiest first.
-    fn births(&self, keyspace: KeyspaceId, ranges: u32) -> Result<Vec<Change>> {
+    fn births(&self, keyspace: &v1::Keyspace, ranges: u32) -> Result<Vec<Change>> {
         let loads = Loads::of(&self.state);
-        let mut nodes: Vec<(i64, u64)> =
-            loads.iter().filter(|load| load.fit).map(|load| (load.replicas, load.node)).collect();
+        // Its constraints are not among those that are known yet.
+        let labels = |node: u64| self.state.ahead.nodes.get(&node).map_or(&[][..], |record| &record.labels);
+        let bound = keyspace.constraints.as_ref();
+        let may = |node: u64| bound.is_none_or(|constraints| places::allows(constraints, labels(node)));
+        let fit = loads.iter().filter(|load| load.fit && may(load.node));
+        let mut nodes: Vec<(i64, u64)> = fit.map(|load| (load.replicas, load.node)).collect();
         nodes.sort_unstable();
         if nodes.is_empty() {
             let reason = "no node can be given ranges now: they are silent, full or being drained";
@@ -133,7 +148,7 @@ impl Service {
         let birth = |(at, bounds): (usize, (bytes::Bytes, bytes::Bytes))| {
             let range = first + at as u64;
             let node = nodes[at % nodes.len()].1;
-            let descriptor = Some(descriptor(range, keyspace.0, bounds, &[node]));
+            let descriptor = Some(descriptor(range, keyspace.keyspace_id, bounds, &[node]));
             Change::Birth(range, v1::BirthRecord { descriptor })
         };
         Ok(bounds(ranges).into_iter().enumerate().map(birth).collect())
@@ -144,9 +159,10 @@ impl Service {
             return Err(Error::KeyspaceNotFound { name: request.name.clone() });
         };
         let mut now = keyspace.clone();
-        if now.keyspace_id == SYSTEM_KEYSPACE.0 && (request.boundary.is_some() || request.split_bytes.is_some()) {
-            let hint = "its number of replicas can be set, and nothing else";
-            return Err(Error::invalid("the system range is never split", hint));
+        let cuts = request.boundary.is_some() || request.split_bytes.is_some() || request.merge.is_some();
+        if now.keyspace_id == SYSTEM_KEYSPACE.0 && cuts {
+            let hint = "its number of replicas and its constraints can be set, and nothing else";
+            return Err(Error::invalid("the system range is never split or merged", hint));
         }
         if let Some(replicas) = request.replicas {
             names::check_replicas(replicas)?;
@@ -160,11 +176,25 @@ impl Service {
             names::check_split_bytes(split_bytes)?;
             now.split_bytes = split_bytes;
         }
+        if let Some(constraints) = &request.constraints {
+            now.constraints = Some(constraints.clone());
+        }
+        if let Some(constraints) =
+            now.constraints.as_ref().filter(|_| request.constraints.is_some() || request.replicas.is_some())
+        {
+            constraints::check(&self.state, constraints, now.replicas, request.nodes_will_come)?;
+        }
+        if let Some(merge) = request.merge {
+            let before = now.merge.unwrap_or_default().ranges_min;
+            now.merge = Some(v1::MergePolicy {
+                ranges_min: if merge.ranges_min == 0 { before } else { merge.ranges_min },
+                ..merge
+            });
+        }
         let told = history::of_keyspace(kind::SET, settings_changed(keyspace, &now));
         now.version += 1;
         let unit = self.stage_told(vec![Change::Keyspace(now.clone())], vec![told]);
-        let ranges = self.state.table.of_keyspace(now.keyspace_id).map(|route| route.descriptor.range_id);
-        self.work.look_at(ranges);
+        self.work.sweep();
         let response = v1::SetKeyspaceResponse { keyspace: Some(now) };
         self.wait(token, unit, Wants::Written(Response::SetKeyspace(response)));
         Ok(())
@@ -203,9 +233,10 @@ impl Service {
             range,
             add: vec![to],
             remove: vec![from],
-            leader: 0,
+            kind: OrderKind::Asked,
             reason: format!("asked for: from node {from} to node {to}"),
             limit: self.state.config.order_time_limit,
+            ..Decision::default()
         };
         let (unit, order_id) = self.stage_orders(&[decision]);
         let wants = self.moved(order_id, request.timeout_ms);
@@ -227,16 +258,27 @@ impl Service {
         same.then(|| (self.writer.last(), order.order_id))
     }
 
+    /// Refuses a range that is not known, or not any more.
+    pub(crate) fn check_range(&self, range: u64) -> Result<()> {
+        if self.state.table.get(range).is_some() {
+            return Ok(());
+        }
+        if let Some((by, _)) = self.state.table.absorbed(range) {
+            let hint = format!("range {by} has what it held");
+            return Err(Error::invalid(format!("range {range} was merged into its neighbour"), hint));
+        }
+        self.check_reported(&format!("range {range} is not known yet"))?;
+        // Ids are given out in order: an older one may be that of a child that has not been reported yet.
+        if range < self.next_id(Counter::Range) {
+            return Err(Error::RangeNotFound { range: RangeId(range) });
+        }
+        Err(Error::invalid(format!("there is no range {range}"), "`flotilla range list` shows all ranges"))
+    }
+
     fn check_move(&self, range: u64, from: u64, to: u64) -> Result<()> {
         let state = &self.state;
-        let Some(route) = state.table.get(range) else {
-            self.check_reported(&format!("range {range} is not known yet"))?;
-            // Ids are given out in order: an older one may be that of a child that has not been reported yet.
-            if range < self.next_id(Counter::Range) {
-                return Err(Error::RangeNotFound { range: RangeId(range) });
-            }
-            return Err(Error::invalid(format!("there is no range {range}"), "`flotilla range list` shows all ranges"));
-        };
+        self.check_range(range)?;
+        let Some(route) = state.table.get(range) else { return Err(Error::RangeNotFound { range: RangeId(range) }) };
         let replicas = &route.descriptor.replicas;
         let holders: Vec<String> = replicas.iter().map(|replica| replica.node_id.to_string()).collect();
         let held = format!("its replicas are on nodes {}", holders.join(", "));
@@ -257,6 +299,16 @@ impl Service {
             return Err(Error::invalid(what, format!("{held}; it may go to {fit}")));
         }
         self.check_target(to, || self.fit_nodes(|node| !holds(&route.descriptor, node)))?;
+        let keyspace = route.descriptor.keyspace_id;
+        if !state.places.allows(keyspace, to) {
+            let fit = self.fit_nodes(|node| !holds(&route.descriptor, node) && state.places.allows(keyspace, node));
+            let what = format!("the constraints of the range's keyspace do not allow it on node {to}");
+            return Err(Error::invalid(what, format!("it may go to {fit}")));
+        }
+        if state.ahead.merge_targets.contains(&range) {
+            let what = format!("its right neighbour is being merged into range {range}");
+            return Err(Error::invalid(what, "wait for its end: a range has one change at a time"));
+        }
         if route.led.is_none() || !state.is_live(route.leader) {
             let reason = format!("range {range} has no leader that could carry it out now");
             return Err(Error::Unavailable { reason });
@@ -272,7 +324,7 @@ impl Service {
     }
 
     /// What a new service does not know, it may yet be told.
-    fn check_reported(&self, what: &str) -> Result<()> {
+    pub(crate) fn check_reported(&self, what: &str) -> Result<()> {
         if self.state.settled {
             return Ok(());
         }
@@ -290,6 +342,9 @@ impl Service {
             Some(_) if !state.is_live(node) => "is silent",
             Some(_) if state.is_full(node) => "has no disk space to spare",
             Some(record) if record.draining => "is being drained",
+            Some(record) if record.decommissioning => "is being decommissioned",
+            Some(_) if state.is_in_maintenance(node) => "is in maintenance",
+            Some(_) if state.speeds.slow(node).is_some() => "is slow",
             Some(_) => return Ok(()),
         };
         Err(Error::invalid(format!("node {node} {problem}"), format!("it may go to {}", fit())))
@@ -305,11 +360,7 @@ impl Service {
     pub(crate) fn on_drain_node(&mut self, token: Token, request: &v1::DrainNodeRequest) -> Result<()> {
         let state = &self.state;
         let node = request.node_id;
-        let Some(record) = state.ahead.nodes.get(&node).filter(|record| !record.removed) else {
-            let known: Vec<String> = state.ahead.nodes.keys().map(u64::to_string).collect();
-            let hint = format!("the cluster has nodes {}", known.join(", "));
-            return Err(Error::invalid(format!("there is no node {node}"), hint));
-        };
+        let record = self.member(node)?;
         let others =
             state.ahead.nodes.keys().any(|other| *other != node && state.is_live(*other) && !state.is_draining(*other));
         if !request.undo && !others {
@@ -323,7 +374,7 @@ impl Service {
             false => (kind::DRAINING, "asked for: it gives its leaders away, and gets nothing new"),
             true => (kind::NOT_DRAINING, "asked for: it gets its share again"),
         };
-        let told = (now != *record).then(|| history::of_nodes(word, &[node], what));
+        let told = (now != record).then(|| history::of_nodes(word, &[node], what));
         self.work.stir();
         let unit = self.stage_told(vec![Change::Node(now)], told.into_iter().collect());
         self.round();
@@ -338,7 +389,7 @@ impl Service {
         Ok(())
     }
 
-    fn wait(&mut self, token: Token, unit: u64, wants: Wants) {
+    pub(crate) fn wait(&mut self, token: Token, unit: u64, wants: Wants) {
         self.waiters.push(Waiter { token, unit, wants });
     }
 }
@@ -354,6 +405,13 @@ fn settings_changed(before: &v1::Keyspace, after: &v1::Keyspace) -> String {
     }
     if before.split_bytes != after.split_bytes {
         parts.push(format!("split at {} bytes instead of {}", after.split_bytes, before.split_bytes));
+    }
+    if before.constraints != after.constraints {
+        let words = after.constraints.as_ref().map(constraints::describe).unwrap_or_default();
+        parts.push(if words.is_empty() { "no constraints".into() } else { format!("constraints: {words}") });
+    }
+    if before.merge != after.merge {
+        parts.push("other rules for merges".into());
     }
     if parts.is_empty() {
         parts.push("nothing different".into());

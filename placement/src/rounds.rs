@@ -4,91 +4,94 @@
 //! Rounds run when something changed, and with every tick; each looks at a bounded number of ranges. What a round
 //! decides is staged as order records; orders go out (waiters.rs) once these are acknowledged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use flotilla_proto::{Error, v1};
+use flotilla_proto::Error;
+use flotilla_proto::v1::{self, OrderKind};
 
 use crate::decide::loads::Loads;
-use crate::decide::repair::{self, Look};
-use crate::decide::{Decision, balance, is_fulfilled, leaders, would_harm};
+use crate::decide::repair::{self, Look, Until};
+use crate::decide::{Decision, balance, heat, is_fulfilled, leaders, merge, voters, would_harm};
 use crate::history;
 use crate::records::{Change, Counter};
 use crate::service::Service;
-use crate::state::{Records, State};
+use crate::state::State;
 use crate::waiters::Wants;
+use crate::work::{Urgency, Work};
 use crate::writes::UNIT_CHANGES_MAX;
 
 /// Moves for balance, and transfers, that one round decides at most.
 const BALANCE_MAX: usize = 64;
+/// How long after a search in vain the next one is made.
+const IN_VAIN_PAUSE: Duration = Duration::from_secs(1);
+/// How often load is looked at.
+const LOAD_PAUSE: Duration = Duration::from_secs(1);
 
-/// What there is to do.
-#[derive(Debug)]
-pub(crate) struct Work {
-    /// Ranges that may need repair: changed since they were looked at, or found in need of what could not be had.
-    dirty: BTreeSet<u64>,
-    /// Where the next round begins to look.
-    cursor: u64,
-    /// Something changed since the last round.
-    stirred: bool,
-    last_round: Duration,
-    /// Since when each order has been given out.
-    since: BTreeMap<u64, Duration>,
-    /// Nodes that were dead when last looked at.
-    dead: BTreeSet<u64>,
-    /// Ranges to be born that this service has decided on, and not told their nodes of.
-    pub unsent: BTreeSet<u64>,
-    /// Replicas that may be proven to be gone: node and range.
-    pub strays: BTreeSet<(u64, u64)>,
-    /// For the history, not written yet.
-    pub seen: Vec<v1::HistoryEntry>,
+/// What a round has come to.
+#[derive(Debug, Default)]
+pub(crate) struct Decided {
+    pub decisions: Vec<Decision>,
+    /// Pairs of neighbours that are not to be merged after all, and why.
+    pub unpaired: Vec<(u64, String)>,
 }
 
-impl Work {
-    pub fn new(records: &Records, now: Duration) -> Self {
-        Self {
-            dirty: BTreeSet::new(),
-            cursor: 0,
-            stirred: false,
-            last_round: Duration::ZERO,
-            since: records.orders.keys().map(|range| (*range, now)).collect(),
-            dead: BTreeSet::new(),
-            unsent: BTreeSet::new(),
-            strays: BTreeSet::new(),
-            seen: Vec::new(),
+/// Decides what is to be done now. It changes nothing but where the next round begins to look.
+pub(crate) fn decide(state: &State, work: &mut Work) -> Decided {
+    if state.now >= work.unpark_at {
+        work.unpark(state);
+    }
+    work.sweep_on(state, state.config.ranges_per_round / 4);
+    let mut loads = Loads::of(state);
+    let mut decided = Decided::default();
+    let crowded = look(state, work, &mut loads, &mut decided.decisions);
+    let paired = merge::decide(state, &mut loads);
+    decided.decisions.extend(paired.decisions);
+    decided.unpaired = paired.ended;
+    decided.decisions.extend(leaders::clear(state, &mut loads, BALANCE_MAX));
+    // While ranges that lack replicas wait for room, no room is given to what need not be.
+    if !crowded && state.now >= work.balance_at {
+        let balanced = balance::decide(state, &mut loads, BALANCE_MAX);
+        if balanced.in_vain {
+            work.balance_at = state.now + IN_VAIN_PAUSE;
+        }
+        decided.decisions.extend(balanced.decisions);
+    }
+    if state.now >= work.leaders_at {
+        let shared = leaders::share(state, &mut loads, BALANCE_MAX, work.leaders_from);
+        work.leaders_from = shared.next;
+        if shared.in_vain {
+            work.leaders_at = state.now + IN_VAIN_PAUSE;
+        }
+        decided.decisions.extend(shared.decisions);
+    }
+    if state.now >= work.load_at {
+        work.load_at = state.now + LOAD_PAUSE;
+        decided.decisions.extend(heat::decide(state, &mut loads));
+    }
+    decided
+}
+
+/// Looks at the most urgent ranges; whether some of them lack replicas and wait for room.
+fn look(state: &State, work: &mut Work, loads: &mut Loads, decisions: &mut Vec<Decision>) -> bool {
+    let mut crowded = false;
+    for range in work.queue.next(state.config.ranges_per_round) {
+        let Some(route) = state.table.get(range).filter(|_| !state.ahead.orders.contains_key(&range)) else {
+            work.queue.remove(range);
+            continue;
+        };
+        match repair::look(state, loads, route) {
+            Look::Fine => work.queue.remove(range),
+            Look::Wait(Until::Change, _) => work.queue.park(range),
+            Look::Wait(Until::Room, _) => crowded |= Urgency::of(state, route) < Urgency::Look,
+            Look::Act(decision) => {
+                loads.add(state, &decision);
+                work.queue.remove(range);
+                decisions.push(decision);
+            }
         }
     }
-
-    pub fn stir(&mut self) {
-        self.stirred = true;
-    }
-
-    pub fn look_at(&mut self, ranges: impl IntoIterator<Item = u64>) {
-        self.dirty.extend(ranges);
-        self.stirred = true;
-    }
-
-    pub fn forget(&mut self, range: u64) {
-        self.dirty.remove(&range);
-    }
-
-    pub fn order_began(&mut self, range: u64, now: Duration) {
-        self.since.insert(range, now);
-    }
-
-    pub fn order_ended(&mut self, range: u64) {
-        self.since.remove(&range);
-        self.stirred = true;
-    }
-
-    /// The next ranges to look at, at most `max`: round and round, so that none is passed over for long.
-    fn next_dirty(&mut self, max: usize) -> Vec<u64> {
-        let from = self.dirty.range(self.cursor..).copied();
-        let wrapped = self.dirty.range(..self.cursor).copied();
-        let next: Vec<u64> = from.chain(wrapped).take(max).collect();
-        self.cursor = next.last().map_or(0, |last| last + 1);
-        next
-    }
+    crowded
 }
 
 impl Service {
@@ -102,30 +105,11 @@ impl Service {
         }
         self.work.stirred = false;
         self.work.last_round = self.state.now;
-        let mut loads = Loads::of(&self.state);
-        let mut decisions = Vec::new();
-        for range in self.work.next_dirty(self.state.config.ranges_per_round) {
-            let Some(route) = self.state.table.get(range) else {
-                self.work.dirty.remove(&range);
-                continue;
-            };
-            if self.state.ahead.orders.contains_key(&range) {
-                self.work.dirty.remove(&range);
-                continue;
-            }
-            match repair::look(&self.state, &loads, route) {
-                Look::Fine => drop(self.work.dirty.remove(&range)),
-                Look::Wait(_) => {}
-                Look::Act(decision) => {
-                    loads.add(&self.state, &decision);
-                    self.work.dirty.remove(&range);
-                    decisions.push(decision);
-                }
-            }
+        let decided = decide(&self.state, &mut self.work);
+        for (range, why) in decided.unpaired {
+            self.unpair(range, &why);
         }
-        decisions.extend(balance::decide(&self.state, &mut loads, BALANCE_MAX));
-        decisions.extend(leaders::decide(&self.state, &mut loads, BALANCE_MAX));
-        for part in decisions.chunks(UNIT_CHANGES_MAX - 1) {
+        for part in decided.decisions.chunks(UNIT_CHANGES_MAX - 1) {
             self.stage_orders(part);
         }
     }
@@ -142,18 +126,20 @@ impl Service {
             let record = v1::OrderRecord {
                 order: Some(v1::RangeOrder {
                     order_id: id,
-                    range_id: decision.range,
-                    add_nodes: decision.add.clone(),
-                    remove_nodes: decision.remove.clone(),
-                    leader_node_id: decision.leader,
                     replicas: keyspace.map_or(0, |keyspace| keyspace.replicas),
-                    ..Default::default()
+                    ..decision.order()
                 }),
                 epoch,
                 reason: decision.reason.clone(),
                 time_limit_ms: decision.limit.as_millis() as u64,
-                ..Default::default()
+                kind: decision.kind.into(),
             };
+            if decision.kind == OrderKind::BalanceLoad {
+                self.state.heat.moved.insert(decision.range, self.state.now);
+            }
+            if decision.merge_into.is_some() {
+                self.merge_ordered(decision.range);
+            }
             self.effects.notes.push(format!("order {id} on range {}: {}", decision.range, decision.reason));
             changes.push(Change::Order(decision.range, record));
         }
@@ -196,12 +182,16 @@ impl Service {
                     ),
                 )),
             };
+            let merges = order.merge_into.is_some();
             for waiter in &mut self.waiters {
                 if let Wants::Moved { order_id, ended, .. } = &mut waiter.wants
                     && *order_id == id
                 {
                     *ended = Some(result.clone());
                 }
+            }
+            if merges {
+                self.merge_ended(*range, why.as_deref());
             }
             let end = why.as_ref().map_or("is fulfilled".into(), |why| format!("is given up: {why}"));
             self.effects.notes.push(format!("order {id} on range {range} {end}"));
@@ -214,19 +204,39 @@ impl Service {
             let told = part.iter().filter_map(end).collect();
             self.stage_told(part.iter().map(|(range, _)| Change::NoOrder(*range)).collect(), told);
         }
-        self.work.look_at(ended.iter().map(|(range, _)| *range));
+        self.work.look_at(&self.state, ended.iter().map(|(range, _)| *range));
+    }
+
+    /// Ends the merges that the table shows to have happened.
+    pub(crate) fn end_merged(&mut self) {
+        if self.state.ahead.merge_targets.is_empty() {
+            return;
+        }
+        let orders = self.state.ahead.orders.iter().filter_map(|(range, record)| Some((range, record.order.as_ref()?)));
+        let done = orders.filter(|(_, order)| merge::is_merged(&self.state, order));
+        let done: Vec<(u64, Option<String>)> = done.map(|(range, _)| (*range, None)).collect();
+        if !done.is_empty() {
+            self.end_orders(&done);
+        }
     }
 
     /// What time brings: nodes that die or come back, orders that come to nothing, births that did not happen.
     pub(crate) fn maintain(&mut self) {
         let state = &self.state;
-        let dead: BTreeSet<u64> = state.ahead.nodes.keys().copied().filter(|node| state.is_dead(*node)).collect();
+        let dead: BTreeSet<u64> = {
+            let members = state.ahead.nodes.keys().copied().filter(|node| state.is_member(*node));
+            members.filter(|node| state.is_dead(*node)).collect()
+        };
         let changed: Vec<u64> = dead.symmetric_difference(&self.work.dead).copied().collect();
         for node in &changed {
             let held = state.table.holding(*node).map(|holding| holding.held.clone()).unwrap_or_default();
             let now = if dead.contains(node) { "is dead: its replicas are rebuilt" } else { "lives" };
             self.effects.notes.push(format!("node {node} {now}"));
-            self.work.look_at(held);
+            self.work.look_at(&self.state, held);
+        }
+        if !changed.is_empty() {
+            // A range with a silent replica elsewhere may be less safe than before.
+            self.work.unpark(&self.state);
         }
         for node in changed {
             self.saw_node(node, dead.contains(&node));
@@ -244,28 +254,50 @@ impl Service {
             })
             .collect();
         self.end_orders(&given_up);
+        self.end_merged();
         self.maintain_births();
+        self.maintain_nodes();
+        self.search_merges();
     }
 
     /// A range whose node is lost is born on another one, if the node surely was not told of it. Otherwise it may have
-    /// been born there, and written to: then its return is waited for. Births of dropped keyspaces do not happen.
+    /// been born there, and written to: then its return is waited for, unless the node was removed for good. What it held
+    /// is lost then, and another range is born for the span. Births of dropped keyspaces do not happen.
     fn maintain_births(&mut self) {
         let state = &self.state;
-        let loads = Loads::of(state);
-        let change = |(range, record): (&u64, &v1::BirthRecord)| {
-            let mut descriptor = record.descriptor.clone()?;
+        let mut loads = None;
+        let mut changes = Vec::new();
+        let mut next = self.next_id(Counter::Range);
+        let mut unsent = Vec::new();
+        for (range, record) in &state.ahead.births {
+            let Some(mut descriptor) = record.descriptor.clone() else { continue };
+            if changes.len() + 3 > UNIT_CHANGES_MAX {
+                break;
+            }
             if state.ahead.keyspace(descriptor.keyspace_id).is_none() {
-                return Some(Change::NoBirth(*range));
+                changes.push(Change::NoBirth(*range));
+                continue;
             }
             let node = descriptor.replicas.first().map_or(0, |replica| replica.node_id);
-            if !self.work.unsent.contains(range) || !state.is_lost(node) {
-                return None;
+            let untold = self.work.unsent.contains(range) && state.is_lost(node);
+            if !untold && state.is_member(node) {
+                continue;
             }
-            let to = loads.emptiest(0, 1, &descriptor).first().copied()?;
+            let loads = loads.get_or_insert_with(|| Loads::of(state));
+            let Some(to) = loads.cradle(state, &descriptor) else { continue };
             descriptor.replicas.iter_mut().for_each(|replica| replica.node_id = to);
-            Some(Change::Birth(*range, v1::BirthRecord { descriptor: Some(descriptor) }))
-        };
-        let changes: Vec<Change> = state.ahead.births.iter().filter_map(change).take(UNIT_CHANGES_MAX).collect();
+            if !untold {
+                changes.push(Change::NoBirth(*range));
+                descriptor.range_id = next;
+                next += 1;
+                unsent.push(descriptor.range_id);
+            }
+            changes.push(Change::Birth(descriptor.range_id, v1::BirthRecord { descriptor: Some(descriptor) }));
+        }
+        if !unsent.is_empty() {
+            changes.push(Change::Next(Counter::Range, next));
+        }
+        self.work.unsent.extend(unsent);
         if !changes.is_empty() {
             self.stage(changes);
         }
@@ -276,7 +308,7 @@ impl Service {
         let routed: Vec<u64> = self.state.table.of_keyspace(keyspace).map(|route| route.descriptor.range_id).collect();
         for range in routed {
             self.state.table.remove(range);
-            self.work.forget(range);
+            self.work.queue.remove(range);
         }
         for range in self.state.reports.of_keyspace(keyspace) {
             self.find_strays(range);
@@ -287,6 +319,9 @@ impl Service {
 /// Why an order can come to nothing any more, if so.
 fn moot(state: &State, record: &v1::OrderRecord, since: Duration) -> Option<String> {
     let order = record.order.as_ref()?;
+    if merge::is_merged(state, order) {
+        return None;
+    }
     let Some(route) = state.table.get(order.range_id) else {
         return state.settled.then(|| "its range is no part of the cluster any more".into());
     };
@@ -296,12 +331,22 @@ fn moot(state: &State, record: &v1::OrderRecord, since: Duration) -> Option<Stri
     if would_harm(order, &route.descriptor) {
         return Some("its range has changed: it would lose replicas that it needs".into());
     }
+    if let Some(left) = &order.merge_into {
+        let dead = |node: &u64| state.is_dead(*node);
+        if let Some(node) = voters(left).chain(voters(&route.descriptor)).find(dead) {
+            return Some(format!("node {node}, which holds a replica, is dead: that is mended first"));
+        }
+    }
     let targets = order.add_nodes.iter().chain(Some(&order.leader_node_id)).filter(|node| **node != 0);
     if let Some(node) = targets.copied().find(|node| state.is_lost(*node)) {
         return Some(format!("nothing is heard of node {node}"));
     }
-    if order.leader_node_id != 0 && state.is_leaving(order.leader_node_id) {
-        return Some(format!("node {} is stopping", order.leader_node_id));
+    let target = order.leader_node_id;
+    if target != 0 && state.is_leaving(target) {
+        return Some(format!("node {target} is stopping"));
+    }
+    if let Some((_, why)) = state.must_not_lead(target).filter(|_| target != 0) {
+        return Some(why);
     }
     let limit = Duration::from_millis(record.time_limit_ms);
     (state.now.saturating_sub(since) > limit).then(|| format!("it took longer than {limit:?}"))

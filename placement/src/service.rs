@@ -13,12 +13,11 @@ use bytes::Bytes;
 use flotilla_proto::{Error, Result, v1};
 
 use crate::config::Config;
-use crate::decide::loads::Loads;
-use crate::decide::repair::{self, Look};
+use crate::places::Places;
 use crate::records::Change;
-use crate::rounds::Work;
 use crate::state::{Records, State};
 use crate::waiters::{Waiter, Wants};
+use crate::work::Work;
 use crate::writes::Writer;
 
 /// Bits of the reign that nodes are told which count the loads of the service within a term.
@@ -49,6 +48,12 @@ pub enum Request {
     DrainNode(v1::DrainNodeRequest),
     /// What was decided of late.
     History(v1::PlacementHistoryRequest),
+    /// A node is to be emptied and removed, or that ends. Answered when it is decided.
+    DecommissionNode(v1::DecommissionNodeRequest),
+    /// A node is expected to be away, or is not any more.
+    MaintainNode(v1::MaintainNodeRequest),
+    /// Answered when the two are one, or will not be, or when the time is over.
+    MergeRanges(v1::MergeRangesRequest),
 }
 
 /// The answer to a [`Request`], of the same name.
@@ -70,6 +75,12 @@ pub enum Response {
     DrainNode(v1::DrainNodeResponse),
     /// To [`Request::History`].
     History(v1::PlacementHistoryResponse),
+    /// To [`Request::DecommissionNode`].
+    DecommissionNode(v1::DecommissionNodeResponse),
+    /// To [`Request::MaintainNode`].
+    MaintainNode(v1::MaintainNodeResponse),
+    /// To [`Request::MergeRanges`].
+    MergeRanges(v1::MergeRangesResponse),
 }
 
 /// A batch for the system range. There is one under way at most; the next comes after [`Service::written`].
@@ -171,7 +182,7 @@ impl Service {
         }
         let record = v1::ReignRecord { reign, loads: loaded.reign.loads + 1 };
         let work = Work::new(&loaded, now);
-        let state = State {
+        let mut state = State {
             config,
             now,
             unix_ms_at_origin: 0,
@@ -182,7 +193,14 @@ impl Service {
             ahead: loaded,
             table: Default::default(),
             reports: Default::default(),
+            places: Default::default(),
+            speeds: Default::default(),
+            heat: Default::default(),
+            maintenance: Default::default(),
+            pairs: Default::default(),
         };
+        state.places = Places::of(&state.ahead);
+        state.load_maintenance();
         let mut service = Self {
             reign: (reign << LOAD_BITS) | (record.loads & ((1 << LOAD_BITS) - 1)),
             state,
@@ -215,6 +233,9 @@ impl Service {
                 Request::MoveReplica(request) => self.on_move_replica(token, &request),
                 Request::DrainNode(request) => self.on_drain_node(token, &request),
                 Request::History(request) => self.on_history(token, &request),
+                Request::DecommissionNode(request) => self.on_decommission_node(token, &request),
+                Request::MaintainNode(request) => self.on_maintain_node(token, &request),
+                Request::MergeRanges(request) => self.on_merge_ranges(token, &request),
             },
         };
         if let Err(error) = taken {
@@ -291,6 +312,16 @@ impl Service {
     /// The nodes as last reported, by id: those that were removed are left out.
     pub fn nodes(&self) -> Vec<v1::NodeInfo> {
         let state = &self.state;
+        let load = |node: u64| {
+            let led = state.table.holding(node).into_iter().flat_map(|holding| &holding.led);
+            let loads = led.filter_map(|range| state.table.get(*range)?.load.as_deref());
+            loads.fold(v1::RangeLoad::default(), |sum, load| v1::RangeLoad {
+                reads_per_s: sum.reads_per_s + load.reads_per_s,
+                writes_per_s: sum.writes_per_s + load.writes_per_s,
+                read_bytes_per_s: sum.read_bytes_per_s + load.read_bytes_per_s,
+                write_bytes_per_s: sum.write_bytes_per_s + load.write_bytes_per_s,
+            })
+        };
         let info = |record: &v1::NodeRecord| {
             let report = state.reports.node(record.node_id);
             let holding = state.table.holding(record.node_id);
@@ -310,7 +341,11 @@ impl Service {
                 data_bytes: holding.map_or(0, |holding| holding.bytes),
                 draining: record.draining,
                 labels: record.labels.clone(),
-                ..Default::default()
+                decommissioning: record.decommissioning,
+                decommission_from: record.decommission_from,
+                maintenance_left_ms: state.maintenance_left(record.node_id).as_millis() as u64,
+                slow: state.speeds.slow(record.node_id).unwrap_or_default().into(),
+                load: Some(load(record.node_id)).filter(|load| *load != v1::RangeLoad::default()),
             }
         };
         state.acked.nodes.values().filter(|record| !record.removed).map(info).collect()
@@ -319,24 +354,6 @@ impl Service {
     /// The orders under way, by range, each with its reason.
     pub fn orders(&self) -> Vec<v1::OrderRecord> {
         self.state.acked.orders.values().cloned().collect()
-    }
-
-    /// What the service thinks of a range, in words.
-    pub fn explain(&self, range: u64) -> String {
-        let Some(route) = self.state.table.get(range) else {
-            return format!("no node has reported range {range} to this reign of the placement service");
-        };
-        if let Some(record) = self.state.ahead.orders.get(&range) {
-            let waits = route.led.as_ref().map_or("", |led| led.order_waits.as_str());
-            let waits = if waits.is_empty() { String::new() } else { format!("; it waits: {waits}") };
-            return format!("an order is under way: {}{waits}", record.reason);
-        }
-        match repair::look(&self.state, &Loads::of(&self.state), route) {
-            Look::Fine => "it has the replicas that its keyspace asks for".into(),
-            Look::Wait(why) => why,
-            Look::Act(_) if !self.state.may_decide() => "not all nodes have reported yet: nothing is decided".into(),
-            Look::Act(decision) => format!("to be decided: {}", decision.reason),
-        }
     }
 
     fn advance(&mut self, now: Duration) {
@@ -356,6 +373,9 @@ impl Service {
     pub(crate) fn stage(&mut self, changes: Vec<Change>) -> u64 {
         for change in &changes {
             self.state.ahead.apply(change);
+        }
+        if changes.iter().any(|change| matches!(change, Change::Node(_) | Change::Keyspace(_))) {
+            self.state.places = Places::of(&self.state.ahead);
         }
         self.writer.stage(changes)
     }

@@ -4,14 +4,17 @@
 //! service is taken from it. `ahead` holds that and what is being written: whatever is decided looks at it, so that
 //! nothing is decided twice. A write that fails ends the service, so `ahead` is never taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_proto::ids::SYSTEM_KEYSPACE;
-use flotilla_proto::v1;
+use flotilla_proto::v1::{self, OrderKind};
 
 use crate::config::Config;
+use crate::decide::voters;
+use crate::health::Speeds;
 use crate::history::History;
+use crate::places::Places;
 use crate::records::{Change, Counter};
 use crate::reports::Reports;
 use crate::table::Table;
@@ -27,6 +30,8 @@ pub(crate) struct Records {
     pub orders: BTreeMap<u64, v1::OrderRecord>,
     pub births: BTreeMap<u64, v1::BirthRecord>,
     pub history: History,
+    /// Ranges that a neighbour is being merged into, by an order on that neighbour.
+    pub merge_targets: BTreeSet<u64>,
 }
 
 impl Records {
@@ -37,12 +42,25 @@ impl Records {
             Change::Next(counter, next) => drop(self.next.insert(counter, next)),
             Change::Node(record) => drop(self.nodes.insert(record.node_id, record)),
             Change::Keyspace(record) => drop(self.keyspaces.insert(record.keyspace_id, record)),
-            Change::Order(range, record) => drop(self.orders.insert(range, record)),
-            Change::NoOrder(range) => drop(self.orders.remove(&range)),
+            Change::Order(range, record) => {
+                self.forget_target(range);
+                self.merge_targets.extend(merge_target(&record));
+                self.orders.insert(range, record);
+            }
+            Change::NoOrder(range) => {
+                self.forget_target(range);
+                self.orders.remove(&range);
+            }
             Change::Birth(range, record) => drop(self.births.insert(range, record)),
             Change::NoBirth(range) => drop(self.births.remove(&range)),
             Change::History(first, page) => self.history.set(first, page),
             Change::NoHistory(first) => self.history.remove(first),
+        }
+    }
+
+    fn forget_target(&mut self, range: u64) {
+        if let Some(target) = self.orders.get(&range).and_then(merge_target) {
+            self.merge_targets.remove(&target);
         }
     }
 
@@ -84,6 +102,21 @@ fn is_normal(keyspace: &v1::Keyspace) -> bool {
     keyspace.state() == v1::KeyspaceState::Normal
 }
 
+/// The range that an order merges its range into, if it does.
+pub(crate) fn merge_target(record: &v1::OrderRecord) -> Option<u64> {
+    Some(record.order.as_ref()?.merge_into.as_ref()?.range_id)
+}
+
+/// Load balance: what has been measured over a while, and what was done of late.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heat {
+    /// What each node's ranges cost it, smoothed: requests a second.
+    pub smooth: BTreeMap<u64, f64>,
+    pub smoothed_at: Duration,
+    /// Ranges that were moved for their load, and when.
+    pub moved: BTreeMap<u64, Duration>,
+}
+
 /// What the service knows; decisions are functions of it.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -100,6 +133,24 @@ pub(crate) struct State {
     pub ahead: Records,
     pub table: Table,
     pub reports: Reports,
+    /// Of the nodes and keyspaces in `ahead`.
+    pub places: Places,
+    pub speeds: Speeds,
+    pub heat: Heat,
+    /// Until when nodes are in maintenance.
+    pub maintenance: BTreeMap<u64, Duration>,
+    /// Ranges whose replicas are being brought together with those of a neighbour, to be merged: each with the left one
+    /// of the two. They are left alone by everything but repair.
+    pub pairs: BTreeMap<u64, Pair>,
+}
+
+/// Two neighbours that are to be merged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Pair {
+    pub left: u64,
+    pub until: Duration,
+    /// Somebody asked for it.
+    pub asked: bool,
 }
 
 impl State {
@@ -116,9 +167,20 @@ impl State {
         self.is_member(node) && self.reports.node(node).is_some() && self.silence(node) <= self.config.node_live_for
     }
 
-    /// Never to be counted on again: removed, unknown, or silent for too long.
+    /// Never to be counted on again: removed, unknown, or silent for too long; in maintenance it may be silent.
     pub fn is_dead(&self, node: u64) -> bool {
-        !self.is_member(node) || self.silence(node) > self.config.node_dead_after
+        !self.is_member(node) || (self.silence(node) > self.config.node_dead_after && !self.is_in_maintenance(node))
+    }
+
+    /// Whether the range is not to count on the node any more. Maintenance excuses the silence of one of its voters: if
+    /// another one is silent too, the range is in danger, and whoever has been silent for long is replaced.
+    pub fn is_dead_for(&self, node: u64, descriptor: &v1::RangeDescriptor) -> bool {
+        if self.is_dead(node) {
+            return true;
+        }
+        let long = || self.silence(node) > self.config.node_dead_after;
+        let other = || voters(descriptor).any(|other| other != node && self.is_lost(other));
+        self.is_in_maintenance(node) && long() && other()
     }
 
     /// Silent for so long that an order must not wait for it, dead or not.
@@ -134,6 +196,19 @@ impl State {
         self.ahead.nodes.get(&node).is_some_and(|record| record.draining)
     }
 
+    /// All its replicas are to leave it.
+    pub fn is_decommissioning(&self, node: u64) -> bool {
+        self.ahead.nodes.get(&node).is_some_and(|record| record.decommissioning)
+    }
+
+    pub fn is_in_maintenance(&self, node: u64) -> bool {
+        self.maintenance_left(node) > Duration::ZERO
+    }
+
+    pub fn maintenance_left(&self, node: u64) -> Duration {
+        self.maintenance.get(&node).map_or(Duration::ZERO, |until| until.saturating_sub(self.now))
+    }
+
     /// Its process is about to end, and hands over what it leads: it may be back in a moment.
     pub fn is_leaving(&self, node: u64) -> bool {
         self.reports.node(node).is_some_and(|report| report.info.draining)
@@ -145,7 +220,37 @@ impl State {
 
     /// May be given new replicas, and leaders.
     pub fn is_fit(&self, node: u64) -> bool {
-        self.is_live(node) && !self.is_draining(node) && !self.is_leaving(node) && !self.is_full(node)
+        self.is_live(node) && !self.is_leaving(node) && self.must_not_lead(node).is_none()
+    }
+
+    /// Why what the node leads is to be led by others, if it is; the kind of such orders, and the words for them.
+    pub fn must_not_lead(&self, node: u64) -> Option<(OrderKind, String)> {
+        let because = |kind, what: &str| Some((kind, format!("node {node} {what}")));
+        if self.is_decommissioning(node) {
+            return because(OrderKind::Decommission, "is being decommissioned");
+        }
+        if self.is_draining(node) {
+            return because(OrderKind::Drain, "drains");
+        }
+        if self.is_in_maintenance(node) {
+            return because(OrderKind::Drain, "is in maintenance");
+        }
+        if self.is_full(node) {
+            return because(OrderKind::UnfitLeader, "has no disk space to spare");
+        }
+        let slow = self.speeds.slow(node)?;
+        Some((OrderKind::UnfitLeader, format!("node {node} is slow: {slow}")))
+    }
+
+    /// Whether the node may be counted on for replicas in the long run, of this keyspace.
+    pub fn could_hold(&self, keyspace: u64, node: u64) -> bool {
+        let stays = !self.is_dead(node) && !self.is_decommissioning(node) && !self.is_draining(node);
+        stays && self.places.allows(keyspace, node)
+    }
+
+    /// Seconds since any origin.
+    pub fn now_s(&self) -> u32 {
+        u32::try_from(self.now.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// Notes whether all is known, from now on: every node that is not dead has reported all its ranges to this reign

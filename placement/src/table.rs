@@ -28,8 +28,17 @@ pub(crate) struct Led {
     pub order_waits: String,
 }
 
+impl Led {
+    fn says(&self, report: &v1::RangeReport) -> bool {
+        self.level_nodes == report.level_nodes
+            && self.silent_nodes == report.silent_nodes
+            && self.order_id == report.order_id
+            && self.order_waits == report.order_waits
+    }
+}
+
 /// One range.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Route {
     pub descriptor: v1::RangeDescriptor,
     /// 0: unknown.
@@ -38,8 +47,19 @@ pub(crate) struct Route {
     pub data_bytes: u64,
     /// Of the leader itself; `None` while only others have reported the range.
     pub led: Option<Led>,
+    /// As its leader last said; `None`: next to none.
+    pub load: Option<Box<v1::RangeLoad>>,
+    /// Seconds: since when its borders are what they are, as far as this reign has seen, and when it last had something
+    /// to do.
+    pub since_s: u32,
+    pub busy_s: u32,
     sequence: u64,
 }
+
+/// Bytes that count as much as one request.
+const BYTES_PER_REQUEST: u64 = 4 << 10;
+/// Requests a second below which a range has next to nothing to do.
+const COLD_COST_MAX: u64 = 5;
 
 impl Route {
     pub fn status(&self) -> v1::RangeStatus {
@@ -48,8 +68,24 @@ impl Route {
             leader_node_id: self.leader,
             term: self.term,
             data_bytes: self.data_bytes,
-            ..Default::default()
+            load: self.load.as_deref().copied(),
         }
+    }
+
+    /// What the range costs the node that leads it, beside what it costs each that holds it: in requests a second.
+    pub fn lead_cost(&self) -> u64 {
+        self.load
+            .as_ref()
+            .map_or(0, |load| load.reads_per_s + load.writes_per_s + load.read_bytes_per_s / BYTES_PER_REQUEST)
+    }
+
+    /// What the range costs each node that holds it: in requests a second.
+    pub fn hold_cost(&self) -> u64 {
+        self.load.as_ref().map_or(0, |load| load.writes_per_s + load.write_bytes_per_s / BYTES_PER_REQUEST)
+    }
+
+    pub fn is_cold(&self) -> bool {
+        self.lead_cost() <= COLD_COST_MAX
     }
 }
 
@@ -59,6 +95,8 @@ pub(crate) struct Holding {
     pub held: BTreeSet<u64>,
     pub led: BTreeSet<u64>,
     pub bytes: u64,
+    /// What the ranges that it holds and leads cost it, in requests a second.
+    pub cost: u64,
 }
 
 /// See the file's head.
@@ -67,12 +105,17 @@ pub(crate) struct Table {
     routes: BTreeMap<u64, Route>,
     by_start: BTreeMap<(u64, Bytes), u64>,
     holdings: BTreeMap<u64, Holding>,
+    /// Ranges of each keyspace.
+    counts: BTreeMap<u64, usize>,
     changes: BTreeMap<u64, u64>,
     gone: BTreeMap<u64, u64>,
     gone_floor: u64,
     sequence: u64,
     /// Ranges whose leader said that it carries out an order.
     ordered: BTreeSet<u64>,
+    /// Ranges that a merge has ended, as far as somebody still reports them: the range that has their span now, and the
+    /// version at which it has it.
+    absorbed: BTreeMap<u64, (u64, u64)>,
 }
 
 /// What changed in the table behind some number of its sequence.
@@ -108,6 +151,31 @@ impl Table {
         self.by_start.range(span).filter_map(|(_, range)| self.routes.get(range))
     }
 
+    /// How many ranges the keyspace has.
+    pub fn count(&self, keyspace: u64) -> usize {
+        self.counts.get(&keyspace).copied().unwrap_or(0)
+    }
+
+    /// All ranges, by id, from this one on.
+    pub fn from(&self, range: u64) -> impl Iterator<Item = &Route> {
+        self.routes.range(range..).map(|(_, route)| route)
+    }
+
+    /// All routes in order of keyspace and key, from this place on.
+    pub fn from_key(&self, keyspace: u64, start: Bytes) -> impl Iterator<Item = &Route> {
+        self.by_start.range((keyspace, start)..).filter_map(|(_, range)| self.routes.get(range))
+    }
+
+    /// The neighbour that begins where the range ends, of the same keyspace.
+    pub fn right_of(&self, route: &Route) -> Option<&Route> {
+        let descriptor = &route.descriptor;
+        if descriptor.end.is_empty() {
+            return None;
+        }
+        let range = self.by_start.get(&(descriptor.keyspace_id, descriptor.end.clone()))?;
+        self.routes.get(range)
+    }
+
     /// Whether the keyspace's routes cover it from end to end.
     pub fn tiles(&self, keyspace: u64) -> bool {
         let mut next = Some(Bytes::new());
@@ -129,33 +197,45 @@ impl Table {
         })
     }
 
-    /// Takes in what `node` says of a replica; true if the route changed in what decisions look at.
-    pub fn report(&mut self, node: u64, report: &v1::RangeReport) -> bool {
+    /// Takes in what `node` says of a replica; true if the route changed in what decisions look at. `now` is in seconds.
+    pub fn report(&mut self, now: u32, node: u64, report: &v1::RangeReport) -> bool {
         let Some(descriptor) = &report.descriptor else { return false };
         let range = descriptor.range_id;
         let newer = self.routes.get(&range).is_none_or(|route| epoch(descriptor) > epoch(&route.descriptor));
         if newer && !self.make_room(descriptor) {
             return false;
         }
-        let before = self.routes.get(&range).cloned();
-        let mut route = before.clone().unwrap_or_else(|| Route {
-            descriptor: descriptor.clone(),
-            leader: 0,
-            term: 0,
+        let known = self.routes.contains_key(&range);
+        let place = self.routes.entry(range).or_insert_with(|| Route {
             data_bytes: report.data_bytes,
-            led: None,
-            sequence: 0,
+            since_s: now,
+            busy_s: now,
+            ..Route::default()
         });
-        if newer {
-            route.descriptor = descriptor.clone();
+        let mut route = std::mem::take(place);
+        let heard = hear(&route, node, report);
+        let seen = newer || heard.seen(&route);
+        let decided = seen || heard.led.is_some();
+        let costs = heard.load.is_some();
+        if (seen || costs) && known {
+            self.unindex(&route);
         }
-        learn_leader(&mut route, node, report);
-        let seen = before.as_ref().is_some_and(|before| seen_alike(before, &route));
-        let decided = before.as_ref().is_some_and(|before| before.led == route.led);
-        if !seen {
-            self.unindex(range);
+        if newer {
+            // Of a merge or a split, or only of other replicas.
+            if epoch(descriptor).0 != epoch(&route.descriptor).0 {
+                route.since_s = now;
+            }
+            route.descriptor = compact(descriptor);
+        }
+        heard.apply(&mut route);
+        if !route.is_cold() {
+            route.busy_s = now;
+        }
+        if seen {
             self.sequence += 1;
             route.sequence = self.sequence;
+        }
+        if seen || costs {
             self.index(&route);
         }
         match route.led.as_ref().is_some_and(|led| led.order_id != 0) {
@@ -163,7 +243,7 @@ impl Table {
             false => self.ordered.remove(&range),
         };
         self.routes.insert(range, route);
-        !seen || !decided
+        decided
     }
 
     /// The range's leader has reported what its order was to bring about.
@@ -176,10 +256,9 @@ impl Table {
 
     /// The node has no replica of the range: it does not lead it.
     pub fn not_there(&mut self, node: u64, range: u64) -> bool {
-        let Some(mut route) = self.routes.get(&range).filter(|route| route.leader == node).cloned() else {
-            return false;
-        };
-        self.unindex(range);
+        let Some(place) = self.routes.get_mut(&range).filter(|route| route.leader == node) else { return false };
+        let mut route = std::mem::take(place);
+        self.unindex(&route);
         self.sequence += 1;
         (route.leader, route.led, route.sequence) = (0, None, self.sequence);
         self.index(&route);
@@ -190,29 +269,53 @@ impl Table {
 
     /// The range is no part of the cluster any more.
     pub fn remove(&mut self, range: u64) {
-        self.unindex(range);
-        if self.routes.remove(&range).is_some() {
-            self.ordered.remove(&range);
-            self.sequence += 1;
-            self.gone.insert(self.sequence, range);
-            while self.gone.len() > GONE_MAX {
-                self.gone_floor = self.gone.pop_first().map_or(self.gone_floor, |(sequence, _)| sequence);
-            }
+        let Some(route) = self.routes.remove(&range) else { return };
+        self.unindex(&route);
+        self.ordered.remove(&range);
+        self.sequence += 1;
+        self.gone.insert(self.sequence, range);
+        while self.gone.len() > GONE_MAX {
+            self.gone_floor = self.gone.pop_first().map_or(self.gone_floor, |(sequence, _)| sequence);
         }
     }
 
     /// Takes older routes out of the way of a descriptor; false if a newer one covers a part of its span.
     fn make_room(&mut self, descriptor: &v1::RangeDescriptor) -> bool {
         let others: Vec<u64> = self.overlapping(descriptor).filter(|range| *range != descriptor.range_id).collect();
-        let older =
-            |range: &u64| self.routes.get(range).is_some_and(|other| epoch(&other.descriptor).0 < epoch(descriptor).0);
-        if !others.iter().all(older) {
+        let version = |of: &v1::RangeDescriptor| epoch(of).0;
+        let newest =
+            others.iter().filter_map(|range| self.routes.get(range)).max_by_key(|other| version(&other.descriptor));
+        if newest.is_some_and(|other| version(&other.descriptor) >= version(descriptor)) {
+            let over_it = others.iter().filter_map(|range| self.routes.get(range)).find(|other| {
+                covers_start(&other.descriptor, descriptor) && version(&other.descriptor) > version(descriptor)
+            });
+            let over_it = over_it.map(|other| (other.descriptor.range_id, version(&other.descriptor)));
+            if let Some(over_it) = over_it {
+                self.absorbed.insert(descriptor.range_id, over_it);
+            }
             return false;
         }
         for range in others {
+            if self.routes.get(&range).is_some_and(|other| covers_start(descriptor, &other.descriptor)) {
+                self.absorbed.insert(range, (descriptor.range_id, version(descriptor)));
+            }
             self.remove(range);
         }
         true
+    }
+
+    /// The range that a merge put in the place of this one, and the version at which it has its span; if the table has
+    /// seen proof of that.
+    ///
+    /// A range keeps its start as long as it lives: a split leaves it to the left half, which keeps the id, and a merge
+    /// to the left one of the two. So another range that has this start at a newer version has it by a merge.
+    pub fn absorbed(&self, range: u64) -> Option<(u64, u64)> {
+        self.absorbed.get(&range).copied().filter(|_| !self.routes.contains_key(&range))
+    }
+
+    /// Nobody reports the absorbed range any more.
+    pub fn forget_absorbed(&mut self, range: u64) {
+        self.absorbed.remove(&range);
     }
 
     pub fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {
@@ -260,77 +363,129 @@ impl Table {
 
     fn index(&mut self, route: &Route) {
         let descriptor = &route.descriptor;
-        self.by_start.insert((descriptor.keyspace_id, descriptor.start.clone()), descriptor.range_id);
-        self.changes.insert(route.sequence, descriptor.range_id);
+        let range = descriptor.range_id;
+        if self.by_start.insert((descriptor.keyspace_id, descriptor.start.clone()), range).is_none() {
+            *self.counts.entry(descriptor.keyspace_id).or_default() += 1;
+        }
+        self.changes.insert(route.sequence, range);
         for replica in &descriptor.replicas {
             let holding = self.holdings.entry(replica.node_id).or_default();
-            holding.held.insert(descriptor.range_id);
+            holding.held.insert(range);
             holding.bytes += route.data_bytes;
+            holding.cost += route.hold_cost();
         }
         if route.leader != 0 {
-            self.holdings.entry(route.leader).or_default().led.insert(descriptor.range_id);
+            let holding = self.holdings.entry(route.leader).or_default();
+            holding.led.insert(range);
+            holding.cost += route.lead_cost();
         }
     }
 
-    fn unindex(&mut self, range: u64) {
-        let Some(route) = self.routes.get(&range) else { return };
+    fn unindex(&mut self, route: &Route) {
+        let range = route.descriptor.range_id;
         let key = (route.descriptor.keyspace_id, route.descriptor.start.clone());
         if self.by_start.get(&key) == Some(&range) {
             self.by_start.remove(&key);
+            if let Some(count) = self.counts.get_mut(&key.0) {
+                *count = count.saturating_sub(1);
+            }
         }
         self.changes.remove(&route.sequence);
         for replica in &route.descriptor.replicas {
             if let Some(holding) = self.holdings.get_mut(&replica.node_id) {
                 holding.held.remove(&range);
                 holding.bytes = holding.bytes.saturating_sub(route.data_bytes);
+                holding.cost = holding.cost.saturating_sub(route.hold_cost());
             }
         }
         if let Some(holding) = self.holdings.get_mut(&route.leader) {
             holding.led.remove(&range);
+            holding.cost = holding.cost.saturating_sub(route.lead_cost());
+        }
+    }
+}
+
+/// A descriptor of its own memory: what came in a report would keep the whole message.
+fn compact(descriptor: &v1::RangeDescriptor) -> v1::RangeDescriptor {
+    v1::RangeDescriptor {
+        start: Bytes::copy_from_slice(&descriptor.start),
+        end: Bytes::copy_from_slice(&descriptor.end),
+        replicas: descriptor.replicas.to_vec(),
+        ..*descriptor
+    }
+}
+
+/// Whether the first one's span has the start of the second one's.
+fn covers_start(span: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
+    let starts = span.keyspace_id == other.keyspace_id && span.start <= other.start;
+    starts && (span.end.is_empty() || other.start < span.end) && span.range_id != other.range_id
+}
+
+/// What a report changes of a route.
+struct Heard {
+    leader: u64,
+    term: u64,
+    data_bytes: u64,
+    /// Changed, to this.
+    led: Option<Option<Led>>,
+    load: Option<Option<Box<v1::RangeLoad>>>,
+}
+
+impl Heard {
+    fn seen(&self, route: &Route) -> bool {
+        self.leader != route.leader || self.term != route.term || self.data_bytes != route.data_bytes
+    }
+
+    fn apply(self, route: &mut Route) {
+        (route.leader, route.term, route.data_bytes) = (self.leader, self.term, self.data_bytes);
+        if let Some(led) = self.led {
+            route.led = led;
+        }
+        if let Some(load) = self.load {
+            route.load = load;
         }
     }
 }
 
 /// Of two claims to lead, that of the larger term counts; what followers believe counts only where it is newer.
-fn learn_leader(route: &mut Route, node: u64, report: &v1::RangeReport) {
+fn hear(route: &Route, node: u64, report: &v1::RangeReport) -> Heard {
+    let mut heard =
+        Heard { leader: route.leader, term: route.term, data_bytes: route.data_bytes, led: None, load: None };
+    let unled = || route.led.is_some().then_some(None);
     let claims = report.leader_node_id == node;
     if claims && report.term >= route.term {
-        route.leader = node;
-        route.term = report.term;
+        (heard.leader, heard.term) = (node, report.term);
         if size_moved(route.data_bytes, report.data_bytes) || route.led.is_none() {
-            route.data_bytes = report.data_bytes;
+            heard.data_bytes = report.data_bytes;
         }
-        route.led = Some(Led {
-            level_nodes: report.level_nodes.clone(),
-            silent_nodes: report.silent_nodes.clone(),
-            order_id: report.order_id,
-            order_done: route.led.as_ref().is_some_and(|led| led.order_done && led.order_id == report.order_id),
-            order_waits: report.order_waits.clone(),
-        });
-        return;
+        if route.led.as_ref().is_none_or(|led| !led.says(report)) {
+            heard.led = Some(Some(Led {
+                level_nodes: report.level_nodes.clone(),
+                silent_nodes: report.silent_nodes.clone(),
+                order_id: report.order_id,
+                order_done: route.led.as_ref().is_some_and(|led| led.order_done && led.order_id == report.order_id),
+                order_waits: report.order_waits.clone(),
+            }));
+        }
+        if route.load.as_deref() != report.load.as_ref() {
+            heard.load = Some(report.load.map(Box::new));
+        }
+        return heard;
     }
     let newer_hint = report.term > route.term || (report.term == route.term && route.leader == 0);
     if !claims && report.leader_node_id != 0 && newer_hint {
-        route.leader = report.leader_node_id;
-        route.term = report.term;
-        route.led = None;
+        (heard.leader, heard.term, heard.led) = (report.leader_node_id, report.term, unled());
     }
-    let deposed = !claims && node == route.leader && report.term >= route.term;
+    let deposed = !claims && node == heard.leader && report.term >= heard.term;
     if deposed {
-        (route.leader, route.led) = (0, None);
+        (heard.leader, heard.led) = (0, unled());
     }
+    heard
 }
 
 /// Sizes change with every write: only what is worth telling all nodes counts as a change.
 fn size_moved(old: u64, new: u64) -> bool {
     old.abs_diff(new) > old / 16 + (64 << 10) || (old == 0) != (new == 0)
-}
-
-fn seen_alike(before: &Route, after: &Route) -> bool {
-    before.descriptor == after.descriptor
-        && before.leader == after.leader
-        && before.term == after.term
-        && before.data_bytes == after.data_bytes
 }
 
 #[cfg(test)]

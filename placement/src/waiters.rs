@@ -37,6 +37,8 @@ pub(crate) enum Wants {
     Joined { node: u64 },
     /// All ranges of the keyspace are led.
     Created { keyspace: u64, deadline: Duration },
+    /// The two ranges are one, or will not be.
+    Merged { left: u64, right: u64, deadline: Duration, ended: Option<Result<()>> },
     /// The order has ended.
     Moved { order_id: u64, deadline: Duration, ended: Option<Result<bool>> },
 }
@@ -79,6 +81,16 @@ impl Service {
             Wants::Written(response) => Some(Ok(response.clone())),
             Wants::Joined { node } => Some(Ok(Response::Join(self.join_answer(*node)))),
             Wants::Created { keyspace, deadline } => self.created(*keyspace, now >= *deadline),
+            Wants::Merged { left, deadline, ended, .. } => {
+                let done = match ended.clone() {
+                    Some(Ok(())) => true,
+                    Some(Err(error)) => return Some(Err(error)),
+                    None if now >= *deadline => false,
+                    None => return None,
+                };
+                let range = self.state.table.get(*left).map(|route| route.descriptor.clone());
+                Some(Ok(Response::MergeRanges(v1::MergeRangesResponse { done, range })))
+            }
             Wants::Moved { deadline, ended, .. } => {
                 let done = ended.clone().or_else(|| (now >= *deadline).then_some(Ok(false)))?;
                 Some(done.map(|done| Response::MoveReplica(v1::MoveReplicaResponse { done })))

@@ -1,11 +1,14 @@
 //! What each node has, and will have once the orders under way are carried out; and how many more it may take part in.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_proto::v1;
 
-use super::{Decision, holds};
+use super::{Decision, holds, voters};
+use crate::places::Place;
 use crate::state::State;
+use crate::table::Route;
 
 /// A range with more bytes weighs [`HEAVY`]: its copy is more than one small message.
 const LIGHT_BYTES_MAX: u64 = 4 << 20;
@@ -16,6 +19,7 @@ const HEAVY: u32 = 16;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Load {
     pub node: u64,
+    pub place: Place,
     pub fit: bool,
     pub live: bool,
     /// Replicas, those under way included.
@@ -23,10 +27,13 @@ pub(crate) struct Load {
     pub bytes: i64,
     /// Ranges led, those under way included.
     pub leads: i64,
+    /// What they cost it, in requests a second, those under way included.
+    pub cost: i64,
     sends: u32,
     receives: u32,
     leads_going: u32,
     leads_coming: u32,
+    leads_coming_max: u32,
 }
 
 /// All nodes that are part of the cluster.
@@ -34,23 +41,32 @@ pub(crate) struct Load {
 pub(crate) struct Loads {
     nodes: BTreeMap<u64, Load>,
     fit: usize,
+    /// Of keyspaces with constraints: how many nodes may be given replicas.
+    fit_for: RefCell<BTreeMap<u64, usize>>,
     /// Ranges decided about since.
     taken: BTreeSet<u64>,
     capacity: u32,
     leader_capacity: u32,
+    /// Above this a node has more than its share to do, if it will have it once it is given something.
+    cost_max: i64,
 }
 
 impl Loads {
     pub fn of(state: &State) -> Self {
+        let config = &state.config;
         let load = |node: u64| {
             let holding = state.table.holding(node);
+            let returning = state.speeds.is_returning(node, state.now, config.slow_return);
             Load {
                 node,
+                place: state.places.place(node),
                 fit: state.is_fit(node),
                 live: state.is_live(node),
                 replicas: holding.map_or(0, |holding| holding.held.len() as i64),
                 bytes: holding.map_or(0, |holding| holding.bytes as i64),
                 leads: holding.map_or(0, |holding| holding.led.len() as i64),
+                cost: holding.map_or(0, |holding| holding.cost as i64),
+                leads_coming_max: if returning { 1 } else { config.leader_moves_per_node },
                 ..Load::default()
             }
         };
@@ -58,9 +74,11 @@ impl Loads {
         let mut loads = Self {
             nodes: members.map(|node| (*node, load(*node))).collect(),
             fit: 0,
+            fit_for: RefCell::default(),
             taken: BTreeSet::new(),
-            capacity: state.config.moves_per_node * HEAVY,
-            leader_capacity: state.config.leader_moves_per_node,
+            capacity: config.moves_per_node * HEAVY,
+            leader_capacity: config.leader_moves_per_node,
+            cost_max: 0,
         };
         loads.fit = loads.nodes.values().filter(|load| load.fit).count();
         for record in state.ahead.orders.values() {
@@ -68,21 +86,15 @@ impl Loads {
                 loads.count(state, order);
             }
         }
+        loads.cost_max = loads.cost_mean() * 115 / 100 + config.load_floor as i64;
         loads
     }
 
     /// Counts what a decision will bring about.
     pub fn add(&mut self, state: &State, decision: &Decision) {
-        let order = v1::RangeOrder {
-            order_id: 0,
-            range_id: decision.range,
-            add_nodes: decision.add.clone(),
-            remove_nodes: decision.remove.clone(),
-            leader_node_id: decision.leader,
-            ..Default::default()
-        };
-        self.count(state, &order);
+        self.count(state, &decision.order());
         self.taken.insert(decision.range);
+        self.taken.extend(decision.merge_into.as_ref().map(|left| left.range_id));
     }
 
     pub fn is_taken(&self, range: u64) -> bool {
@@ -99,12 +111,14 @@ impl Loads {
                 load.receives += weight;
                 load.replicas += i64::from(new);
                 load.bytes += if new { bytes } else { 0 };
+                load.cost += if new { route.hold_cost() as i64 } else { 0 };
             }
         }
         for node in order.remove_nodes.iter().filter(|node| holds(&route.descriptor, **node)) {
             if let Some(load) = self.nodes.get_mut(node) {
                 load.replicas -= 1;
                 load.bytes -= bytes;
+                load.cost -= route.hold_cost() as i64;
                 load.sends += if *node == route.leader { 0 } else { weight };
             }
         }
@@ -118,18 +132,27 @@ impl Loads {
             if let Some(load) = self.nodes.get_mut(&route.leader) {
                 load.leads -= 1;
                 load.leads_going += 1;
+                load.cost -= route.lead_cost() as i64;
             }
             if let Some(load) = self.nodes.get_mut(&order.leader_node_id) {
                 load.leads += 1;
                 load.leads_coming += 1;
+                load.cost += route.lead_cost() as i64;
             }
         }
     }
 
-    /// How many nodes beside these may be given replicas at all.
-    pub fn fit_beside(&self, nodes: &[u64]) -> usize {
-        let among = nodes.iter().filter(|node| self.nodes.get(node).is_some_and(|load| load.fit)).count();
-        self.fit - among
+    /// How many nodes beside these may be given replicas of the keyspace at all.
+    pub fn fit_beside(&self, state: &State, keyspace: u64, nodes: &[u64]) -> usize {
+        let may = |load: &Load| load.fit && state.places.allows(keyspace, load.node);
+        let all = if state.places.is_bound(keyspace) {
+            let count = || self.nodes.values().filter(|load| may(load)).count();
+            *self.fit_for.borrow_mut().entry(keyspace).or_insert_with(count)
+        } else {
+            self.fit
+        };
+        let among = nodes.iter().filter(|node| self.nodes.get(node).is_some_and(may)).count();
+        all - among
     }
 
     pub fn get(&self, node: u64) -> Option<&Load> {
@@ -138,6 +161,19 @@ impl Loads {
 
     pub fn iter(&self) -> impl Iterator<Item = &Load> {
         self.nodes.values()
+    }
+
+    /// What the live nodes' ranges cost them on average.
+    pub fn cost_mean(&self) -> i64 {
+        let (nodes, cost) = self.nodes.values().fold((0, 0), |(nodes, cost), load| {
+            (nodes + i64::from(load.live), cost + if load.live { load.cost } else { 0 })
+        });
+        cost / nodes.max(1)
+    }
+
+    /// Whether the node may be given a range that costs it so much for the sake of numbers: those yield to load.
+    pub fn may_cost(&self, node: u64, cost: u64) -> bool {
+        cost == 0 || self.nodes.get(&node).is_some_and(|load| load.cost + cost as i64 <= self.cost_max)
     }
 
     /// Whether the node may be the source of one more order on a range of this size.
@@ -151,27 +187,52 @@ impl Loads {
         self.nodes.get(&node).is_some_and(room)
     }
 
+    /// The same for moves that need not be: half of what a node may do is kept for those that must.
+    pub fn may_spare(&self, from: u64, to: u64, data_bytes: u64) -> bool {
+        let spare = (self.capacity / 2).max(HEAVY);
+        let weight = weight(data_bytes);
+        let sends = self.nodes.get(&from).is_some_and(|load| load.sends + weight <= spare);
+        sends && self.nodes.get(&to).is_some_and(|load| load.fit && load.receives + weight <= spare)
+    }
+
     pub fn may_give_lead(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|load| load.leads_going < self.leader_capacity)
     }
 
     pub fn may_take_lead(&self, node: u64) -> bool {
-        self.nodes.get(&node).is_some_and(|load| load.leads_coming < self.leader_capacity)
+        self.nodes.get(&node).is_some_and(|load| load.leads_coming < load.leads_coming_max)
     }
 
-    /// The nodes that may be given a replica of a range of this size now, the emptiest first.
-    pub fn emptiest(&self, data_bytes: u64, count: usize, except: &v1::RangeDescriptor) -> Vec<u64> {
-        let fits = |load: &&Load| self.may_receive(load.node, data_bytes) && !holds(except, load.node);
-        let mut found: Vec<(i64, i64, u64)> = Vec::with_capacity(count + 1);
-        for load in self.nodes.values().filter(fits) {
-            let place = (load.replicas, load.bytes, load.node);
-            let at = found.partition_point(|other| *other < place);
-            if at < count {
-                found.insert(at, place);
-                found.truncate(count);
-            }
+    /// At most `count` nodes that may be given a replica of the range now, beside the voters that stay: as far from
+    /// those and each other as can be, the emptiest first.
+    pub fn targets(&self, state: &State, route: &Route, count: usize, stay: &[u64]) -> Vec<u64> {
+        let keyspace = route.descriptor.keyspace_id;
+        let mut others: Vec<Place> = stay.iter().map(|node| state.places.place(*node)).collect();
+        let mut found = Vec::with_capacity(count);
+        while found.len() < count {
+            let fits = |load: &&Load| {
+                self.may_receive(load.node, route.data_bytes)
+                    && !holds(&route.descriptor, load.node)
+                    && !found.contains(&load.node)
+                    && state.places.allows(keyspace, load.node)
+            };
+            let place = |load: &&Load| (load.place.beside(&others), load.replicas, load.bytes, load.node);
+            let Some(best) = self.nodes.values().filter(fits).min_by_key(place) else { break };
+            others.push(best.place);
+            found.push(best.node);
         }
-        found.into_iter().map(|(_, _, node)| node).collect()
+        found
+    }
+
+    /// A node for a range that is to be born, other than where its record says.
+    pub fn cradle(&self, state: &State, descriptor: &v1::RangeDescriptor) -> Option<u64> {
+        let fits = |load: &&Load| {
+            self.may_receive(load.node, 0)
+                && voters(descriptor).all(|node| node != load.node)
+                && state.places.allows(descriptor.keyspace_id, load.node)
+        };
+        let nodes = self.nodes.values().filter(fits);
+        nodes.min_by_key(|load| (load.replicas, load.bytes, load.node)).map(|load| load.node)
     }
 }
 

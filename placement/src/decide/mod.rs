@@ -4,13 +4,17 @@
 //! through [`loads::Loads`].
 
 pub(crate) mod balance;
+pub(crate) mod heat;
 pub(crate) mod leaders;
 pub(crate) mod loads;
+pub(crate) mod merge;
+pub(crate) mod misplaced;
+pub(crate) mod ranking;
 pub(crate) mod repair;
 
 use std::time::Duration;
 
-use flotilla_proto::v1;
+use flotilla_proto::v1::{self, OrderKind};
 
 use self::loads::Loads;
 use crate::state::State;
@@ -24,8 +28,26 @@ pub(crate) struct Decision {
     pub remove: Vec<u64>,
     /// 0: whichever.
     pub leader: u64,
+    /// The left neighbour that the range is to be merged into; nothing else is asked for then.
+    pub merge_into: Option<v1::RangeDescriptor>,
+    pub kind: OrderKind,
     pub reason: String,
     pub limit: Duration,
+}
+
+impl Decision {
+    /// Without an id.
+    pub fn order(&self) -> v1::RangeOrder {
+        v1::RangeOrder {
+            order_id: 0,
+            range_id: self.range,
+            add_nodes: self.add.clone(),
+            remove_nodes: self.remove.clone(),
+            leader_node_id: self.leader,
+            replicas: 0,
+            merge_into: self.merge_into.clone(),
+        }
+    }
 }
 
 /// A transfer of leadership takes an election's time, or does not happen.
@@ -53,10 +75,18 @@ pub(crate) fn voters(descriptor: &v1::RangeDescriptor) -> impl Iterator<Item = u
 /// Whether the range's leader is there to carry out an order, and has none.
 pub(crate) fn is_free(state: &State, loads: &Loads, route: &Route) -> bool {
     let range = route.descriptor.range_id;
-    let in_order = state.ahead.orders.contains_key(&range) || loads.is_taken(range);
+    let target = state.ahead.merge_targets.contains(&range);
+    let in_order = target || state.ahead.orders.contains_key(&range) || loads.is_taken(range);
     // A leader that is still at an order that was given up may change the range yet: it is told to stop, and says so.
     let idle = route.led.as_ref().is_some_and(|led| led.order_id == 0 || led.order_done);
     idle && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
+}
+
+/// Whether the range may be moved for some balance: it is free, and is not being brought together with a neighbour.
+pub(crate) fn is_idle(state: &State, loads: &Loads, route: &Route) -> bool {
+    let range = route.descriptor.range_id;
+    let paired = || state.pairs.iter().any(|(right, pair)| *right == range || pair.left == range);
+    is_free(state, loads, route) && !paired()
 }
 
 /// Whether carrying the order out as things are now would leave fewer voters than there are, and than are aimed at.
@@ -68,11 +98,11 @@ pub(crate) fn would_harm(order: &v1::RangeOrder, descriptor: &v1::RangeDescripto
     voters.len() + added < voters.len().min(order.replicas as usize) + removed
 }
 
-/// Whether the descriptor is what the order was to bring about.
+/// Whether the descriptor is what the order was to bring about. Merges are none of its business.
 pub(crate) fn is_fulfilled(order: &v1::RangeOrder, route: &Route) -> bool {
     let descriptor = &route.descriptor;
     let added = order.add_nodes.iter().all(|node| voters(descriptor).any(|voter| voter == *node));
     let removed = !order.remove_nodes.iter().any(|node| holds(descriptor, *node));
     let led = order.leader_node_id == 0 || order.leader_node_id == route.leader;
-    added && removed && led && !is_joint(descriptor)
+    order.merge_into.is_none() && added && removed && led && !is_joint(descriptor)
 }

@@ -3,9 +3,14 @@
 //! What no order may do: take a replica away before its replacement votes (the range's leader adds first, whatever
 //! the order), or leave fewer voters than there were, unless there were more than asked for. Numbers of voters are
 //! odd, unless the keyspace asks for an even one: two voters outlive less than one.
+//!
+//! Where nothing is dead, missing or too much, replicas may still be where they should not be: see [`super::misplaced`].
+
+use flotilla_proto::v1::OrderKind;
 
 use super::loads::Loads;
-use super::{Decision, is_free, is_joint, voters};
+use super::{Decision, is_free, is_joint, misplaced, voters};
+use crate::places::Place;
 use crate::state::State;
 use crate::table::Route;
 
@@ -15,9 +20,18 @@ pub(crate) enum Look {
     /// It is as its keyspace asks for.
     Fine,
     /// It is not, and nothing can be done about it now: why.
-    Wait(String),
+    Wait(Until, String),
     /// It is not, and this is to be done.
     Act(Decision),
+}
+
+/// What a range waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Nodes take part in as many moves as they may.
+    Room,
+    /// Something else must change first.
+    Change,
 }
 
 /// Looks at a range that has no order.
@@ -29,30 +43,38 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route) -> Look {
     let replicas = keyspace.replicas as usize;
     let need = Need::of(state, loads, route, replicas);
     if need.is_nothing() {
-        return if need.voters == replicas && need.dead.is_empty() {
-            Look::Fine
-        } else {
-            Look::Wait(short(&need, replicas))
+        let complete = need.voters.len() == replicas && need.dead.is_empty();
+        return match misplaced::look(state, loads, route, &need.voters) {
+            Look::Fine if !complete => Look::Wait(Until::Change, short(&need, replicas)),
+            look => look,
         };
     }
-    if is_joint(descriptor) {
-        return Look::Wait("its replicas are changing".into());
-    }
-    if !is_free(state, loads, route) {
-        return Look::Wait("no live leader has reported it".into());
-    }
-    if !loads.may_send(route.leader, route.data_bytes) {
-        return Look::Wait(format!("node {} has as many moves as it may", route.leader));
+    if let Some(wait) = hindrance(state, loads, route) {
+        return wait;
     }
     act(state, loads, route, &need, replicas)
 }
 
+/// Why the replicas of the range cannot be changed now, if they cannot.
+pub(crate) fn hindrance(state: &State, loads: &Loads, route: &Route) -> Option<Look> {
+    if is_joint(&route.descriptor) {
+        return Some(Look::Wait(Until::Change, "its replicas are changing".into()));
+    }
+    if !is_free(state, loads, route) {
+        return Some(Look::Wait(Until::Change, "no live leader has reported it".into()));
+    }
+    if !loads.may_send(route.leader, route.data_bytes) {
+        return Some(Look::Wait(Until::Room, format!("node {} has as many moves as it may", route.leader)));
+    }
+    None
+}
+
 fn short(need: &Need, replicas: usize) -> String {
-    format!("{} of its {replicas} replicas live, and there are no nodes for more", need.voters - need.dead.len())
+    format!("{} of its {replicas} replicas live, and there are no nodes for more", need.voters.len() - need.dead.len())
 }
 
 struct Need {
-    voters: usize,
+    voters: Vec<u64>,
     dead: Vec<u64>,
     /// Voters to be added.
     adds: usize,
@@ -63,18 +85,22 @@ struct Need {
 
 impl Need {
     fn of(state: &State, loads: &Loads, route: &Route, replicas: usize) -> Self {
-        let all: Vec<u64> = voters(&route.descriptor).collect();
-        let dead: Vec<u64> = all.iter().copied().filter(|node| state.is_dead(*node)).collect();
+        let descriptor = &route.descriptor;
+        let all: Vec<u64> = voters(descriptor).collect();
+        let dead: Vec<u64> = all.iter().copied().filter(|node| state.is_dead_for(*node, descriptor)).collect();
         let healthy = all.len() - dead.len();
-        let want = target(replicas, healthy + loads.fit_beside(&all));
-        let learners = route.descriptor.replicas.iter();
+        let want = match dead.is_empty() && all.len() == replicas {
+            true => replicas,
+            false => target(replicas, healthy + loads.fit_beside(state, descriptor.keyspace_id, &all)),
+        };
+        let learners = descriptor.replicas.iter();
         let learners = learners.filter(|replica| !all.contains(&replica.node_id)).map(|replica| replica.node_id);
         Self {
-            voters: all.len(),
             adds: want.saturating_sub(healthy),
             extra: all.len().saturating_sub(replicas),
             dead,
             learners: learners.collect(),
+            voters: all,
         }
     }
 
@@ -92,9 +118,13 @@ pub(crate) fn target(replicas: usize, nodes: usize) -> usize {
 }
 
 fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize) -> Look {
-    let healthy = need.voters - need.dead.len();
-    let mut add: Vec<u64> = need.learners.iter().copied().filter(|node| state.is_fit(*node)).take(need.adds).collect();
-    add.extend(loads.emptiest(route.data_bytes, need.adds - add.len(), &route.descriptor));
+    let voters = need.voters.len();
+    let healthy = voters - need.dead.len();
+    let may_hold = |node: &u64| state.is_fit(*node) && state.places.allows(route.descriptor.keyspace_id, *node);
+    let mut add: Vec<u64> = need.learners.iter().copied().filter(may_hold).take(need.adds).collect();
+    let mut stay: Vec<u64> = need.voters.iter().copied().filter(|node| !need.dead.contains(node)).collect();
+    stay.extend(&add);
+    add.extend(loads.targets(state, route, need.adds - add.len(), &stay));
     let odd = |adds: usize| (healthy + adds) % 2 == 1 || healthy + adds == replicas;
     while !add.is_empty() && !odd(add.len()) {
         add.pop();
@@ -102,35 +132,53 @@ fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize
     let mut remove: Vec<u64> = need.learners.iter().copied().filter(|node| !add.contains(node)).collect();
     let rolled_back = remove.len();
     // As many voters stay as there are, or as are asked for if that is less; and none goes for nothing in exchange.
-    let may_go = (need.voters + add.len()).saturating_sub(need.voters.min(replicas));
+    let may_go = (voters + add.len()).saturating_sub(voters.min(replicas));
     let dead = need.dead.iter().copied().take(may_go);
     remove.extend(dead);
     let gone = remove.len() - rolled_back;
-    let too_many = (need.voters + add.len()).saturating_sub(gone + replicas);
+    let too_many = (voters + add.len()).saturating_sub(gone + replicas);
     remove.extend(surplus(state, loads, route, too_many));
     if add.is_empty() && remove.is_empty() {
-        return Look::Wait(format!("no node may be given one of the {} replicas that it needs now", need.adds));
+        let why = format!("no node may be given one of the {} replicas that it needs now", need.adds);
+        return Look::Wait(Until::Room, why);
     }
     let reason = reason(need, &add, &remove, replicas);
-    let limit = state.config.order_time_limit;
-    Look::Act(Decision { range: route.descriptor.range_id, add, remove, leader: 0, reason, limit })
+    Look::Act(Decision {
+        range: route.descriptor.range_id,
+        add,
+        remove,
+        kind: OrderKind::Repair,
+        reason,
+        limit: state.config.order_time_limit,
+        ..Decision::default()
+    })
 }
 
-/// Healthy voters to do without: those that drain or are full first, then those on the fullest nodes; the leader last.
+/// Healthy voters to do without: those where they may not be first, then those that drain or are full, then those too
+/// close to others, then those on the fullest nodes; the leader last.
 fn surplus(state: &State, loads: &Loads, route: &Route, count: usize) -> Vec<u64> {
-    let mut candidates: Vec<u64> = voters(&route.descriptor).filter(|node| !state.is_dead(*node)).collect();
-    let rank = |node: &u64| {
-        let unwanted = state.is_draining(*node) || state.is_full(*node);
-        let load = loads.get(*node).map_or((0, 0), |load| (load.replicas, load.bytes));
-        (*node != route.leader, unwanted, !state.is_live(*node), load, *node)
-    };
-    candidates.sort_by_key(|node| std::cmp::Reverse(rank(node)));
-    candidates.truncate(count);
-    candidates
+    let descriptor = &route.descriptor;
+    let mut candidates: Vec<u64> = voters(descriptor).filter(|node| !state.is_dead_for(*node, descriptor)).collect();
+    let mut chosen = Vec::new();
+    for _ in 0..count.min(candidates.len()) {
+        let rank = |node: &u64| {
+            let barred = misplaced::is_unwanted(state, descriptor.keyspace_id, *node);
+            let unwanted = state.must_not_lead(*node).is_some();
+            let others = candidates.iter().filter(|other| *other != node);
+            let others: Vec<Place> = others.map(|other| state.places.place(*other)).collect();
+            let close = state.places.place(*node).beside(&others);
+            let load = loads.get(*node).map_or((0, 0), |load| (load.replicas, load.bytes));
+            (barred, *node != route.leader, unwanted, !state.is_live(*node), close, load, *node)
+        };
+        let Some(worst) = candidates.iter().copied().max_by_key(rank) else { break };
+        candidates.retain(|node| *node != worst);
+        chosen.push(worst);
+    }
+    chosen
 }
 
 fn reason(need: &Need, add: &[u64], remove: &[u64], replicas: usize) -> String {
-    let mut parts = vec![format!("it has {} of {replicas} replicas", need.voters)];
+    let mut parts = vec![format!("it has {} of {replicas} replicas", need.voters.len())];
     if !need.dead.is_empty() {
         parts.push(format!("dead: {}", nodes(&need.dead)));
     }
@@ -146,7 +194,7 @@ fn reason(need: &Need, add: &[u64], remove: &[u64], replicas: usize) -> String {
     parts.join("; ")
 }
 
-fn nodes(ids: &[u64]) -> String {
+pub(crate) fn nodes(ids: &[u64]) -> String {
     let names: Vec<String> = ids.iter().map(|id| format!("node {id}")).collect();
     names.join(", ")
 }

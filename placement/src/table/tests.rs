@@ -34,18 +34,18 @@ fn ranges(table: &Table) -> Vec<u64> {
 fn a_split_takes_the_old_cut_out_whichever_half_comes_first() {
     for child_first in [false, true] {
         let mut table = Table::default();
-        table.report(1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
+        table.report(0, 1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
         let mut halves = [descriptor(2, "", "m", 2, 1), descriptor(3, "m", "", 2, 1)];
         if child_first {
             halves.reverse();
         }
         for half in &halves {
-            table.report(1, &report(half, 1, 1));
+            table.report(0, 1, &report(half, 1, 1));
         }
         assert_eq!(ranges(&table), [2, 3]);
         assert!(table.tiles(1));
         // A replica that has not applied the split says what is old.
-        assert!(!table.report(2, &report(&descriptor(2, "", "", 1, 1), 1, 1)));
+        assert!(!table.report(0, 2, &report(&descriptor(2, "", "", 1, 1), 1, 1)));
         assert_eq!(ranges(&table), [2, 3]);
     }
 }
@@ -53,11 +53,11 @@ fn a_split_takes_the_old_cut_out_whichever_half_comes_first() {
 #[test]
 fn a_descriptor_older_than_what_covers_its_span_has_no_place() {
     let mut table = Table::default();
-    table.report(1, &report(&descriptor(3, "m", "", 3, 1), 1, 1));
-    table.report(1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
+    table.report(0, 1, &report(&descriptor(3, "m", "", 3, 1), 1, 1));
+    table.report(0, 1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
     assert_eq!(ranges(&table), [3]);
     assert!(!table.tiles(1));
-    table.report(1, &report(&descriptor(2, "", "m", 2, 1), 1, 1));
+    table.report(0, 1, &report(&descriptor(2, "", "m", 2, 1), 1, 1));
     assert!(table.tiles(1) && !table.tiles(2));
 }
 
@@ -65,26 +65,26 @@ fn a_descriptor_older_than_what_covers_its_span_has_no_place() {
 fn the_leader_of_the_larger_term_counts() {
     let mut table = Table::default();
     let range = descriptor(2, "", "", 1, 1);
-    table.report(1, &report(&range, 1, 5));
-    table.report(2, &report(&range, 2, 4));
+    table.report(0, 1, &report(&range, 1, 5));
+    table.report(0, 2, &report(&range, 2, 4));
     assert_eq!(table.get(2).map(|route| (route.leader, route.term)), Some((1, 5)));
     // A follower knows of a newer one, which has not reported yet.
-    table.report(1, &report(&range, 2, 6));
+    table.report(0, 1, &report(&range, 2, 6));
     assert_eq!(table.get(2).map(|route| (route.leader, route.led.is_some())), Some((2, false)));
-    table.report(2, &report(&range, 2, 6));
+    table.report(0, 2, &report(&range, 2, 6));
     assert_eq!(table.get(2).map(|route| (route.leader, route.led.is_some())), Some((2, true)));
     // It steps down.
-    table.report(2, &report(&range, 0, 6));
+    table.report(0, 2, &report(&range, 0, 6));
     assert_eq!(table.get(2).map(|route| route.leader), Some(0));
 }
 
 #[test]
 fn what_nodes_hold_and_lead_follows_every_change() {
     let mut table = Table::default();
-    table.report(1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
+    table.report(0, 1, &report(&descriptor(2, "", "", 1, 1), 1, 1));
     let mut moved = descriptor(2, "", "", 1, 2);
     moved.replicas[1].node_id = 9;
-    table.report(1, &report(&moved, 1, 1));
+    table.report(0, 1, &report(&moved, 1, 1));
     assert_eq!(table.holding(2).map(|holding| (holding.held.len(), holding.bytes)), Some((0, 0)));
     assert_eq!(table.holding(9).map(|holding| (holding.held.len(), holding.bytes)), Some((1, 100)));
     assert_eq!(table.holding(1).map(|holding| holding.led.len()), Some(1));
@@ -98,13 +98,13 @@ fn what_nodes_hold_and_lead_follows_every_change() {
 fn a_delta_names_each_change_once_and_what_went() {
     let mut table = Table::default();
     for (range, span) in [(2, ("", "b")), (3, ("b", "c")), (4, ("c", ""))] {
-        table.report(1, &report(&descriptor(range, span.0, span.1, 1, 1), 1, 1));
+        table.report(0, 1, &report(&descriptor(range, span.0, span.1, 1, 1), 1, 1));
     }
     let all = table.delta(None, 1 << 20);
     assert!(all.full && !all.more && all.routes.len() == 3);
     assert!(table.delta(Some(all.sequence), 1 << 20).routes.is_empty());
-    table.report(1, &report(&descriptor(3, "b", "c", 1, 2), 1, 1));
-    table.report(1, &report(&descriptor(3, "b", "c", 1, 3), 1, 2));
+    table.report(0, 1, &report(&descriptor(3, "b", "c", 1, 2), 1, 1));
+    table.report(0, 1, &report(&descriptor(3, "b", "c", 1, 3), 1, 2));
     table.remove(4);
     let delta = table.delta(Some(all.sequence), 1 << 20);
     assert_eq!((delta.full, delta.routes.len(), delta.gone), (false, 1, vec![4]));
@@ -117,7 +117,7 @@ fn pages_of_a_delta_leave_nothing_out() {
     let mut table = Table::default();
     for at in 0..50 {
         let (start, end) = (format!("{at:02}"), format!("{:02}", at + 1));
-        table.report(1, &report(&descriptor(2 + at, &start, &end, 1, 1), 1, 1));
+        table.report(0, 1, &report(&descriptor(2 + at, &start, &end, 1, 1), 1, 1));
     }
     let (mut found, mut since) = (BTreeSet::new(), None);
     loop {
