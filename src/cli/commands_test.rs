@@ -245,6 +245,22 @@ fn placement_tells_what_it_did() {
 }
 
 #[test]
+fn ranges_are_ranked_and_keyspaces_are_drawn() {
+    let cluster = Fixture::new();
+    assert_eq!(cluster.run(&["keyspace", "create", "x", "--replicas", "1", "--ranges", "3"]).0, 0);
+    let (code, map) = cluster.run(&["keyspace", "map", "x", "--width", "60"]);
+    assert!(code == 0 && map.starts_with("keyspace \"x\": 3 ranges, ") && map.lines().count() == 5, "{map}");
+    let (code, map) = cluster.json(&["keyspace", "map", "x"]);
+    assert_eq!((code, map["ranges"].as_array().map(Vec::len)), (0, Some(3)), "{map}");
+    assert_eq!(cluster.run(&["keyspace", "map", "none"]).0, 1);
+    let (code, top) = cluster.json(&["range", "top", "--by", "reads"]);
+    assert!(code == 0 && top.is_array(), "{top}");
+    assert_eq!(cluster.run(&["range", "top", "--keyspace", "none"]).0, 1);
+    let parsed = Cli::try_parse_from(["flotilla", "range", "top", "--by", "colour"]);
+    assert_eq!(parsed.expect_err("refused").exit_code(), 2);
+}
+
+#[test]
 fn rows_go_in_and_spans_go_out() {
     let cluster = Fixture::new();
     let rows = cluster.path("rows.csv");

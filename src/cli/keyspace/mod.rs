@@ -3,6 +3,7 @@
 mod create;
 mod drop;
 mod list;
+mod map;
 mod set;
 mod settings;
 
@@ -20,6 +21,8 @@ pub enum KeyspaceCommand {
     List,
     /// Show a keyspace
     Show(list::ShowArgs),
+    /// Draw a keyspace's ranges from the first key to the last, by size and heat
+    Map(map::MapArgs),
     /// Change a keyspace's settings; what is not named stays as it is
     Set(set::SetArgs),
     /// Drop a keyspace with all its keys. There is no way back
@@ -31,6 +34,7 @@ pub async fn run(command: KeyspaceCommand, global: &Global) -> Result {
         KeyspaceCommand::Create(args) => create::run(args, global).await,
         KeyspaceCommand::List => list::list(global).await,
         KeyspaceCommand::Show(args) => list::show(&args, global).await,
+        KeyspaceCommand::Map(args) => map::run(&args, global).await,
         KeyspaceCommand::Set(args) => set::run(args, global).await,
         KeyspaceCommand::Drop(args) => drop::run(&args, global).await,
     }

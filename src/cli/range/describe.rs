@@ -73,6 +73,17 @@ fn role(replica: &v1::ReplicaDescriptor) -> &'static str {
     }
 }
 
+/// What a range is asked for, for programs.
+pub fn load_json(load: Option<&v1::RangeLoad>) -> Value {
+    let load = load.copied().unwrap_or_default();
+    json!({
+        "reads_per_s": load.reads_per_s,
+        "writes_per_s": load.writes_per_s,
+        "read_bytes_per_s": load.read_bytes_per_s,
+        "write_bytes_per_s": load.write_bytes_per_s,
+    })
+}
+
 /// A descriptor for programs.
 pub fn descriptor_json(descriptor: &v1::RangeDescriptor) -> Value {
     let epoch = descriptor.epoch.unwrap_or_default();

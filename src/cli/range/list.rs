@@ -95,7 +95,8 @@ fn select(mut ranges: Vec<v1::RangeStatus>, name: &str, keyspaces: &[v1::Keyspac
     Ok(ranges)
 }
 
-fn keyspace_of(status: &v1::RangeStatus) -> u64 {
+/// The keyspace that a range is of.
+pub fn keyspace_of(status: &v1::RangeStatus) -> u64 {
     status.descriptor.as_ref().map_or(0, |descriptor| descriptor.keyspace_id)
 }
 

@@ -7,6 +7,7 @@ mod list;
 mod movement;
 mod show;
 mod split;
+mod top;
 
 use flotilla_proto::{Error, NodeId, RangeId};
 use serde_json::json;
@@ -30,6 +31,8 @@ pub enum RangeCommand {
     TransferLeader(TransferArgs),
     /// Compare what all replicas of a range hold
     Check(check::CheckArgs),
+    /// The ranges that are asked for most, or hold most
+    Top(top::TopArgs),
     /// What happened to a range, on all nodes, by time
     Events(events::EventsArgs),
 }
@@ -50,6 +53,7 @@ pub async fn run(command: RangeCommand, global: &Global) -> Result {
         RangeCommand::Move(args) => movement::run(&args, global).await,
         RangeCommand::TransferLeader(args) => transfer(&args, global).await,
         RangeCommand::Check(args) => check::run(&args, global).await,
+        RangeCommand::Top(args) => top::run(&args, global).await,
         RangeCommand::Events(args) => events::run(&args, global).await,
     }
 }
