@@ -83,6 +83,9 @@ impl Cluster {
                 _ => self.range_ids_wanted(index),
             }
         }
+        for (_, answer) in effects.merges.drain(..) {
+            self.trace.say(self.now, || format!("merge answered: {answer:?}"));
+        }
         effects.statuses.clear();
         self.crash_if_armed(index, CrashPoint::BeforeLogWrite);
     }
@@ -395,6 +398,9 @@ impl Cluster {
         let territory = &self.invariants.territory;
         let is = |kind: MessageType| envelope.message.message_type == kind as u32;
         let here = territory.on_store(to).find(|held| held.range_id == range.0);
+        if envelope.message.merged_into != 0 && here.is_some() {
+            self.marks.hit(Mark::MergedToldSo);
+        }
         if envelope.message.removed.is_some() && here.is_some() && waiting {
             self.marks.hit(Mark::DoomedWhileApplying);
         }

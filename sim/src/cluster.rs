@@ -279,6 +279,12 @@ impl Cluster {
         if !boot.removed.is_empty() {
             self.marks.hit(Mark::DoomedSeen);
         }
+        if boot.removed.iter().any(|removed| removed.keeps_data) {
+            self.marks.hit(Mark::MergedAtStart);
+        }
+        if boot.ranges.iter().any(|range| range.merge.as_ref().is_some_and(|merge| merge.frozen.is_some())) {
+            self.marks.hit(Mark::FrozenAtStart);
+        }
         if self.real.is_some() {
             self.start_agent(index);
         } else {

@@ -225,6 +225,16 @@ impl Cluster {
 
     /// A range whose replicas are not level, in words.
     fn uneven(&self) -> Option<String> {
+        if let Some(frozen) = self.invariants.territory.merges.open().find(|range| !self.is_gone(*range)) {
+            return Some(format!("{frozen} is frozen still"));
+        }
+        let left = self.invariants.territory.merges.ended().find_map(|range| {
+            let (node, of) = self.summaries(range).pop()?;
+            Some(format!("{range} was merged away, and replica {} of it is on n{}", of.replica_id, node + 1))
+        });
+        if left.is_some() {
+            return left;
+        }
         self.ranges().into_iter().filter(|range| !self.is_gone(*range)).find_map(|range| {
             let replicas = self.summaries(range);
             let newest = self.invariants.territory.newest(range)?;

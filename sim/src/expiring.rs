@@ -56,10 +56,12 @@ impl Cluster {
     }
 
     /// How long after its ttl a key may still be there: a second; and what the run's slow disks take to write an entry
-    /// and to apply it, for each of the two before (the leader's first of its term, and the one under way).
+    /// and to apply it, for each of the two before (the leader's first of its term, and the one under way). A merge may turn
+    /// back the time of one half.
     pub(crate) fn lateness(&self) -> Nanos {
         let knobs = &self.knobs;
-        ms(1_000) + 60 * (knobs.sync + knobs.write_delay + knobs.apply_delay)
+        let turned_back = ms(self.invariants.turned_back_ms) as f64 * self.slowest();
+        ms(1_000) + 60 * (knobs.sync + knobs.write_delay + knobs.apply_delay) + turned_back as u64
     }
 
     /// How much true time passes at the most while a leader counts a unit of a ttl.

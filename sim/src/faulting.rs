@@ -110,6 +110,12 @@ impl Cluster {
                 Some((Undo::Slow(links), ms(1_500)))
             }
             Fault::Split { range, then, length } => self.split_and(self.living(*range), *then, *length),
+            Fault::Merge { range, of_target, then, length } => {
+                let range = self.living(*range);
+                let struck = if *of_target { self.placement.left_of(range)?.range_id } else { range.0 };
+                self.merge_something(range);
+                self.then_strike(RangeId(struck), *then, *length)
+            }
             Fault::Drain { target, down } => {
                 let node = self.resolve(*target)?;
                 self.marks.hit(Mark::Drained);
@@ -248,8 +254,14 @@ impl Cluster {
     }
 
     fn split_and(&mut self, range: RangeId, then: AfterSplit, length: Nanos) -> Option<(Undo, Nanos)> {
-        let leader = self.leader_of(range)?;
+        self.leader_of(range)?;
         self.split_somewhere(range);
+        self.then_strike(range, then, length)
+    }
+
+    /// What comes upon a range's leader.
+    fn then_strike(&mut self, range: RangeId, then: AfterSplit, length: Nanos) -> Option<(Undo, Nanos)> {
+        let leader = self.leader_of(range)?;
         match then {
             AfterSplit::Nothing => None,
             AfterSplit::HandOver(to) => {

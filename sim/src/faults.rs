@@ -43,6 +43,12 @@ pub(crate) enum CrashPoint {
     AfterIngestStep(IngestStep),
     /// When a removed replica's data was deleted, and that is not synced.
     AfterDestroy,
+    /// As soon as a freeze is applied.
+    AfterFreeze,
+    /// As soon as a range has taken its neighbour in.
+    AfterMerge,
+    /// As soon as a neighbour is not taken in, or goes on.
+    AfterThaw,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +65,7 @@ pub(crate) enum Cut {
     Bridge(usize),
 }
 
-/// What happens to a leader that has just been told to split.
+/// What happens to a leader that has just been told to split, or one of the two of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterSplit {
     Nothing,
@@ -167,6 +173,13 @@ pub(crate) enum Fault {
         then: AfterSplit,
         length: Nanos,
     },
+    /// A merge by hand, and what comes upon the leader of one of the two at once.
+    Merge {
+        range: RangeId,
+        of_target: bool,
+        then: AfterSplit,
+        length: Nanos,
+    },
     Drain {
         target: Target,
         down: Nanos,
@@ -184,6 +197,29 @@ pub(crate) struct Step {
 pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
     let mut steps = at_random(knobs);
     steps.extend(knobs.gray.iter().flat_map(GrayKnobs::steps));
+    if knobs.merges() && knobs.fault_every > 0 {
+        steps.extend(around_merges(knobs));
+    }
+    steps
+}
+
+/// Merges by hand, and crashes just where they are decided.
+fn around_merges(knobs: &Knobs) -> Vec<Step> {
+    let rng = &mut Rng::new(knobs.seed, 14);
+    let mut steps = Vec::new();
+    let mut at = ms(3_000);
+    while at < knobs.duration.saturating_sub(ms(1_000)) {
+        let points = [CrashPoint::AfterFreeze, CrashPoint::AfterMerge, CrashPoint::AfterMerge, CrashPoint::AfterThaw];
+        let fault = if rng.chance(400) {
+            let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000)]) + rng.below(ms(200));
+            Fault::Crash { target: target(knobs, rng), point: rng.pick(&points), down, power_cut: rng.chance(600) }
+        } else {
+            let (range, of_target) = (range(knobs, rng), rng.chance(500));
+            Fault::Merge { range, of_target, then: after_split(knobs, rng), length: length(rng) }
+        };
+        steps.push(Step { at, fault });
+        at += rng.between(ms(500), ms(5_000));
+    }
     steps
 }
 
@@ -244,14 +280,18 @@ fn transfer(knobs: &Knobs, rng: &mut Rng) -> Fault {
 }
 
 fn split(knobs: &Knobs, rng: &mut Rng) -> Fault {
-    let then = match rng.below(6) {
+    let then = after_split(knobs, rng);
+    Fault::Split { range: range(knobs, rng), then, length: length(rng) }
+}
+
+fn after_split(knobs: &Knobs, rng: &mut Rng) -> AfterSplit {
+    match rng.below(6) {
         0 => AfterSplit::Nothing,
         1 | 2 => AfterSplit::HandOver(node(knobs, rng)),
         3 => AfterSplit::Isolation,
         4 => AfterSplit::Crash,
         _ => AfterSplit::Deafness,
-    };
-    Fault::Split { range: range(knobs, rng), then, length: length(rng) }
+    }
 }
 
 fn cut(knobs: &Knobs, rng: &mut Rng) -> Cut {

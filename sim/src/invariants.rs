@@ -53,6 +53,10 @@ pub(crate) struct Invariants {
     results: BTreeMap<(RangeId, u64), u64>,
     /// The keys that each committed entry is to write.
     keys: BTreeMap<(RangeId, u64), Vec<bytes::Bytes>>,
+    /// Committed entries that merge: where the log of what they take in has ended.
+    merges: BTreeMap<(RangeId, u64), u64>,
+    /// By how much merges have turned ranges' times back, all together: so much later keys may end.
+    pub turned_back_ms: u64,
     /// The newest version of each key, by keyspace.
     versions: BTreeMap<(u64, bytes::Bytes), u64>,
     /// What the data was where a check asked for it.
@@ -69,12 +73,16 @@ fn fail(what: String) -> Check {
     Err(what)
 }
 
-/// Keys that an entry writes, in the order of its results.
-fn keys_of(entry: &Entry) -> Vec<bytes::Bytes> {
+/// What an entry is to do, unless it changes the replicas.
+fn command_of(entry: &Entry) -> v1::Command {
     if entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
-        return Vec::new();
+        return v1::Command::default();
     }
-    let Ok((command, _)) = command::decode(entry.data.clone()) else { return Vec::new() };
+    command::decode(entry.data.clone()).map(|(command, _)| command).unwrap_or_default()
+}
+
+/// Keys that a command writes, in the order of its results.
+fn keys_of(command: &v1::Command) -> Vec<bytes::Bytes> {
     let ops = command.requests.iter().flat_map(|request| &request.ops);
     ops.map(|op| command::op_key(op).cloned().unwrap_or_default()).collect()
 }
@@ -327,7 +335,15 @@ impl Invariants {
                 continue;
             }
             self.committed.insert((range, entry.index), what);
-            self.keys.insert((range, entry.index), keys_of(entry));
+            let command = command_of(entry);
+            self.keys.insert((range, entry.index), keys_of(&command));
+            if let Some(v1::command::Change::Merge(merge)) = &command.change {
+                let frozen = merge.frozen.unwrap_or_default();
+                self.merges.insert((range, entry.index), frozen.index);
+                if command.range_time_ms != 0 && frozen.next_expiry_ms != 0 {
+                    self.turned_back_ms += command.range_time_ms.abs_diff(frozen.range_time_ms);
+                }
+            }
             last_new = Some(entry);
         }
         let Some(last) = last_new.filter(|_| !self.black_box) else { return Ok(()) };

@@ -56,6 +56,7 @@ pub(crate) struct PlacementKnobs {
     pub split_per_mille: u64,
     pub check_per_mille: u64,
     pub birth_per_mille: u64,
+    pub merge_per_mille: u64,
     /// No splits by hand beyond so many ranges.
     pub ranges_max: usize,
     pub split_bytes: u64,
@@ -72,6 +73,7 @@ impl PlacementKnobs {
             split_per_mille: 0,
             check_per_mille: 0,
             birth_per_mille: 0,
+            merge_per_mille: 0,
             ranges_max: 0,
             split_bytes: 0,
             boundary: v1::SplitBoundary::default(),
@@ -197,6 +199,7 @@ impl Knobs {
             split_per_mille: splits,
             check_per_mille: rng.pick(&[0, 30, 200]),
             birth_per_mille: rng.pick(&[0, 0, 60]),
+            merge_per_mille: Rng::new(self.seed, 13).pick(&[0, 100, 300, 700]),
             ranges_max: rng.pick(&[8, 24, 48]),
             split_bytes: rng.pick(&[0, 1 << 10, 4 << 10, 4 << 10, 16 << 10]),
             boundary: v1::SplitBoundary { rule },
@@ -217,6 +220,11 @@ impl Knobs {
         };
         self.duration += ms(4_000);
         self.real = Some(real);
+    }
+
+    /// Whether a toy placement merges ranges.
+    pub(crate) fn merges(&self) -> bool {
+        self.placement.every > 0 && self.placement.merge_per_mille > 0
     }
 
     /// Whether ranges split and move.

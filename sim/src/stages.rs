@@ -32,7 +32,7 @@ impl Cluster {
             self.marks.hit(Mark::GroupSync);
         }
         let (mut written, mut verdict) = (Ok(()), Ok(()));
-        let (mut installs, mut destroys) = (false, false);
+        let (mut installs, mut destroys, mut ends) = (false, false, false);
         for batch in &process.log_written {
             let mut storage_batch = node.disk.batch();
             written = log_writer::fill(&mut storage_batch, batch).and_then(|()| node.disk.write(storage_batch));
@@ -41,11 +41,15 @@ impl Cluster {
             }
             verdict = verdict.and(self.invariants.territory.written(life.node, batch));
             installs |= batch.items.iter().any(|item| item.snapshot.is_some());
+            ends |= batch.items.iter().any(|item| !item.ends.is_empty());
             destroys |= batch.items.iter().any(|item| item.destroy.is_some());
         }
         self.check(verdict);
         if let Err(error) = written {
             return self.disk_failed(life.node, &error, Mark::WriteFailed);
+        }
+        if ends {
+            self.marks.hit(Mark::SnapshotOverMerged);
         }
         if installs && self.crash_if_armed(life.node, CrashPoint::AfterSnapshotWrite)
             || destroys && self.crash_if_armed(life.node, CrashPoint::AfterDestroy)
@@ -177,7 +181,15 @@ impl Cluster {
                 }
                 Ok(RangeChange::Replicas { removed: true, .. }) => CrashPoint::AfterRemoval,
                 Ok(RangeChange::Replicas { .. }) => CrashPoint::AfterReplicas,
-                Ok(_) => continue,
+                Ok(RangeChange::Checksum { .. }) => continue,
+                Ok(RangeChange::Frozen { .. }) => CrashPoint::AfterFreeze,
+                Ok(RangeChange::Merged { source, .. }) => {
+                    if let Some(process) = &mut self.nodes[index].process {
+                        process.applied_written.remove(&RangeId(source.range_id));
+                    }
+                    CrashPoint::AfterMerge
+                }
+                Ok(RangeChange::Thawed { .. } | RangeChange::Abandoned { .. }) => CrashPoint::AfterThaw,
                 Err(ApplyRefusal::Epoch) => {
                     self.marks.hit(Mark::SplitRefusedAtApply);
                     continue;
@@ -187,7 +199,18 @@ impl Cluster {
                     continue;
                 }
             };
+            let of_merge = matches!(point, CrashPoint::AfterFreeze | CrashPoint::AfterMerge | CrashPoint::AfterThaw);
+            match &change.outcome {
+                Ok(RangeChange::Frozen { .. }) => self.marks.hit(Mark::RangeFrozen),
+                Ok(RangeChange::Merged { .. }) => self.marks.hit(Mark::RangeMerged),
+                Ok(RangeChange::Thawed { .. }) => self.marks.hit(Mark::RangeThawed),
+                Ok(RangeChange::Abandoned { .. }) => self.marks.hit(Mark::MergeAbandoned),
+                _ => {}
+            }
             if self.crash_if_armed(index, point) {
+                if of_merge {
+                    self.marks.hit(Mark::CrashMidMerge);
+                }
                 return true;
             }
         }
@@ -276,6 +299,9 @@ impl Cluster {
             Err(error) => return self.disk_failed(life.node, &error, Mark::WriteFailed),
         }
         self.marks.hit(Mark::SnapshotIngested);
+        if !item.ends.is_empty() {
+            self.marks.hit(Mark::SnapshotOverMerged);
+        }
         let batch = LogBatch { sequence: 0, items: vec![item] };
         let verdict = self.invariants.territory.written(life.node, &batch);
         self.check(verdict);

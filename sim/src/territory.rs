@@ -4,6 +4,9 @@
 //! apart from the disks and from the cores. Of each range the history of its descriptors along its log; of each
 //! store the ranges that have data on its disk, and the tombstones.
 
+mod merges;
+mod merging;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,10 +15,12 @@ use flotilla_engine::bootstrap::INITIAL_INDEX;
 use flotilla_engine::membership;
 use flotilla_engine::recover::{Boot, RangeBoot};
 use flotilla_engine::store::LogBatch;
+use flotilla_proto::ids::DEFAULT_KEYSPACE;
 use flotilla_proto::{RangeId, v1};
 
 use crate::invariants::Check;
 use crate::mirror::replica_on;
+use merges::Merges;
 
 type Descriptor = Arc<v1::RangeDescriptor>;
 
@@ -39,6 +44,7 @@ pub(crate) struct Territory {
     /// (range, conf_ver): the term of the entry that changed its replicas.
     change_terms: BTreeMap<(u64, u64), u64>,
     stores: Vec<Holdings>,
+    pub merges: Merges,
 }
 
 /// (version, conf_ver): both only grow along a range's log.
@@ -89,9 +95,9 @@ impl Territory {
         self.history.insert(id, BTreeMap::from([(INITIAL_INDEX, descriptor)]));
     }
 
-    /// All ranges that there ever were: they never end.
+    /// All ranges that there are: they end by merges alone.
     pub(crate) fn ranges(&self) -> Vec<RangeId> {
-        self.history.keys().copied().collect()
+        self.history.keys().copied().filter(|range| !self.merges.is_ended(*range)).collect()
     }
 
     /// The newest descriptor of a range that any replica has applied.
@@ -99,9 +105,10 @@ impl Territory {
         Some(self.history.get(&range)?.last_key_value()?.1)
     }
 
-    /// All ranges as they were last seen.
+    /// All ranges that there are, as they were last seen.
     pub(crate) fn all_newest(&self) -> impl Iterator<Item = &Descriptor> {
-        self.history.values().filter_map(|history| Some(history.last_key_value()?.1))
+        let living = self.history.iter().filter(|(range, _)| !self.merges.is_ended(**range));
+        living.filter_map(|(_, history)| Some(history.last_key_value()?.1))
     }
 
     /// The range as it is where the entry at `index` is applied.
@@ -167,8 +174,8 @@ impl Territory {
             }
             self.settle(node, descriptor.clone())?;
         }
-        // What is to be removed has data still.
-        for removed in &boot.removed {
+        // What is to be removed has data still, unless another range has it.
+        for removed in boot.removed.iter().filter(|removed| !removed.keeps_data) {
             self.settle(node, removed.descriptor.clone())?;
         }
         Ok(())
@@ -221,6 +228,9 @@ impl Territory {
                 let gone = store.tombstones.entry(item.range).or_default();
                 *gone = destroy.tombstone.replica_id.max(*gone);
             }
+            for ended in &item.ends {
+                self.ended_by_snapshot(node, RangeId(ended.descriptor.range_id), item.range)?;
+            }
             if let Some(descriptor) = item.snapshot.as_ref().and_then(|data| data.header.descriptor.clone()) {
                 self.settle(node, Arc::new(descriptor))?;
             }
@@ -241,8 +251,13 @@ impl Territory {
     }
 
     /// A store has applied entries, which may have changed the range.
-    pub(crate) fn applied(&mut self, node: usize, done: &Applied) -> Check {
+    /// `frozen_at`: of a merge, where the log of what it takes in has ended.
+    pub(crate) fn applied(&mut self, node: usize, done: &Applied, frozen_at: impl Fn(u64) -> Option<u64>) -> Check {
         for change in &done.changes {
+            let acts = matches!(&change.outcome, Ok(RangeChange::Split { .. } | RangeChange::Replicas { .. }));
+            if acts && self.merges.is_frozen_at(done.range, change.index) {
+                return Err(format!("I5: entry {} changes {}, and it is frozen", change.index, done.range));
+            }
             match &change.outcome {
                 Ok(RangeChange::Split { descriptor, children }) => {
                     let all: Vec<Descriptor> = std::iter::once(descriptor)
@@ -268,10 +283,22 @@ impl Territory {
                     // Until it is destroyed it has data still.
                     store.ranges.insert(done.range, descriptor.clone());
                 }
-                Ok(_) | Err(_) => {}
+                Ok(RangeChange::Checksum { .. }) | Err(_) => {}
+                Ok(_) => self.merge_applied(node, done.range, change, frozen_at(change.index))?,
             }
+            self.check_cover(done.range)?;
         }
         Ok(())
+    }
+
+    /// What the newest descriptors of a keyspace hold is every key, once.
+    fn check_cover(&self, range: RangeId) -> Check {
+        let keyspace = self.newest(range).map_or(0, |range| range.keyspace_id);
+        if keyspace != DEFAULT_KEYSPACE.0 {
+            // Others are born in pieces.
+            return Ok(());
+        }
+        Self::check_tiles(self.all_newest().filter(|of| of.keyspace_id == keyspace).map(|of| &**of))
     }
 
     /// Every replica takes the same descriptor from the same entry.

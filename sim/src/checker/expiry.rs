@@ -12,7 +12,8 @@
 //!    is made to run slow by the drift that is allowed for. Time without a leader does not count, and a change of
 //!    leaders repeats what was counted since it was last noted in the log. So under faults there is no bound; and from
 //!    any moment on, as long as leaders stay in place and can commit, a value ends within its ttl (as the slowest clock
-//!    counts it) and that second, however much of the ttl had passed before.
+//!    counts it) and that second, however much of the ttl had passed before. A merge of two ranges may turn back the time
+//!    that one of them counts by, by ten seconds at the most: as if so much of the ttl had not passed.
 //!
 //! The first three are part of the main check: the end of a value is an operation of unknown outcome that begins when
 //! the ttl may be over ([`super::model`]). The fourth is this file's: [`nothing_outlives`] is told the calm times.

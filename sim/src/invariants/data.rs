@@ -11,9 +11,19 @@ impl Invariants {
     /// I4: equal applied index, equal checksum; and equal results.
     pub(crate) fn applied(&mut self, node: usize, done: &Applied) -> Check {
         self.check_checksum(node, done.range, done.index, done.checksum)?;
-        self.territory.applied(node, done)?;
+        self.check_merges(node, done)?;
+        let merges = &self.merges;
+        self.territory.applied(node, done, |index| merges.get(&(done.range, index)).copied())?;
         self.note_births(node, done)?;
         for entry in &done.results {
+            if entry.requests.is_ok() && self.territory.merges.is_frozen_at(done.range, entry.index) {
+                return fail(format!(
+                    "I6: n{}: entry {} of {} writes, and it is frozen",
+                    node + 1,
+                    entry.index,
+                    done.range
+                ));
+            }
             self.check_keys(node, done.range, entry)?;
             let results = hash(format!("{:?}", entry.requests).as_bytes());
             let before = self.results.insert((done.range, entry.index), results);
@@ -29,6 +39,30 @@ impl Invariants {
                     entry.requests
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// I3, of merges: when a range is taken in, each of its replicas has applied all of its log, durably. And the store's
+    /// log of it is of no more use.
+    fn check_merges(&mut self, node: usize, done: &Applied) -> Check {
+        for change in &done.changes {
+            let Ok(RangeChange::Merged { source, .. }) = &change.outcome else { continue };
+            let id = RangeId(source.range_id);
+            let frozen_at = self.merges.get(&(done.range, change.index)).copied().unwrap_or(u64::MAX);
+            if !self.territory.merges.is_ended(id) && !self.black_box {
+                let applied = |of: &v1::ReplicaDescriptor| {
+                    self.applied_synced[of.node_id as usize - 1].get(&id).copied().unwrap_or(0)
+                };
+                if let Some(behind) = source.replicas.iter().find(|of| applied(of) < frozen_at) {
+                    return fail(format!(
+                        "I3: {id}, frozen at {frozen_at}, is merged, and n{} has durably applied it up to {}",
+                        behind.node_id,
+                        applied(behind)
+                    ));
+                }
+            }
+            self.written[node].remove(&id);
         }
         Ok(())
     }

@@ -13,6 +13,10 @@ impl Invariants {
         let range = view.range();
         self.views.insert((range, node), view.clone());
         if view.lease_covers(clocks[node]) {
+            // What takes a frozen range in serves its keys as soon as it can.
+            if self.territory.merges.is_shut(range) && !self.black_box {
+                return fail(format!("I7: n{} holds the lease of {range}, which is frozen or merged away", node + 1));
+            }
             return self.no_older_lease(node, range, u64::MAX, clocks, "holds a lease too");
         }
         Ok(())

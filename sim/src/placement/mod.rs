@@ -16,6 +16,7 @@ mod agent;
 mod ask;
 mod host;
 mod ledger;
+mod merging;
 mod people;
 mod rest;
 mod toy;

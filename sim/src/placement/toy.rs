@@ -30,26 +30,30 @@ const FIRST_ID: u64 = 1_000;
 
 /// A range as nodes have reported it.
 #[derive(Debug)]
-struct Known {
-    descriptor: v1::RangeDescriptor,
-    leader: Option<usize>,
+pub(super) struct Known {
+    pub descriptor: v1::RangeDescriptor,
+    pub leader: Option<usize>,
     term: u64,
 }
 
 #[derive(Debug)]
-struct Ordered {
-    order: v1::RangeOrder,
-    until: Nanos,
+pub(super) struct Ordered {
+    pub order: v1::RangeOrder,
+    pub until: Nanos,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Placement {
-    rng: Rng,
+    pub(super) rng: Rng,
     next_id: u64,
     next_order: u64,
-    known: BTreeMap<RangeId, Known>,
-    orders: BTreeMap<RangeId, Ordered>,
+    pub(super) known: BTreeMap<RangeId, Known>,
+    pub(super) orders: BTreeMap<RangeId, Ordered>,
+    /// Ranges that were merged away, as they were last.
+    pub(super) merged: BTreeMap<RangeId, v1::RangeDescriptor>,
+    /// Ranges whose replicas move for the sake of a merge.
+    pub(super) aligning: BTreeSet<RangeId>,
     births: Vec<v1::RangeDescriptor>,
     pub keyspaces: Vec<v1::Keyspace>,
 }
@@ -73,6 +77,8 @@ impl Placement {
             next_order: 0,
             known: known.collect(),
             orders: BTreeMap::new(),
+            merged: BTreeMap::new(),
+            aligning: BTreeSet::new(),
             births: Vec::new(),
             keyspaces: vec![keyspace(DEFAULT_KEYSPACE.0, "default"), keyspace(YOUNG_KEYSPACE, "young")],
         }
@@ -96,6 +102,14 @@ impl Placement {
     /// Takes in what a node says of a replica; returns the replica's id if it is surely gone.
     fn report(&mut self, node: usize, summary: &RangeSummary) -> Option<u64> {
         let descriptor = &*summary.descriptor;
+        let is_former = |newest: &v1::RangeDescriptor| {
+            let named = newest.replicas.iter().any(|of| of.replica_id == summary.replica_id);
+            (age(newest).1 > age(descriptor).1 && !named).then_some(summary.replica_id)
+        };
+        // Those that were members in the end go by themselves.
+        if let Some(last) = self.merged.get(&summary.range) {
+            return is_former(last);
+        }
         let known = self.known.entry(summary.range).or_insert_with(|| Known {
             descriptor: descriptor.clone(),
             leader: None,
@@ -107,9 +121,7 @@ impl Placement {
         if summary.leads && summary.term >= known.term {
             (known.leader, known.term) = (Some(node), summary.term);
         }
-        let newer = &known.descriptor;
-        let named = newer.replicas.iter().any(|of| of.replica_id == summary.replica_id);
-        (age(newer).1 > age(descriptor).1 && !named).then_some(summary.replica_id)
+        is_former(&known.descriptor)
     }
 
     fn block(&mut self, count: u64) -> u64 {
@@ -155,7 +167,7 @@ impl Placement {
         Some(self.order(range, add, remove, leader))
     }
 
-    fn order(&mut self, range: RangeId, add: Vec<u64>, remove: Vec<u64>, leader: u64) -> v1::RangeOrder {
+    pub(super) fn order(&mut self, range: RangeId, add: Vec<u64>, remove: Vec<u64>, leader: u64) -> v1::RangeOrder {
         self.next_order += 1;
         v1::RangeOrder {
             order_id: self.next_order,
@@ -173,7 +185,10 @@ fn fulfils(descriptor: &v1::RangeDescriptor, order: &v1::RangeOrder) -> bool {
     let voter =
         |node: &u64| descriptor.replicas.iter().any(|of| of.node_id == *node && of.role() == v1::ReplicaRole::Voter);
     let gone = |node: &u64| descriptor.replicas.iter().all(|of| of.node_id != *node);
-    !membership::is_joint(descriptor) && order.add_nodes.iter().all(voter) && order.remove_nodes.iter().all(gone)
+    order.merge_into.is_none()
+        && !membership::is_joint(descriptor)
+        && order.add_nodes.iter().all(voter)
+        && order.remove_nodes.iter().all(gone)
 }
 
 impl Cluster {
@@ -218,6 +233,7 @@ impl Cluster {
             }
             return;
         }
+        self.follow_merges();
         let ranges: Vec<RangeId> = self.placement.known.keys().copied().collect();
         for _ in 0..2 {
             let range = self.placement.rng.pick(&ranges);
@@ -229,6 +245,10 @@ impl Cluster {
                 self.split_somewhere(range);
             }
         }
+        if self.placement.rng.chance(knobs.merge_per_mille) {
+            let range = self.placement.rng.pick(&ranges);
+            self.merge_something(range);
+        }
         if self.placement.rng.chance(knobs.check_per_mille) {
             let range = self.placement.rng.pick(&ranges);
             self.order_check(range);
@@ -239,7 +259,7 @@ impl Cluster {
     }
 
     /// Gives a process an input, soon or late.
-    fn tell(&mut self, node: usize, input: Input) {
+    pub(super) fn tell(&mut self, node: usize, input: Input) {
         let life = self.nodes[node].life();
         let rng = &mut self.placement.rng;
         let late = if rng.chance(40) { rng.below(ms(3_000)) } else { 0 };
@@ -263,6 +283,7 @@ impl Cluster {
                 process.table = self.placement.table();
             }
         }
+        self.placement.forget_merged();
         for (node, range, replica_id) in gone {
             if healed || self.placement.rng.chance(200) {
                 self.marks.hit(Mark::RemovedByPlacement);
