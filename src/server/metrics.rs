@@ -29,6 +29,7 @@ fn gauges(node: &Node) -> Vec<Metric> {
     let status = node.status();
     let properties = node.storage_properties();
     let statistics = node.storage_statistics();
+    let health = node.health();
     let live = status.node.as_ref().map_or(0, |_| node.nodes().iter().filter(|node| node.live).count());
     vec![
         gauge("flotilla_uptime_seconds", "Time since the process started.", status.uptime_ms as f64 / 1e3),
@@ -47,6 +48,18 @@ fn gauges(node: &Node) -> Vec<Metric> {
             "Free space below which writes are refused.",
             status.disk_margin_bytes as f64,
         ),
+        gauge(
+            "flotilla_slow",
+            "1: this node finds itself slow against the others, and leads nothing.",
+            f64::from(u8::from(health.slow)),
+        ),
+        gauge("flotilla_health_sync_seconds", "A log sync, on average of late.", health.sync_us as f64 / 1e6),
+        gauge(
+            "flotilla_health_apply_seconds",
+            "A pass of the apply stage, on average of late.",
+            health.apply_us as f64 / 1e6,
+        ),
+        gauge("flotilla_health_stall_seconds", "Pauses of the node of late, added up.", health.stall_us as f64 / 1e6),
         gauge("flotilla_rocksdb_l0_files", "Files in level 0, of the family with most.", properties.l0_files as f64),
         gauge(
             "flotilla_rocksdb_immutable_memtables",

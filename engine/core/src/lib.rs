@@ -16,6 +16,7 @@ pub mod checksum;
 pub mod command;
 pub mod config;
 pub mod expiry;
+mod health;
 pub mod keys;
 pub mod log_writer;
 pub mod membership;

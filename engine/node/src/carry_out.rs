@@ -40,6 +40,10 @@ impl<S: LocalStorage> StoreLoop<S> {
         if !effects.messages.is_empty() {
             self.outgoing.send(effects.messages.drain(..));
         }
+        if let Some(health) = effects.health.take() {
+            self.health.note(&health);
+            self.outgoing.tell(&health);
+        }
         effects.expiries_wanted.drain(..).for_each(|wanted| self.find_expiries(wanted));
         effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
         effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));

@@ -21,6 +21,7 @@ mod disk_watch;
 mod doors;
 mod events;
 mod failure;
+mod health;
 mod histogram;
 mod inbox;
 mod known_nodes;

@@ -20,6 +20,7 @@ use crate::disk::LocalStorage;
 use crate::disk_watch::DiskState;
 use crate::events::RangeEvents;
 use crate::failure::Failure;
+use crate::health::Health;
 use crate::inbox::{Inbox, Item, Request};
 use crate::known_nodes::KnownNodes;
 use crate::reads::Reads;
@@ -65,6 +66,7 @@ pub(crate) struct Inner<S: LocalStorage> {
     /// It came to that, or they were faster.
     pub settled: AtomicBool,
     pub events: Arc<RangeEvents>,
+    pub health: Arc<Health>,
     pub checks: Arc<Checks>,
     pub wants_range_ids: Arc<AtomicBool>,
 }
@@ -360,8 +362,14 @@ impl<S: LocalStorage> Node<S> {
         if without_leader > 0 {
             problems.push(format!("{without_leader} ranges have no leader that this node knows of"));
         }
+        problems.extend(self.inner.health.problem());
         problems.extend(self.inner.transport.peers().problems());
         problems
+    }
+
+    /// How fast it is, by its own measure against what the others say of themselves.
+    pub fn health(&self) -> v1::NodeHealth {
+        self.inner.health.get()
     }
 
     /// What it counts.

@@ -29,6 +29,7 @@ use crate::disk::LocalStorage;
 use crate::disk_watch::{self, DiskState, DiskWatch};
 use crate::events::RangeEvents;
 use crate::failure::{Failure, abort_on_panic};
+use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::known_nodes::KnownNodes;
 use crate::log_writer::LogWriter;
@@ -286,6 +287,7 @@ struct Shared<S> {
     disk: Arc<DiskState>,
     reads: Arc<Reads<S>>,
     events: Arc<RangeEvents>,
+    health: Arc<Health>,
     checks: Arc<Checks>,
     wants_range_ids: Arc<AtomicBool>,
 }
@@ -308,8 +310,8 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
     };
     let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
     let (events, checks) = (Arc::new(RangeEvents::new(config.node_id)), Arc::default());
-    let wants_range_ids = Arc::default();
-    Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads), events, checks, wants_range_ids }
+    let (health, wants_range_ids) = (Arc::default(), Arc::default());
+    Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads), events, health, checks, wants_range_ids }
 }
 
 fn run<S: LocalStorage>(
@@ -359,6 +361,7 @@ fn run<S: LocalStorage>(
             Arc::clone(&shared.checks),
         ),
         events: Arc::clone(&shared.events),
+        health: Arc::clone(&shared.health),
         wants_range_ids: Arc::clone(&shared.wants_range_ids),
         outgoing: transport.outgoing(),
         snapshot_limits: Limits::from(&config.engine),
@@ -393,6 +396,7 @@ fn run<S: LocalStorage>(
         settled_by: started + config.engine.election_timeout() * SETTLING_TIMEOUTS,
         settled: AtomicBool::new(false),
         events: shared.events,
+        health: shared.health,
         checks: shared.checks,
         wants_range_ids: shared.wants_range_ids,
     }))

@@ -29,6 +29,7 @@ use crate::counters::Counters;
 use crate::disk::LocalStorage;
 use crate::events::RangeEvents;
 use crate::failure::Failure;
+use crate::health::Health;
 use crate::inbox::{Frame, Inbox, Item, Request};
 use crate::pending::Pending;
 use crate::persisted::Persisted;
@@ -76,6 +77,7 @@ pub(crate) struct StoreLoop<S> {
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
     pub events: Arc<RangeEvents>,
+    pub health: Arc<Health>,
     pub wants_range_ids: Arc<AtomicBool>,
     pub pending: Pending<Asker>,
     pub persisted: Persisted,
@@ -183,6 +185,9 @@ impl<S: LocalStorage> StoreLoop<S> {
         for message in batch.messages {
             let envelope = Envelope { from, to: self.node, message, disk_full: batch.disk_full, snapshot: None };
             self.store.on(now, Input::Message(envelope), effects);
+        }
+        if let Some(health) = batch.health {
+            self.store.on(now, Input::Health { from, health }, effects);
         }
         drop(memory);
     }

@@ -7,7 +7,5 @@ mod keyspaces;
 mod refusals;
 mod reports;
 mod scale;
-mod scenarios;
 mod seeds;
 mod toy;
-mod world;

@@ -184,6 +184,7 @@ impl Agent {
             disk_margin_bytes: status.disk_margin_bytes,
             wants_range_ids: self.node.wants_range_ids(),
             table_sequence: self.table.sequence(),
+            health: Some(self.node.health()),
             ..report
         }
     }

@@ -29,6 +29,7 @@ mod received;
 mod removal;
 mod setup;
 mod shared;
+mod slow;
 mod split;
 mod status;
 mod transfer;
@@ -125,6 +126,9 @@ pub(crate) struct Range {
     /// Since when another leader is due: this replica hands the range over, or has; or it was just born and campaigns.
     leader_due: Option<BootTime>,
     told_to_lead: Option<ToldToLead>,
+    /// How often this leader has asked each voter to take over, and when last.
+    hand_overs: BTreeMap<u64, u32>,
+    handed_over_at: BootTime,
     unpersisted: VecDeque<Unpersisted>,
     /// What came with snapshot messages, until Raft has taken or refused them.
     incoming_snapshots: Vec<SnapshotData>,
@@ -220,6 +224,8 @@ impl Range {
             transfer: None,
             leader_due: None,
             told_to_lead: None,
+            hand_overs: BTreeMap::new(),
+            handed_over_at: BootTime::default(),
             unpersisted: VecDeque::new(),
             incoming_snapshots: Vec::new(),
             ingest: None,
@@ -422,7 +428,7 @@ impl Range {
             return;
         }
         let silent = turn.now < self.silent_until || turn.shared.draining || self.installs_snapshot();
-        if self.leads() || !silent {
+        if self.leads() || !(silent || self.lets_others_lead(turn)) {
             self.raft.tick();
             self.draw_election_timeout(&turn.shared.config);
         } else {

@@ -28,6 +28,9 @@ enum Step {
     Done,
 }
 
+/// Why a leader does not ask again at once: without a pause no write would get through.
+const ASKED_IN_VAIN: &str = "a replica was asked to lead and did not; it is asked again in a moment";
+
 impl Range {
     /// Takes an order; a newer one replaces it. Only a leader has any: what a former one was told may have been
     /// taken back since.
@@ -148,9 +151,11 @@ impl Range {
         if stays {
             return Step::Change(membership::left(&self.descriptor), self.descriptor.next_replica_id);
         }
-        let candidates = self.voters.iter().filter(|id| self.is_level(**id) && self.is_heard(turn, **id));
-        match candidates.max_by_key(|id| (self.voted_before(**id), self.matched(**id), **id)) {
-            Some(replica) => Step::HandOver(*replica),
+        // A slow one as the last resort: somebody must end this.
+        let well = |id: &u64| self.is_level(*id) && self.is_heard(turn, *id);
+        match self.best_voter(|id| well(id) && !self.is_slow_there(turn, *id)).or_else(|| self.best_voter(well)) {
+            Some(replica) if self.may_ask_again(turn) => Step::HandOver(replica),
+            Some(_) => Step::Wait(ASKED_IN_VAIN.into()),
             None => Step::Wait("none of the new voters is level and alive".into()),
         }
     }
@@ -164,6 +169,8 @@ impl Range {
             Some(of) if !self.is_level(of.replica_id) || !self.is_heard(turn, of.replica_id) => {
                 Step::Wait("the replica that is to lead is not level and alive".into())
             }
+            Some(of) if self.is_slow_there(turn, of.replica_id) => Step::Wait("the node to lead is slow".into()),
+            Some(_) if !self.may_ask_again(turn) => Step::Wait(ASKED_IN_VAIN.into()),
             Some(of) => Step::HandOver(of.replica_id),
             None => Step::Wait(format!("node {} has no replica", order.leader_node_id)),
         }

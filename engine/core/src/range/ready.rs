@@ -272,6 +272,7 @@ impl Range {
             self.lease.begin(self.term());
             self.drop_overwritten_change(turn);
             self.heard.clear();
+            self.hand_overs.clear();
             turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
         }
         self.follow_transfer(turn);

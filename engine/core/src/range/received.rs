@@ -107,6 +107,7 @@ impl Range {
                 Err("it answers a request that has not left yet".into())
             }
             MessageType::MsgTimeoutNow if turn.shared.draining => Err("this node is stopping".into()),
+            MessageType::MsgTimeoutNow if self.refuses_to_lead(turn, message.from) => Err("this node is slow".into()),
             MessageType::MsgTimeoutNow if self.installs_snapshot() => Err("a snapshot is being installed".into()),
             MessageType::MsgAppend if self.apply_backlog() > turn.shared.config.apply_bytes_max => {
                 Err("apply is behind; the leader sends it again".into())

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use flotilla_proto::{NodeId, v1};
 
 use crate::config::Config;
+use crate::health::Health;
 use crate::recover::RangeBoot;
 use crate::store::{Effects, LogItem, Wish};
 use crate::time::BootTime;
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     /// The settings of the keyspaces, by id.
     pub keyspaces: BTreeMap<u64, v1::Keyspace>,
     pub range_ids: RangeIds,
+    /// How fast this node is, and the others.
+    pub health: Health,
     /// Counts the replicas that this process has had: what belongs to a former one is not taken for a later one's.
     pub incarnations: u64,
 }

@@ -22,6 +22,7 @@
 //!   leads, or the transfer has ended; after `HOLD_TICKS` they are refused. They are queued, never proposed: whatever
 //!   is refused is surely not applied.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, v1};
@@ -83,6 +84,8 @@ impl Range {
     /// Lets another replica lead.
     pub(super) fn begin_hand_over(&mut self, turn: &Turn<'_>, target: u64) {
         self.raft.transfer_leader(target);
+        *self.hand_overs.entry(target).or_default() += 1;
+        self.handed_over_at = turn.now;
         if self.raft.raft.lead_transferee.is_some() {
             self.leader_due.get_or_insert(turn.now);
         }
@@ -180,23 +183,28 @@ impl Range {
         }
     }
 
-    /// Hands the range over to the voter that is furthest and alive, if this replica leads.
+    /// Hands the range over because the node is to end, if this replica leads and somebody else can.
     pub(crate) fn hand_over(&mut self, turn: &Turn<'_>) {
         if !self.leads() || self.raft.raft.lead_transferee.is_some() {
             return;
         }
-        let candidates = self
-            .raft
-            .raft
-            .prs()
-            .iter()
-            .filter(|(id, progress)| **id != self.replica && progress.recent_active && self.voters.contains(id));
-        // By id where equally far: the order of Raft's map is not that of the seed.
-        let best = candidates.max_by_key(|(id, progress)| (self.voted_before(**id), progress.matched, **id));
-        let best = best.map(|(id, _)| *id);
-        if let Some(target) = best {
+        let fast = |id: &u64| !self.is_slow_there(turn, *id);
+        if let Some(target) = self.best_voter(fast).or_else(|| self.best_voter(|_| true)) {
             self.begin_hand_over(turn, target);
         }
+    }
+
+    /// Of the voters that are alive and `fit`, the one that was asked least often to lead, and is furthest: one that refuses,
+    /// because it is to end itself, is not asked again before the others were.
+    pub(super) fn best_voter(&self, fit: impl Fn(&u64) -> bool) -> Option<u64> {
+        let candidates = self.raft.raft.prs().iter().filter(|(id, progress)| {
+            **id != self.replica && progress.recent_active && self.voters.contains(id) && fit(id)
+        });
+        let asked = |id: &u64| self.hand_overs.get(id).copied().unwrap_or_default();
+        // By id where equally far: the order of Raft's map is not that of the seed.
+        let best = candidates
+            .max_by_key(|(id, progress)| (Reverse(asked(id)), self.voted_before(**id), progress.matched, **id));
+        best.map(|(id, _)| *id)
     }
 }
 

@@ -80,6 +80,9 @@ pub struct Effects {
     pub expiries_wanted: Vec<ExpiryWanted>,
     /// Ids for new ranges run short.
     pub range_ids_wanted: bool,
+    /// What this node measures of itself, every half second: all other nodes are to be told, by whatever goes to them
+    /// next ([`super::Input::Health`] there). The newest counts.
+    pub health: Option<v1::NodeHealth>,
     /// Answers to status questions.
     pub statuses: Vec<(Token, Result<v1::GetRangeResponse, Error>)>,
     /// Entries to be read from disk; answered by [`super::Input::LogFetched`].
@@ -114,6 +117,7 @@ impl Effects {
             && self.split_keys_wanted.is_empty()
             && self.expiries_wanted.is_empty()
             && !self.range_ids_wanted
+            && self.health.is_none()
             && self.fetches.is_empty()
             && self.snapshots_wanted.is_empty()
             && self.ingests.is_empty()

@@ -83,6 +83,13 @@ pub enum Input {
         /// Whether it has.
         has_room: bool,
     },
+    /// What another node says of itself.
+    Health {
+        /// The node.
+        from: NodeId,
+        /// What it measured.
+        health: v1::NodeHealth,
+    },
     /// About how many bytes of data a range has; told every few seconds.
     RangeSize {
         /// The range.

@@ -11,6 +11,7 @@ mod input;
 mod merging;
 mod unknown;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -24,11 +25,15 @@ pub use effects::{
 pub use input::{Envelope, Input, Merge, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
 use crate::config::Config;
+use crate::health::Health;
 use crate::range::{Born, Range, RangeIds, Shared, Turn};
 use crate::recover::Boot;
 use crate::time::BootTime;
 pub(crate) use merging::Wish;
 use unknown::Unknown;
+
+/// A slow node hands over so many ranges at most with each tick: nobody is to be flooded with elections.
+const SLOW_HAND_OVERS_PER_TICK: usize = 32;
 
 /// What a replica is doing, for metrics and checkers.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,6 +143,7 @@ impl Store {
             draining: false,
             keyspaces: BTreeMap::new(),
             range_ids: RangeIds::default(),
+            health: Health::default(),
             incarnations: 0,
         };
         let mut ranges = BTreeMap::new();
@@ -184,6 +190,11 @@ impl Store {
         })
     }
 
+    /// What this node measures of itself.
+    pub fn health(&self, now: BootTime) -> v1::NodeHealth {
+        self.shared.health.figures(now)
+    }
+
     /// Takes an input. Refusals are answered at once; the rest follows at the end of the turn.
     pub fn on(&mut self, now: BootTime, input: Input, effects: &mut Effects) {
         match input {
@@ -213,6 +224,7 @@ impl Store {
             Input::Tick => self.tick(now, effects),
             Input::Persisted { sequence } => self.persisted(now, sequence, effects),
             Input::Applied(done) => {
+                self.shared.health.apply_done(now);
                 self.with(now, done.range, effects, |range, turn| range.applied(turn, done));
             }
             Input::LogFetched { range, id, entries } => {
@@ -231,6 +243,7 @@ impl Store {
                 self.with_all(now, effects, |range, _| range.unreachable(node));
             }
             Input::DiskSpace { has_room } => self.disk_space(self.shared.node, has_room),
+            Input::Health { from, health } => self.shared.health.heard(now, from, health),
             Input::RangeSize { range, bytes } => {
                 self.with(now, range, effects, |range, _| range.told_size(bytes));
             }
@@ -287,7 +300,11 @@ impl Store {
             self.last_sequence += 1;
             let items = std::mem::take(&mut self.items);
             self.in_flight.push_back((self.last_sequence, items.iter().map(|item| item.range).collect()));
+            self.shared.health.batch_leaves(now, self.last_sequence);
             effects.log = Some(LogBatch { sequence: self.last_sequence, items });
+        }
+        if !effects.applies.is_empty() {
+            self.shared.health.applies_leave(now);
         }
     }
 
@@ -326,6 +343,7 @@ impl Store {
 
     fn persisted(&mut self, now: BootTime, sequence: u64, effects: &mut Effects) {
         self.shared.durable_sequence = sequence;
+        self.shared.health.batch_durable(now, sequence);
         self.newborn.retain(|_, batch| *batch > sequence);
         while self.in_flight.front().is_some_and(|(of, _)| *of <= sequence) {
             let Some((_, ranges)) = self.in_flight.pop_front() else { return };
@@ -349,11 +367,17 @@ impl Store {
         if now < self.last_tick + self.shared.config.tick {
             return;
         }
+        let elapsed = now.since(self.last_tick);
         self.last_tick = now;
-        let draining = self.shared.draining;
+        let told = self.shared.health.tick(now, elapsed, self.shared.config.tick);
+        effects.health = told.or(effects.health.take());
+        let (draining, slow) = (self.shared.draining, self.shared.health.is_slow());
+        let budget = Cell::new(SLOW_HAND_OVERS_PER_TICK);
         self.with_all(now, effects, |range, turn| {
             if draining {
                 range.hand_over(turn);
+            } else if slow {
+                range.leave_to_faster(turn, &budget);
             }
             range.tick(turn);
         });

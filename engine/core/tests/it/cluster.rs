@@ -70,6 +70,8 @@ pub struct Cluster {
     /// What each node's replica held at a check's index.
     pub checkpoints: Vec<(u64, Checkpoint, Rows)>,
     pub events: Vec<(u64, Event)>,
+    /// What nodes said of themselves, and nobody was told yet.
+    pub healths: Vec<(u64, v1::NodeHealth)>,
     pub fatal: Vec<(u64, String)>,
     /// How fast nodes' clocks run, in thousandths; 1,000 where it does not say.
     pub rates: BTreeMap<u64, u64>,
@@ -135,6 +137,7 @@ impl Cluster {
             checks: Vec::new(),
             checkpoints: Vec::new(),
             events: Vec::new(),
+            healths: Vec::new(),
             fatal: Vec::new(),
             rates: BTreeMap::new(),
             passes: Vec::new(),
@@ -219,6 +222,7 @@ impl Cluster {
         self.merges.extend(effects.merges.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.checks.extend(effects.checks.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.events.extend(effects.events.iter().map(|event| (id, event.clone())));
+        self.healths.extend(effects.health.iter().map(|health| (id, health.clone())));
         self.fatal.extend(effects.fatal.iter().map(|why| (id, why.clone())));
         self.serve_disk_reads(id, &effects);
         effects

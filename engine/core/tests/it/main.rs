@@ -7,6 +7,7 @@ mod cluster;
 mod determinism;
 mod disk;
 mod elections;
+mod gray;
 mod hostile;
 mod hostile_ranges;
 mod installs;

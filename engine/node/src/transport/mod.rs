@@ -123,6 +123,11 @@ impl Outgoing {
         }
     }
 
+    /// Tells all other nodes how fast this one is.
+    pub fn tell(&self, health: &v1::NodeHealth) {
+        self.context.peers.tell(health);
+    }
+
     fn send_snapshot(&self, envelope: Envelope) {
         let (range, to_replica) = (RangeId(envelope.message.range_id), envelope.message.to_replica);
         let queued = self.context.peers.get(envelope.to).is_some_and(|peer| peer.snapshots.try_send(envelope).is_ok());

@@ -43,6 +43,8 @@ struct State {
     messages: std::collections::VecDeque<v1::PeerMessage>,
     bytes: usize,
     disk_full: bool,
+    /// What this node is to say of itself with the next frame.
+    health: Option<v1::NodeHealth>,
     waker: Option<Waker>,
 }
 
@@ -79,6 +81,20 @@ impl Outbox {
             waker.wake();
         }
         dropped
+    }
+
+    /// Tells the node how fast this one is, with what goes to it next, or by itself.
+    pub fn tell(&self, health: v1::NodeHealth) {
+        let mut state = self.lock();
+        if !state.open {
+            return;
+        }
+        state.health = Some(health);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Whether a connection takes messages.
@@ -135,7 +151,7 @@ impl Frames {
         if state.ended {
             return Poll::Ready(state.last_words.take());
         }
-        if state.messages.is_empty() {
+        if state.messages.is_empty() && state.health.is_none() {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -149,10 +165,10 @@ impl Frames {
         }
         state.bytes -= bytes;
         let messages: Vec<_> = state.messages.drain(..count).collect();
-        let disk_full = state.disk_full;
+        let (disk_full, health) = (state.disk_full, state.health.take());
         drop(state);
         self.counters.raft_messages_sent.add(count as u64);
-        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full, ..Default::default() }).encode()))
+        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full, health }).encode()))
     }
 }
 

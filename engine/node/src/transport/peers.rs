@@ -219,6 +219,11 @@ impl Peers {
         self.all.load().get(&node).cloned()
     }
 
+    /// Tells all of them how fast this node is.
+    pub fn tell(&self, health: &v1::NodeHealth) {
+        self.all.load().values().for_each(|peer| peer.outbox.tell(health.clone()));
+    }
+
     /// Whether there is a connection to any.
     pub fn any_live(&self) -> bool {
         self.all.load().values().any(|peer| peer.outbox.is_open())
