@@ -14,10 +14,7 @@ pub const RANGES_MAX: u32 = 100_000;
 /// told apart.
 fn borders(ranges: u32) -> Vec<Bytes> {
     let base = ALPHABET.len() as u64;
-    let mut digits = 1;
-    while base.pow(digits) < u64::from(ranges) * 4 {
-        digits += 1;
-    }
+    let digits = digits(u64::from(ranges));
     let all = base.pow(digits);
     (1..u64::from(ranges))
         .map(|at| {
@@ -33,6 +30,34 @@ fn borders(ranges: u32) -> Vec<Bytes> {
             border.into()
         })
         .collect()
+}
+
+/// Whether a keyspace that was cut into `ranges` at its birth has a border here.
+pub(crate) fn is_border(ranges: u32, key: &[u8]) -> bool {
+    let (base, ranges) = (ALPHABET.len() as u64, u64::from(ranges));
+    let digits = digits(ranges);
+    let trimmed = key.len() == 1 || key.last() != Some(&ALPHABET[0]);
+    if key.is_empty() || key.len() > digits as usize || !trimmed {
+        return false;
+    }
+    let mut number = 0;
+    for place in 0..digits as usize {
+        let byte = key.get(place).unwrap_or(&ALPHABET[0]);
+        let Some(digit) = ALPHABET.iter().position(|known| known == byte) else { return false };
+        number = number * base + digit as u64;
+    }
+    let all = base.pow(digits);
+    let at = (number * ranges).div_ceil(all);
+    (1..ranges).contains(&at) && at * all / ranges == number
+}
+
+/// Characters that borders between so many ranges have at most.
+fn digits(ranges: u64) -> u32 {
+    let mut digits = 1;
+    while (ALPHABET.len() as u64).pow(digits) < ranges * 4 {
+        digits += 1;
+    }
+    digits
 }
 
 /// The bounds of `ranges` ranges that tile a keyspace: first key and first key behind.
@@ -77,6 +102,17 @@ mod tests {
             for pair in bounds.windows(2) {
                 assert_eq!(pair[0].1, pair[1].0);
                 assert!(pair[0].0 < pair[0].1, "{pair:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn borders_are_known_by_their_keys() {
+        for count in [1, 2, 5, 16, 61, 62, 63, 256, 5_000] {
+            let borders = borders(count);
+            assert!(borders.iter().all(|border| is_border(count, border)), "{count}");
+            for other in [&b""[..], b"0", b"0x", b"C0", b"CC", b"/", b"zzzzzzzz"] {
+                assert_eq!(is_border(count, other), borders.iter().any(|border| border == other), "{count} {other:?}");
             }
         }
     }

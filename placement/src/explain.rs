@@ -114,7 +114,7 @@ impl Service {
             Look::Wait(_, why) => why,
             Look::Act(_) if !state.may_decide() => "not all nodes have reported yet: nothing is decided".into(),
             Look::Act(decision) => {
-                explanation.next = Some(Planned::from(&decision));
+                explanation.next = Some(Planned::from(&*decision));
                 format!("to be decided: {}", decision.reason)
             }
         };

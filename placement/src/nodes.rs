@@ -56,7 +56,7 @@ impl Service {
         }
         let mut record = self.member(node)?;
         let held = self.state.table.holding(node).map_or(0, |holding| holding.held.len() as u32);
-        if record.decommissioning != !request.undo {
+        if record.decommissioning == request.undo {
             if !request.undo {
                 self.check_reported("what the node holds is not known yet")?;
                 check_rest(&self.state, node)?;

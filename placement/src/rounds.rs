@@ -87,7 +87,7 @@ fn look(state: &State, work: &mut Work, loads: &mut Loads, decisions: &mut Vec<D
             Look::Act(decision) => {
                 loads.add(state, &decision);
                 work.queue.remove(range);
-                decisions.push(decision);
+                decisions.push(*decision);
             }
         }
     }

@@ -157,12 +157,12 @@ impl Table {
     }
 
     /// All ranges, by id, from this one on.
-    pub fn from(&self, range: u64) -> impl Iterator<Item = &Route> {
+    pub fn ids_after(&self, range: u64) -> impl Iterator<Item = &Route> {
         self.routes.range(range..).map(|(_, route)| route)
     }
 
     /// All routes in order of keyspace and key, from this place on.
-    pub fn from_key(&self, keyspace: u64, start: Bytes) -> impl Iterator<Item = &Route> {
+    pub fn starting_at(&self, keyspace: u64, start: Bytes) -> impl Iterator<Item = &Route> {
         self.by_start.range((keyspace, start)..).filter_map(|(_, range)| self.routes.get(range))
     }
 
@@ -313,9 +313,11 @@ impl Table {
         self.absorbed.get(&range).copied().filter(|_| !self.routes.contains_key(&range))
     }
 
-    /// Nobody reports the absorbed range any more.
+    /// Nobody reports the absorbed range any more: it is remembered for a while only to tell those who ask for it.
     pub fn forget_absorbed(&mut self, range: u64) {
-        self.absorbed.remove(&range);
+        if self.absorbed.len() > GONE_MAX {
+            self.absorbed.remove(&range);
+        }
     }
 
     pub fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {

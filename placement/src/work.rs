@@ -191,7 +191,7 @@ impl Work {
     /// The next ranges of the sweep.
     pub fn sweep_on(&mut self, state: &State, max: usize) {
         let Some(from) = self.sweep else { return };
-        let next: Vec<u64> = state.table.from(from).take(max).map(|route| route.descriptor.range_id).collect();
+        let next: Vec<u64> = state.table.ids_after(from).take(max).map(|route| route.descriptor.range_id).collect();
         self.sweep = next.last().filter(|_| next.len() == max).map(|last| last + 1);
         self.look_at(state, next);
     }

@@ -66,11 +66,11 @@ fn hottest<'a>(state: &'a State, loads: &Loads, node: u64) -> Vec<&'a Route> {
 }
 
 /// What the busier of two nodes has after the first gave so much to the second; `None` if that is not clearly less than
-/// the first has now.
+/// the first has now: by a quarter of what is moved.
 fn after(loads: &Loads, from: u64, to: u64, cost: i64) -> Option<i64> {
     let (from, to) = (loads.get(from)?.cost, loads.get(to)?.cost);
     let after = i64::max(from - cost, to + cost);
-    (after + from / 20 < from).then_some(after)
+    (after + cost / 4 < from).then_some(after)
 }
 
 fn by_leader(state: &State, loads: &Loads, node: u64, ranges: &[&Route]) -> Option<Decision> {

@@ -4,8 +4,8 @@
 //! one's leader to merge it into the left one; how the two ranges do that is theirs. By itself it chooses only small
 //! ranges with next to nothing to do: together at most half of what a range is split at, so that a merge is
 //! never followed by a split; both cold for some minutes; with borders that have stood for an hour, or what the keyspace
-//! says, so that splits by hand have their time; and never below the number of ranges that the keyspace began with, so
-//! that one cut beforehand stays so.
+//! says, so that splits by hand have their time; and never at a border that the keyspace was cut at when it was created,
+//! so that one cut beforehand stays so.
 //!
 //! The search goes through the table in key order, a bounded number of ranges at a time. A pair is remembered
 //! (`State::pairs`) until its merge is ordered or its time is over; balance leaves it alone meanwhile, repair does not.
@@ -16,6 +16,7 @@ use flotilla_proto::v1::{self, OrderKind};
 use super::loads::Loads;
 use super::repair::{self, Look};
 use super::{Decision, holds, is_free, is_joint, voters};
+use crate::borders::is_border;
 use crate::state::{Pair, State};
 use crate::table::Route;
 
@@ -142,7 +143,7 @@ pub(crate) fn search(state: &State, from: (u64, bytes::Bytes)) -> (Vec<(u64, Pai
         return (found, from);
     }
     let mut next = (0, bytes::Bytes::new());
-    for (at, route) in state.table.from_key(from.0, from.1).enumerate() {
+    for (at, route) in state.table.starting_at(from.0, from.1).enumerate() {
         let descriptor = &route.descriptor;
         if at == LOOKED_AT_MAX || found.len() == room {
             next = (descriptor.keyspace_id, descriptor.start.clone());
@@ -187,6 +188,7 @@ fn may_merge(state: &State, left: &Route, right: &Route, found: usize) -> bool {
         && !policy.off
         && left.data_bytes + right.data_bytes <= settings.split_bytes / 2
         && state.table.count(keyspace) > policy.ranges_min.max(1) as usize + under_way
+        && !is_border(policy.ranges_min.max(1), &right.descriptor.start)
         && quiet(left)
         && quiet(right)
 }

@@ -35,7 +35,7 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route, voters: &[u64]) 
 }
 
 fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Look {
-    Look::Act(Decision {
+    Look::Act(Box::new(Decision {
         range: route.descriptor.range_id,
         add: vec![to],
         remove: vec![from],
@@ -43,7 +43,7 @@ fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, rea
         reason,
         limit: state.config.order_time_limit,
         ..Decision::default()
-    })
+    }))
 }
 
 /// One replica for another on a node that may have it.
@@ -121,12 +121,12 @@ fn preferred(state: &State, loads: &Loads, route: &Route) -> Option<Look> {
         let why = format!("its keyspace prefers its leader on node {to}; as many are on the way as may be");
         return Some(Look::Wait(Until::Room, why));
     }
-    Some(Look::Act(Decision {
+    Some(Look::Act(Box::new(Decision {
         range: route.descriptor.range_id,
         leader: to,
         kind: OrderKind::PreferredLeader,
         reason: format!("its keyspace prefers its leader on node {to} to node {}", route.leader),
         limit: TRANSFER_LIMIT,
         ..Decision::default()
-    }))
+    })))
 }

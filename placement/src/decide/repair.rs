@@ -22,7 +22,7 @@ pub(crate) enum Look {
     /// It is not, and nothing can be done about it now: why.
     Wait(Until, String),
     /// It is not, and this is to be done.
-    Act(Decision),
+    Act(Box<Decision>),
 }
 
 /// What a range waits for.
@@ -89,6 +89,8 @@ impl Need {
         let all: Vec<u64> = voters(descriptor).collect();
         let dead: Vec<u64> = all.iter().copied().filter(|node| state.is_dead_for(*node, descriptor)).collect();
         let healthy = all.len() - dead.len();
+        // Of several dead ones the first replacement is worth most: with few places, other ranges come before the second.
+        let at_once = if dead.len() > 1 && all.len() >= replicas { 1 } else { usize::MAX };
         let want = match dead.is_empty() && all.len() == replicas {
             true => replicas,
             false => target(replicas, healthy + loads.fit_beside(state, descriptor.keyspace_id, &all)),
@@ -96,7 +98,7 @@ impl Need {
         let learners = descriptor.replicas.iter();
         let learners = learners.filter(|replica| !all.contains(&replica.node_id)).map(|replica| replica.node_id);
         Self {
-            adds: want.saturating_sub(healthy),
+            adds: want.saturating_sub(healthy).min(at_once),
             extra: all.len().saturating_sub(replicas),
             dead,
             learners: learners.collect(),
@@ -119,14 +121,18 @@ pub(crate) fn target(replicas: usize, nodes: usize) -> usize {
 
 fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize) -> Look {
     let voters = need.voters.len();
-    let healthy = voters - need.dead.len();
     let may_hold = |node: &u64| state.is_fit(*node) && state.places.allows(route.descriptor.keyspace_id, *node);
     let mut add: Vec<u64> = need.learners.iter().copied().filter(may_hold).take(need.adds).collect();
     let mut stay: Vec<u64> = need.voters.iter().copied().filter(|node| !need.dead.contains(node)).collect();
     stay.extend(&add);
     add.extend(loads.targets(state, route, need.adds - add.len(), &stay));
-    let odd = |adds: usize| (healthy + adds) % 2 == 1 || healthy + adds == replicas;
-    while !add.is_empty() && !odd(add.len()) {
+    let fine = |adds: usize| {
+        let total = voters + adds;
+        let gone = need.dead.len().min(total - voters.min(replicas));
+        let after = (total - gone).min(replicas.max(voters));
+        after % 2 == 1 || after == replicas || after == voters
+    };
+    while !add.is_empty() && !fine(add.len()) {
         add.pop();
     }
     let mut remove: Vec<u64> = need.learners.iter().copied().filter(|node| !add.contains(node)).collect();
@@ -143,7 +149,7 @@ fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize
         return Look::Wait(Until::Room, why);
     }
     let reason = reason(need, &add, &remove, replicas);
-    Look::Act(Decision {
+    Look::Act(Box::new(Decision {
         range: route.descriptor.range_id,
         add,
         remove,
@@ -151,7 +157,7 @@ fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize
         reason,
         limit: state.config.order_time_limit,
         ..Decision::default()
-    })
+    }))
 }
 
 /// Healthy voters to do without: those where they may not be first, then those that drain or are full, then those too

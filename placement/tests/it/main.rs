@@ -7,5 +7,7 @@ mod keyspaces;
 mod refusals;
 mod reports;
 mod scale;
+mod scenarios;
 mod seeds;
 mod toy;
+mod world;

@@ -1,0 +1,50 @@
+//! Scenarios: clusters, what happens to them, and what must come of it. Each is a file of `tests/scenarios`; its
+//! language is described in world/script.rs.
+
+use crate::world::script::run;
+
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                run(include_str!(concat!("../scenarios/", stringify!($name), ".scn")));
+            }
+        )*
+
+        #[test]
+        fn every_file_is_run() {
+            let names = [$(stringify!($name)),*];
+            let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios");
+            for file in std::fs::read_dir(directory).expect("the directory") {
+                let file = file.expect("an entry").file_name().into_string().expect("a name");
+                assert!(names.contains(&file.trim_end_matches(".scn")), "{file} is not run");
+            }
+        }
+    };
+}
+
+scenarios! {
+    a_new_node_gets_its_share,
+    a_dead_node_is_replaced,
+    a_zone_is_lost,
+    two_racks,
+    a_label_changes,
+    constraints_change,
+    leaders_where_they_are_preferred,
+    constraints_nobody_satisfies,
+    decommission_one_of_five,
+    decommission_one_of_three,
+    decommission_a_dead_node,
+    maintenance_over_a_restart,
+    maintenance_and_a_failure,
+    the_least_safe_first,
+    one_hot_range,
+    twenty_hot_ranges,
+    noisy_loads,
+    a_slow_node,
+    a_full_node,
+    cold_neighbours_merge,
+    ranges_cut_beforehand_stay,
+    merges_by_hand,
+}
