@@ -28,8 +28,10 @@
 //! both are of one term; at a term's beginning nothing is cut.) So a key is due when the time is *past* its deadline.
 //!
 //! A split goes on from the parent's time on both sides, and whoever leads the child does so after the split was
-//! proposed: its log is the continuation of the parent's. (A merge, when there is one, must not take the larger time
-//! of the two: for keys of the other half that would be a leap.)
+//! proposed: its log is the continuation of the parent's. A merge goes
+//! on from the lower time of the two, if both have keys that end (`apply/merge.rs`), for the larger one would be a leap for keys of the other half;
+//! and the leader's estimate begins anew there, as with a new term: `b` is then the moment at which it applied the merge, which is
+//! behind the freeze, and so behind all that was proposed to either half before.
 //!
 //! So time in which a range has no leader does not count, nor what a leader's clock had counted since the last entry
 //! that carried it: a change of leaders makes a ttl longer, never shorter. To keep that small, a leader that has

@@ -65,7 +65,7 @@ impl Range {
 
     /// Whether a snapshot with this header has to wait for a split.
     pub(crate) fn has_splits_before(&self, header: &v1::SnapshotHeader) -> bool {
-        header.splits.iter().any(|split| self.has_before_it(split))
+        !self.installs_snapshot() && header.splits.iter().any(|split| self.has_before_it(split))
     }
 
     /// Keeps what a message brought, until Raft has taken or refused it.

@@ -232,7 +232,6 @@ impl Range {
             return;
         }
         if self.leads() {
-            self.note_frozen(turn, self.replica, index);
             self.ask_target(turn);
         } else {
             self.report_frozen(turn, index);

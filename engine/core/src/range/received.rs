@@ -20,11 +20,11 @@ const STRANGERS_MAX: usize = 64;
 impl Range {
     /// A message from another node.
     pub(crate) fn message(&mut self, turn: &mut Turn<'_>, envelope: Envelope) {
-        if self.doomed.is_some() {
-            return;
-        }
         let from = envelope.from;
-        if let Err(reason) = self.step(turn, envelope) {
+        if self.doomed.is_some() {
+            let reason = "the replica is going".into();
+            turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
+        } else if let Err(reason) = self.step(turn, envelope) {
             turn.effects.events.push(Event::MessageRefused { from, range: self.id, reason });
         }
     }

@@ -13,10 +13,11 @@ use raft::eraftpb::Entry;
 use super::install::resume_until;
 use super::{Chunks, Limits, Receiver, SnapshotData, Step, install, make, make_staged, resume};
 use crate::keys::{self, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::storage::conformance::{Dice, Harness};
 use crate::storage::{Direction, Family, Read, Staging, Storage, WriteBatch};
-use crate::store::LogItem;
+use crate::store::{Destroy, LogItem};
 
 /// Makes a test of each case of the suite for a [`Harness`].
 #[macro_export]
@@ -37,6 +38,8 @@ macro_rules! snapshot_conformance {
 
 const RANGE: RangeId = RangeId(7);
 const NEIGHBOUR: RangeId = RangeId(8);
+/// Merged into [`RANGE`]: the receiver does not know yet.
+const MERGED: RangeId = RangeId(9);
 const KEYSPACE: KeyspaceId = KeyspaceId(1);
 const SMALL: Limits = Limits { batch_bytes_max: 0, file_bytes: 3_000 };
 type Dump = Vec<(Family, Vec<u8>, Vec<u8>)>;
@@ -79,18 +82,30 @@ fn user_keys(prefix: &str, count: usize) -> Vec<Vec<u8>> {
     (0..count).map(|n| format!("{prefix}{n:05}").into_bytes()).collect()
 }
 
-/// The receiver: a replica of the range from before a split, with its neighbour's on the left.
+fn merged() -> v1::RangeDescriptor {
+    descriptor(MERGED, 2, b"s", b"")
+}
+
+/// The receiver: a replica of the range from before a merge and a split, with its neighbours' beside it.
 fn receiver<S: Storage>(store: &S) {
     write_replica(store, &descriptor(NEIGHBOUR, 1, b"", b"b"), 40, &user_keys("a", 50), b"neighbour");
     let mut held = user_keys("b", 40);
-    held.extend(user_keys("x", 40));
-    write_replica(store, &descriptor(RANGE, 3, b"b", b""), 60, &held, b"old");
+    held.extend(user_keys("n", 40));
+    write_replica(store, &descriptor(RANGE, 3, b"b", b"s"), 60, &held, b"old");
+    write_replica(store, &merged(), 30, &user_keys("x", 40), b"merged");
+    let frozen = Some(v1::Frozen { index: 30, term: 5, target_range_id: RANGE.0, ..Default::default() });
+    let mut batch = store.batch();
+    merges::put(&mut batch, MERGED, Some(&v1::MergeState { frozen, absorbed: Vec::new() }));
+    store.write(batch).expect("a sound store takes writes");
     store.sync().expect("a sound store syncs");
 }
 
-/// The sender: the range after the split, later.
+/// The sender: the range after the merge and the split, later.
 fn sender<S: Storage>(store: &S) {
-    write_replica(store, &descriptor(RANGE, 4, b"b", b"m"), 90, &user_keys("c", 300), &[9; 60]);
+    write_replica(store, &descriptor(RANGE, 5, b"b", b"m"), 90, &user_keys("c", 300), &[9; 60]);
+    let mut batch = store.batch();
+    merges::put(&mut batch, RANGE, Some(&v1::MergeState { frozen: None, absorbed: vec![MERGED.0] }));
+    store.write(batch).expect("a sound store takes writes");
 }
 
 /// Takes a snapshot in, chunk by chunk.
@@ -124,7 +139,8 @@ fn order(received: SnapshotData) -> LogItem {
     let raft = v1::RaftState { term: 6, vote: 2, commit: 91, truncated_index: 90, truncated_term: 5 };
     LogItem {
         snapshot: Some(received),
-        replaces: Some(Arc::new(descriptor(RANGE, 3, b"b", b""))),
+        replaces: Some(Arc::new(descriptor(RANGE, 3, b"b", b"s"))),
+        ends: vec![Destroy { descriptor: Arc::new(merged()), tombstone: merges::tombstone(RANGE), keeps_data: false }],
         raft_state: Some(raft),
         remove: vec![(58, 61)],
         entries: vec![Entry { index: 91, term: 6, ..Default::default() }],
@@ -243,7 +259,8 @@ pub fn chunks_that_are_not_what_they_say_are_refused<H: Harness>() {
     harness.close(store);
 }
 
-/// tikv#17258: old data, inside and outside of the new span, old log and old state are gone; the neighbour is untouched.
+/// tikv#17258: old data, inside and outside of the new span, old log and old state are gone, and so is the replica of a range
+/// that was merged; the neighbour is untouched.
 pub fn an_installation_replaces_all_that_the_replica_had<H: Harness>() {
     let (mut harness, store, made, received) = snapshot_in_files::<H>(SMALL);
     let mut steps = Vec::new();
@@ -254,7 +271,17 @@ pub fn an_installation_replaces_all_that_the_replica_had<H: Harness>() {
     });
     assert_eq!(done, Ok(ControlFlow::Continue(())));
     assert_eq!(steps, Step::ALL);
-    assert_eq!(dump(&*store), expected::<H>(&made, false));
+    let all = dump(&*store);
+    assert_eq!(all, expected::<H>(&made, false));
+    let of_merged = all.iter().filter(|(family, key, value)| {
+        let records = match family {
+            Family::State => keys::range_record_parts(key).is_some_and(|(range, _)| range == MERGED),
+            _ => key[1..9] == MERGED.0.to_be_bytes(),
+        };
+        records || value == b"merged"
+    });
+    let left: Vec<&[u8]> = of_merged.map(|(_, key, _)| &key[..]).collect();
+    assert_eq!(left, [&keys::range_record(MERGED, RangeRecord::Tombstone)[..]]);
     drop(item);
     assert_eq!(store.staged().expect("it can be listed"), [""; 0]);
     // A later write in the span is not undone by a crash.

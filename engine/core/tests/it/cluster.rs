@@ -12,7 +12,7 @@ use flotilla_engine::config::Config;
 use flotilla_engine::expiry::{self, ExpiryFound};
 use flotilla_engine::storage::{Direction, Family, Read, Storage};
 use flotilla_engine::store::{
-    CheckStarted, Effects, Envelope, Event, Input, LogBatch, MergeAnswer, RangeSummary, ReadBarrier, ReadView,
+    CheckStarted, Effects, Envelope, Event, Input, LogBatch, LogItem, MergeAnswer, RangeSummary, ReadBarrier, ReadView,
     SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
@@ -268,15 +268,17 @@ impl Cluster {
     pub fn persist(&mut self, id: u64) -> bool {
         let node = self.nodes.get_mut(&id).expect("it exists");
         let Some(log) = node.log.pop_front() else { return false };
-        for item in log.items.iter().filter(|item| item.snapshot.is_none()) {
-            let cut = item.raft_state.map_or(0, |state| state.truncated_index);
-            let durable = node.applied_durable.get(&item.range).copied().unwrap_or_default();
-            assert!(cut <= durable.max(bootstrap::INITIAL_INDEX), "cut up to {cut}, durable is {durable}");
-        }
         let mut batch = node.disk.batch();
         log_writer::fill(&mut batch, &log).expect("what was checked can be written");
         node.disk.write(batch).expect("the disk is well");
         let boot = recover::load(&*node.disk).expect("what the log writer leaves can be opened").expect("bootstrapped");
+        // What is left of a range that was merged meanwhile is nobody's.
+        let lives = |item: &&LogItem| boot.ranges.iter().any(|of| of.descriptor.range_id == item.range.0);
+        for item in log.items.iter().filter(|item| item.snapshot.is_none()).filter(lives) {
+            let cut = item.raft_state.map_or(0, |state| state.truncated_index);
+            let durable = node.applied_durable.get(&item.range).copied().unwrap_or_default();
+            assert!(cut <= durable.max(bootstrap::INITIAL_INDEX), "cut up to {cut}, durable is {durable}");
+        }
         node.applied_durable =
             boot.ranges.iter().map(|of| (RangeId(of.descriptor.range_id), of.applied.index)).collect();
         self.turn(id, vec![Input::Persisted { sequence: log.sequence }]);

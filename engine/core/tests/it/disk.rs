@@ -89,6 +89,11 @@ impl MemDisk {
         self.map().clone()
     }
 
+    /// Makes it hold just this.
+    pub fn restore(&self, contents: BTreeMap<(Family, Vec<u8>), Bytes>) {
+        *self.map() = contents;
+    }
+
     /// Sets or removes a record behind the engine's back.
     pub fn damage(&self, family: Family, key: &[u8], value: Option<&[u8]>) {
         match value {

@@ -16,7 +16,7 @@ use crate::ranges::{begun, message, nodes_of, order, voters_on};
 use crate::snapshots::{installed, level, state_of, with_3_behind, write_many};
 
 /// The leader's state now, as node 3 has received it: in files.
-fn received(cluster: &Cluster) -> SnapshotData {
+pub fn received(cluster: &Cluster) -> SnapshotData {
     let made = snapshot::make(&*cluster.node(1).disk, RANGE).expect("it can be made");
     let disk = &*cluster.node(3).disk;
     let limits = Limits { batch_bytes_max: 0, file_bytes: 100 };
@@ -32,7 +32,7 @@ fn input(message: v1::PeerMessage, snapshot: Option<SnapshotData>) -> Input {
     Input::Message(Envelope { from, to, message, disk_full: false, snapshot })
 }
 
-fn snapshot_to_3(data: SnapshotData, term: u64) -> Input {
+pub fn snapshot_to_3(data: SnapshotData, term: u64) -> Input {
     let applied = data.header.applied.expect("set");
     let meta =
         v1::SnapshotMeta { index: applied.index, term: applied.term, voters: vec![1, 2, 3], ..Default::default() };
@@ -51,7 +51,7 @@ fn installing() -> (Cluster, Arc<ReadView>, LogItem) {
     (cluster, before, item)
 }
 
-fn install(cluster: &mut Cluster, item: &LogItem) {
+pub fn install(cluster: &mut Cluster, item: &LogItem) {
     let header = item.snapshot.as_ref().map(|data| data.header.clone()).expect("it has one");
     let durable = &mut cluster.nodes.get_mut(&3).expect("it exists").applied_durable;
     durable.insert(RANGE, header.applied.expect("set").index);

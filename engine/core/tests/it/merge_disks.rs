@@ -1,0 +1,172 @@
+//! Merges and the disk: what ends together with a snapshot, what a crash in the middle leaves, and what is never touched.
+
+use flotilla_engine::config::Config;
+use flotilla_engine::storage::Storage;
+use flotilla_engine::store::{Envelope, Input, Token, TransferLeader};
+use flotilla_engine::{log_writer, recover};
+use flotilla_proto::{NodeId, v1};
+use raft::eraftpb::MessageType;
+
+use crate::cluster::{Cluster, LATER, RANGE, rows};
+use crate::installs::{install, received, snapshot_to_3};
+use crate::merge_bugs::{level, write_and_settle};
+use crate::merges::{assert_well, frozen, merge_input, merged_on, split, split_with};
+use crate::ranges::{CHILD, message, whole};
+use crate::snapshots::small_log;
+
+/// cockroach#36611, tikv#7027: a replica of the target that is sent a snapshot has the frozen source beside it. Both change in
+/// one batch, and a crash before leaves both as they were.
+#[test]
+fn a_snapshot_of_the_merged_range_ends_the_source_beside_it() {
+    for crash in [false, true] {
+        let mut cluster = split_with(small_log(), 0);
+        cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+        cluster.step_until(|cluster| merged_on(cluster, &[1]));
+        cluster.cut_off.insert(3);
+        cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
+        for token in 10..50 {
+            write_and_settle(&mut cluster, 1, token, RANGE, if token % 2 == 0 { "b" } else { "q" });
+        }
+        assert!(cluster.summary(1).truncated > cluster.summary(3).last_index);
+        let (before, held) = (cluster.summary(3).applied, rows(&cluster.node(3).disk, &whole()));
+        cluster.disk_held.insert(3);
+        cluster.cut_off.clear();
+        let ends = |cluster: &Cluster| {
+            let items = cluster.node(3).log.iter().flat_map(|log| &log.items);
+            items.filter(|item| item.snapshot.is_some()).map(|item| item.ends.len()).sum::<usize>() == 1
+        };
+        cluster.tick_until(ends);
+        assert_eq!(rows(&cluster.node(3).disk, &whole()), held, "nothing before the batch is written");
+        if crash {
+            cluster.restart(3);
+            assert_eq!((frozen(&cluster, 3), cluster.summary(3).applied), (Some(true), before), "both as they were");
+        }
+        cluster.disk_held.clear();
+        cluster.tick_until(level);
+        let boot = recover::load(&*cluster.node(3).disk).expect("whole").expect("bootstrapped");
+        assert_eq!((boot.ranges.len(), boot.removed.len()), (1, 0));
+        assert_eq!(boot.tombstones[&CHILD].merged_into, RANGE.0);
+        assert_well(&cluster);
+    }
+}
+
+/// A large one likewise: the source stands still until nothing of it is under way, and ends by the intent.
+#[test]
+fn a_large_snapshot_of_the_merged_range_ends_the_source_beside_it() {
+    let mut cluster = split_with(small_log(), 0);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.step_until(|cluster| merged_on(cluster, &[1]));
+    cluster.cut_off.insert(3);
+    cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
+    for token in 10..50 {
+        write_and_settle(&mut cluster, 1, token, RANGE, if token % 2 == 0 { "b" } else { "q" });
+    }
+    // What the log writer still has of the source comes before anything is installed.
+    cluster.disk_held.insert(3);
+    let ask = v1::PeerMessage { index: 1_000, log_term: 9, ..message(3, 2, MessageType::MsgRequestVote, 30) };
+    let ask = v1::PeerMessage { range_id: CHILD.0, context: b"CampaignTransfer".as_slice().into(), ..ask };
+    let ask = Envelope { from: NodeId(2), to: NodeId(3), message: ask, disk_full: false, snapshot: None };
+    assert!(cluster.turn(3, vec![Input::Message(ask)]).log.is_some(), "its vote is to be written");
+    let (data, term) = (received(&cluster), cluster.summary(1).term);
+    assert!(cluster.turn(3, vec![snapshot_to_3(data, term)]).ingests.is_empty());
+    assert!(cluster.summary_of(3, CHILD).is_none(), "it takes part in nothing");
+    cluster.disk_held.clear();
+    let mut item = None;
+    while item.is_none() {
+        cluster.now = cluster.now + cluster.config.tick;
+        let input = match cluster.nodes.get_mut(&3).expect("it exists").log.pop_front() {
+            Some(log) => {
+                let disk = cluster.node(3).disk.clone();
+                let mut batch = disk.batch();
+                log_writer::fill(&mut batch, &log).expect("sound");
+                disk.write(batch).expect("the disk is well");
+                Input::Persisted { sequence: log.sequence }
+            }
+            None => Input::Tick,
+        };
+        item = cluster.turn(3, vec![input]).ingests.pop();
+    }
+    let item = item.expect("just seen");
+    assert_eq!(item.ends.len(), 1);
+    assert!(rows(&cluster.node(3).disk, &whole()).iter().any(|(key, _)| key.contains(&b'x')), "not before the intent");
+    install(&mut cluster, &item);
+    cluster.turn(3, vec![Input::Ingested { range: RANGE }]);
+    cluster.cut_off.clear();
+    cluster.tick_until(level);
+    cluster.restart(3);
+    cluster.tick_until(level);
+    assert_well(&cluster);
+}
+
+/// The merge is applied, and on the disk; the crash comes before the source's records go. The next start lets them go, and
+/// touches no key.
+#[test]
+fn a_crash_between_a_merge_and_the_end_of_the_sources_records_is_made_good() {
+    let mut cluster = split();
+    let before = rows(&cluster.node(3).disk, &whole());
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.step_until(|cluster| merged_on(cluster, &[3]));
+    let boot = recover::load(&*cluster.node(3).disk).expect("whole").expect("bootstrapped");
+    assert_eq!((boot.ranges.len(), boot.removed.len()), (1, 1), "its records are still there");
+    cluster.restart(3);
+    assert_eq!(cluster.node(3).store.ranges().count(), 1);
+    cluster.tick();
+    cluster.tick_until(level);
+    let boot = recover::load(&*cluster.node(3).disk).expect("whole").expect("bootstrapped");
+    assert_eq!((boot.ranges.len(), boot.removed.len()), (1, 0));
+    assert_eq!(rows(&cluster.node(3).disk, &whole()), before);
+    assert_well(&cluster);
+}
+
+/// The batch of a merge is lost in a power cut: the entry is applied once more, beside a source that stands as it was.
+#[test]
+fn a_merge_is_applied_again_after_a_power_cut() {
+    let mut cluster = split();
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.step_until(|cluster| cluster.summary(3).commit > cluster.summary(3).applied);
+    let synced = cluster.node(3).disk.contents();
+    cluster.apply(3);
+    if merged_on(&cluster, &[3]) {
+        cluster.node(3).disk.restore(synced);
+    }
+    cluster.restart(3);
+    assert_eq!(frozen(&cluster, 3), Some(true));
+    cluster.tick_until(level);
+    assert_well(&cluster);
+}
+
+/// A frozen replica that lacks empty entries of later leaders, which are cut, is brought the log by a snapshot, and keeps its
+/// data untouched.
+#[test]
+fn a_snapshot_of_the_same_freeze_leaves_the_data_alone() {
+    let mut cluster = split_with(Config { log_retain_entries: 0, ..small_log() }, 0);
+    cluster.deaf.extend([(1, RANGE), (2, RANGE), (3, RANGE)]);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.settle();
+    assert!((1..=3).all(|id| frozen(&cluster, id) == Some(true)));
+    cluster.deaf.insert((3, CHILD));
+    for to in [2, 1, 2] {
+        let leader = cluster.leader_of(CHILD).expect("there is one");
+        let order = TransferLeader { token: Token(5), range: CHILD, to: NodeId(to), deadline: LATER };
+        cluster.turn(leader, vec![Input::TransferLeader(order)]);
+        cluster.tick_until(|cluster| {
+            cluster.summary_of(to, CHILD).is_some_and(|of| of.leads && of.applied == of.last_index)
+        });
+        cluster.tick();
+    }
+    let behind = cluster.summary_of(3, CHILD).expect("it is here").last_index;
+    cluster.tick_until(|cluster| cluster.summary_of(2, CHILD).is_some_and(|of| of.truncated > behind));
+    cluster.deaf.remove(&(3, CHILD));
+    let brings = |cluster: &Cluster| {
+        let items = cluster.node(3).log.iter().flat_map(|log| &log.items);
+        items.filter(|item| item.snapshot.is_some()).all(|item| item.keeps_data)
+            && cluster.node(3).log.iter().flat_map(|log| &log.items).any(|item| item.keeps_data)
+    };
+    cluster.step_until(brings);
+    cluster.deaf.clear();
+    cluster.tick_until(|cluster| (1..=3).all(|id| frozen(cluster, id) != Some(true)));
+    cluster.tick_until(|cluster| {
+        (2..=3).all(|id| rows(&cluster.node(id).disk, &whole()) == rows(&cluster.node(1).disk, &whole()))
+    });
+    assert_well(&cluster);
+}
