@@ -12,7 +12,9 @@ SEEDS := 3000
 CI_SEEDS := 1000
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
 	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed \
-	remove-before-voter orders-before-written
+	remove-before-voter orders-before-written \
+	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart merge-at-any-epoch \
+	merge-keeps-counter merged-outlives-snapshot
 
 .PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
 

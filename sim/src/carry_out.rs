@@ -30,6 +30,7 @@ impl Cluster {
         if let Some(batch) = effects.log.take() {
             self.queue_log(index, batch);
         }
+        let stands = effects.messages.iter().any(|envelope| envelope.message.frozen != 0);
         for envelope in effects.messages.drain(..) {
             let verdict = self.invariants.message(&envelope);
             self.check(verdict);
@@ -87,6 +88,9 @@ impl Cluster {
             self.trace.say(self.now, || format!("merge answered: {answer:?}"));
         }
         effects.statuses.clear();
+        if stands && self.crash_if_armed(index, CrashPoint::AfterStandstill) {
+            return self.marks.hit(Mark::CrashMidMerge);
+        }
         self.crash_if_armed(index, CrashPoint::BeforeLogWrite);
     }
 

@@ -43,6 +43,8 @@ pub(crate) enum CrashPoint {
     AfterIngestStep(IngestStep),
     /// When a removed replica's data was deleted, and that is not synced.
     AfterDestroy,
+    /// When a replica has told that it stands still: it misses the merge itself.
+    AfterStandstill,
     /// As soon as a freeze is applied.
     AfterFreeze,
     /// As soon as a range has taken its neighbour in.
@@ -209,9 +211,16 @@ fn around_merges(knobs: &Knobs) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut at = ms(3_000);
     while at < knobs.duration.saturating_sub(ms(1_000)) {
-        let points = [CrashPoint::AfterFreeze, CrashPoint::AfterMerge, CrashPoint::AfterMerge, CrashPoint::AfterThaw];
-        let fault = if rng.chance(400) {
-            let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000)]) + rng.below(ms(200));
+        let points = [
+            CrashPoint::AfterFreeze,
+            CrashPoint::AfterStandstill,
+            CrashPoint::AfterStandstill,
+            CrashPoint::AfterMerge,
+            CrashPoint::AfterMerge,
+            CrashPoint::AfterThaw,
+        ];
+        let fault = if rng.chance(500) {
+            let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(5_000)]) + rng.below(ms(200));
             Fault::Crash { target: target(knobs, rng), point: rng.pick(&points), down, power_cut: rng.chance(600) }
         } else {
             let (range, of_target) = (range(knobs, rng), rng.chance(500));

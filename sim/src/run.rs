@@ -222,6 +222,13 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-expiry-of-the-renewed"), "mutant-expiry-of-the-renewed"),
         (cfg!(feature = "mutant-remove-before-voter"), "mutant-remove-before-voter"),
         (cfg!(feature = "mutant-orders-before-written"), "mutant-orders-before-written"),
+        (cfg!(feature = "mutant-merge-without-all"), "mutant-merge-without-all"),
+        (cfg!(feature = "mutant-thaw-without-proof"), "mutant-thaw-without-proof"),
+        (cfg!(feature = "mutant-lease-over-freeze"), "mutant-lease-over-freeze"),
+        (cfg!(feature = "mutant-merge-tombstone-apart"), "mutant-merge-tombstone-apart"),
+        (cfg!(feature = "mutant-merge-at-any-epoch"), "mutant-merge-at-any-epoch"),
+        (cfg!(feature = "mutant-merge-keeps-counter"), "mutant-merge-keeps-counter"),
+        (cfg!(feature = "mutant-merged-outlives-snapshot"), "mutant-merged-outlives-snapshot"),
     ]
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))

@@ -36,7 +36,9 @@ fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()
     if let Some(descriptor) = &item.begins {
         apply::put_range(batch, descriptor, &apply::initial_applied(), &apply::initial_raft_state());
     }
-    item.ends.iter().for_each(|ended| snapshot::fill_destroy(batch, ended));
+    if !cfg!(feature = "mutant-merged-outlives-snapshot") {
+        item.ends.iter().for_each(|ended| snapshot::fill_destroy(batch, ended));
+    }
     if let Some(data) = &item.snapshot {
         snapshot::fill(batch, data, item.replaces.as_deref(), item.keeps_data)?;
     }

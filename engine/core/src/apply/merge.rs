@@ -74,7 +74,8 @@ impl RangeApply {
         let (Some(source), Some(frozen)) = (&merge.source, &merge.frozen) else {
             return Ok(Err(ApplyRefusal::Change));
         };
-        if !self.is_named_by(frozen) || merges::check(&self.descriptor, source).is_err() {
+        let named = self.is_named_by(frozen) || cfg!(feature = "mutant-merge-at-any-epoch");
+        if !named || merges::check(&self.descriptor, source).is_err() {
             return Ok(Err(ApplyRefusal::Change));
         }
         let theirs = stands_frozen(pass, source, frozen)?;
@@ -85,7 +86,9 @@ impl RangeApply {
         state.absorbed = merges::joined(&state.absorbed, id, &theirs.absorbed);
         let absorbed = state.absorbed.clone();
         self.put_merge_state(pass);
-        write_tombstone(&mut pass.batch, id, &merges::tombstone(RangeId(self.descriptor.range_id)));
+        if !cfg!(feature = "mutant-merge-tombstone-apart") {
+            write_tombstone(&mut pass.batch, id, &merges::tombstone(RangeId(self.descriptor.range_id)));
+        }
         let theirs = source.epoch.unwrap_or_default().version;
         let descriptor = v1::RangeDescriptor {
             end: source.end.clone(),
@@ -120,7 +123,9 @@ impl RangeApply {
     /// end: for keys of the other half a higher one would be a leap (`range/expiry.rs`). The bound is the lower one.
     fn take_counters(&mut self, frozen: &v1::Frozen) {
         let own = &mut self.applied;
-        own.version_counter = own.version_counter.max(frozen.version_counter);
+        if !cfg!(feature = "mutant-merge-keeps-counter") {
+            own.version_counter = own.version_counter.max(frozen.version_counter);
+        }
         (own.range_time_ms, own.next_expiry_ms) = match (own.next_expiry_ms, frozen.next_expiry_ms) {
             (0, 0) => (own.range_time_ms.max(frozen.range_time_ms), 0),
             (_, 0) => (own.range_time_ms, own.next_expiry_ms),

@@ -62,8 +62,13 @@ impl Range {
 
     /// Whether a change is under way that a lease must not be used over.
     pub(super) fn holds_lease_back(&self) -> bool {
-        let over = |change: &PendingChange| matches!(change.kind, Kind::Split | Kind::Replicas | Kind::Freeze);
-        self.own_change().is_some_and(over) || self.frozen().is_some()
+        let freezes = !cfg!(feature = "mutant-lease-over-freeze");
+        let over = |change: &PendingChange| match change.kind {
+            Kind::Split | Kind::Replicas => true,
+            Kind::Freeze => freezes,
+            _ => false,
+        };
+        self.own_change().is_some_and(over) || (self.frozen().is_some() && freezes)
     }
 
     /// Whether a change of a range that is frozen can be proposed.
