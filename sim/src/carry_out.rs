@@ -13,7 +13,7 @@ use crate::cluster::Cluster;
 use crate::faults::CrashPoint;
 use crate::marks::Mark;
 use crate::network::Fate;
-use crate::node::index_of;
+use crate::node::{id_of, index_of};
 use crate::schedule::{Event, Inner, Life};
 use crate::territory;
 
@@ -86,6 +86,12 @@ impl Cluster {
         }
         for (_, answer) in effects.merges.drain(..) {
             self.trace.say(self.now, || format!("merge answered: {answer:?}"));
+        }
+        if let Some(health) = effects.health.take() {
+            let from = id_of(index);
+            for to in (0..self.nodes.len()).filter(|to| *to != index) {
+                self.tell_node(index, to, || Input::Health { from, health: health.clone() });
+            }
         }
         effects.statuses.clear();
         if stands && self.crash_if_armed(index, CrashPoint::AfterStandstill) {
@@ -310,6 +316,16 @@ impl Cluster {
                 self.schedule.at(at, Event::Deliver(Box::new(envelope), life, self.now));
             }
             fate => self.lose(envelope, life, fate),
+        }
+    }
+
+    /// Tells another node something that is about no range: lost, late or doubled like any message.
+    fn tell_node(&mut self, from: usize, to: usize, what: impl Fn() -> Input) {
+        self.tally.node_messages += 1;
+        if let Fate::Arrives(at, again) = self.network.send(self.now, from, to, 0) {
+            for at in std::iter::once(at).chain(again) {
+                self.schedule.at(at, Event::Told { to, what: Box::new(what()) });
+            }
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Tally {
     pub splits: u64,
     pub moves: u64,
     pub messages: u64,
+    /// Those between nodes that are about no range.
+    pub node_messages: u64,
     pub syncs: u64,
     pub faults: u64,
     /// Keys whose history the checker gave up on.
@@ -129,6 +131,9 @@ impl Cluster {
         for (at, step) in cluster.plan.iter().enumerate() {
             cluster.schedule.at(step.at, Event::FaultBegins(at));
         }
+        if let Some(gray) = cluster.knobs.gray.as_ref().filter(|gray| gray.alone) {
+            cluster.schedule.at(gray.from + gray.length - us(1), Event::SlowPhaseEnds);
+        }
         cluster.schedule.at(cluster.knobs.duration, Event::Heal);
         if cluster.knobs.placement.every > 0 {
             cluster.schedule.at(ms(1_500), Event::Placement);
@@ -192,6 +197,8 @@ impl Cluster {
         match event {
             Event::Inner(life, inner) => self.dispatch_inner(life, inner),
             Event::Deliver(envelope, sender, sent) => self.deliver(*envelope, sender, sent),
+            Event::Told { to, what } => self.give(to, *what),
+            Event::SlowPhaseEnds => self.judge_slow_phase(),
             Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
             Event::Answer { reply_to, outcome } => self.client_outcome(reply_to, *outcome),
             Event::Routes { client, call, routes } => self.client_routes(client, call, routes),

@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use flotilla_proto::RangeId;
 
 use crate::clock::{Nanos, ms};
+use crate::cluster::Cluster;
 use crate::faults::{Fault, Step, Target};
 use crate::invariants::Check;
 use crate::knobs::Knobs;
+use crate::marks::Mark;
 use crate::rng::Rng;
 
 /// What is wrong with the node, and when.
@@ -33,10 +35,7 @@ pub(crate) struct GrayKnobs {
 }
 
 impl GrayKnobs {
-    pub(crate) fn draw(rng: &mut Rng, knobs: &Knobs) -> Option<Self> {
-        if !rng.chance(300) {
-            return None;
-        }
+    pub(crate) fn draw(rng: &mut Rng, knobs: &Knobs, alone: bool) -> Self {
         let nodes = knobs.real.as_ref().map_or(knobs.nodes, |real| real.wanted);
         let node = rng.index(nodes);
         let (mut sync, mut apply, mut stall, mut link) = (0, 0, (0, 0), None);
@@ -50,7 +49,7 @@ impl GrayKnobs {
         }
         let from = rng.between(ms(2_500), knobs.duration / 2);
         let length = rng.between(ms(3_000), ms(10_000)).min(knobs.duration - from);
-        Some(Self { node, from, length, sync, apply, stall, link, alone: rng.chance(300) })
+        Self { node, from, length, sync, apply, stall, link, alone }
     }
 
     /// What the plan of faults says of it.
@@ -75,6 +74,31 @@ impl GrayKnobs {
             at += still + runs;
         }
         steps
+    }
+}
+
+/// A node that says of itself for so long that it is slow leads nothing.
+const LEAVES_WITHIN_MS: u64 = 4_000;
+
+impl Cluster {
+    /// Nothing else fails: the node must have found out, if its disk is much slower than those of the others, and have
+    /// given away what it led.
+    pub(crate) fn judge_slow_phase(&mut self) {
+        let Some(gray) = self.knobs.gray.clone() else { return };
+        let node = &self.nodes[gray.node];
+        let Some(process) = &node.process else { return };
+        let health = process.store.health(node.clock.read(self.now));
+        let clear = gray.sync >= ms(50) && self.knobs.sync + self.knobs.write_delay <= ms(3);
+        if clear && gray.length >= ms(7_000) && gray.stall.0 == 0 && !health.slow {
+            return self.check(Err(format!("n{} has not found out that it is slow: {health:?}", gray.node + 1)));
+        }
+        if health.slow {
+            self.marks.hit(Mark::SlowNode);
+        }
+        let leads = process.store.ranges().find(|range| range.leads).map(|range| range.range);
+        if let Some(range) = leads.filter(|_| health.slow_for_ms >= LEAVES_WITHIN_MS) {
+            self.check(Err(format!("n{} is slow, and leads {range} still: {health:?}", gray.node + 1)));
+        }
     }
 }
 

@@ -121,12 +121,18 @@ pub(crate) struct Knobs {
 impl Knobs {
     pub(crate) fn draw(seed: u64) -> Self {
         let mut knobs = Self::draw_still(seed);
-        knobs.draw_growth(&mut Rng::new(seed, 6));
-        knobs.draw_ends(&mut Rng::new(seed, 9));
-        knobs.gray = GrayKnobs::draw(&mut Rng::new(seed, 12), &knobs);
-        if knobs.gray.as_ref().is_some_and(|gray| gray.alone) {
-            knobs.fault_every = 0;
+        let gray = &mut Rng::new(seed, 12);
+        if gray.chance(100) {
+            // Where nothing else fails all requests are answered at once: few do.
+            (knobs.fault_every, knobs.clients, knobs.think) = (0, 3, knobs.think.max(ms(12)));
+            let alone = GrayKnobs::draw(gray, &knobs, true);
+            knobs.duration = alone.from + alone.length + ms(3_000);
+            knobs.gray = Some(alone);
+        } else {
+            knobs.draw_growth(&mut Rng::new(seed, 6));
+            knobs.gray = gray.chance(200).then(|| GrayKnobs::draw(gray, &knobs, false));
         }
+        knobs.draw_ends(&mut Rng::new(seed, 9));
         knobs
     }
 

@@ -127,6 +127,7 @@ marks! {
     BarrierRefused: "a read barrier is refused",
     BarrierTimeout: "a read barrier times out",
     GrayNode: "an apply stage lags, or a link loses messages in one direction",
+    SlowNode: "a node finds out that it is slow against the others",
     CrashUnsynced: "a crash loses unsynced writes",
     CrashMidSync: "a crash falls between a log write and its sync",
     CrashMidApply: "a crash loses applied state that is replayed",

@@ -48,6 +48,13 @@ pub(crate) enum Event {
     Inner(Life, Inner),
     /// A message from that process, sent then.
     Deliver(Box<Envelope>, Life, Nanos),
+    /// One node tells another something that is about no range.
+    Told {
+        to: usize,
+        what: Box<Input>,
+    },
+    /// The slow phase of a node is about to end.
+    SlowPhaseEnds,
     Request {
         node: usize,
         reply_to: ReplyTo,
