@@ -172,7 +172,7 @@ impl Cluster {
                     self.marks.hit(Mark::SplitWithLearner);
                 }
             }
-            CoreEvent::CannotSplit { .. } => self.marks.hit(Mark::CannotSplit),
+            CoreEvent::CannotSplit { .. } | CoreEvent::LoadStays { .. } => self.marks.hit(Mark::CannotSplit),
             CoreEvent::ReplicasChanged { descriptor } => {
                 self.tally.moves += 1;
                 let joint = membership::is_joint(&descriptor);

@@ -18,6 +18,7 @@ pub mod config;
 pub mod expiry;
 mod health;
 pub mod keys;
+pub mod load;
 pub mod log_writer;
 pub mod membership;
 mod merges;

@@ -18,6 +18,7 @@ use flotilla_proto::{Error, KeyspaceId, RangeId, limits, v1};
 
 use crate::config::ReadMode;
 use crate::keys;
+use crate::load::Asked;
 use crate::record;
 use crate::storage::{Direction, Family, Read, StorageError};
 use crate::store::ReadView;
@@ -115,6 +116,32 @@ pub fn execute<R: Read + ?Sized>(
             Ok(v1::response::Body::MultiGet(v1::MultiGetResponse { header: None, results }))
         }
         ReadRequest::Scan(request) => Ok(v1::response::Body::Scan(scan(storage, descriptor, range_time_ms, request)?)),
+    }
+}
+
+/// What a read counts for in its range's load: requests, and bytes of keys and values.
+pub fn cost(request: ReadRequest<'_>, answer: &v1::response::Body) -> (u64, u64) {
+    let of = |record: &v1::Record| record.key.len() + record.value.len();
+    let (reads, bytes) = match (request, answer) {
+        (ReadRequest::Get(get), v1::response::Body::Get(answer)) => {
+            (1, get.key.len() + answer.record.as_ref().map_or(0, of))
+        }
+        (ReadRequest::MultiGet(multi), v1::response::Body::MultiGet(answer)) => {
+            let values = answer.results.iter().filter_map(|result| result.record.as_ref());
+            (multi.keys.len(), multi.keys.iter().map(Bytes::len).sum::<usize>() + values.map(of).sum::<usize>())
+        }
+        (ReadRequest::Scan(_), v1::response::Body::Scan(page)) => (1, page.records.iter().map(of).sum()),
+        _ => (1, 0),
+    };
+    (reads as u64, bytes as u64)
+}
+
+/// What a read was for: of several keys, the first.
+pub fn asked(request: ReadRequest<'_>) -> Option<Asked> {
+    match request {
+        ReadRequest::Get(get) => Some(Asked::key(get.key.clone())),
+        ReadRequest::MultiGet(multi) => multi.keys.first().cloned().map(Asked::key),
+        ReadRequest::Scan(scan) => Some(Asked::span(scan.start.clone(), scan.end.clone())),
     }
 }
 

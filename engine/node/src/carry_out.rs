@@ -229,6 +229,9 @@ impl<S: LocalStorage> StoreLoop<S> {
             Event::CannotSplit { range, bytes } => {
                 tracing::warn!(%range, bytes, "the range is too large, and nothing in it may be cut");
             }
+            Event::LoadStays { range, requests_per_s, why } => {
+                tracing::info!(%range, requests_per_s, why, "the range is hot, and is not split for its load");
+            }
             Event::ReplicasChanged { descriptor } => {
                 self.counters.replica_changes.add(1);
                 let nodes: Vec<u64> = descriptor.replicas.iter().map(|replica| replica.node_id).collect();

@@ -89,6 +89,9 @@ fn describe(event: &Event) -> Option<(RangeId, &'static str, String)> {
         Event::CannotSplit { range, bytes } => {
             (*range, "cannot-split", format!("holds {bytes} bytes, and nothing in it may be cut"))
         }
+        Event::LoadStays { range, requests_per_s, why } => {
+            (*range, "hot", format!("{requests_per_s} requests in a second, and it is not split for them: {why}"))
+        }
         Event::ReplicasChanged { descriptor } => {
             (RangeId(descriptor.range_id), "replicas", format!("replicas on nodes {}", replicas(descriptor)))
         }

@@ -66,6 +66,13 @@ fn inline(request: &ReadRequest<'_>) -> bool {
     }
 }
 
+/// Counts a read as load of its range, if this replica leads it.
+fn count(view: &ReadView, read: ReadRequest<'_>, result: &Result<v1::response::Body, Error>) {
+    let (Some(tally), Ok(body)) = (&view.tally, result) else { return };
+    let (reads, bytes) = read::cost(read, body);
+    tally.read(reads, bytes, || read::asked(read));
+}
+
 impl<S: LocalStorage> Reads<S> {
     /// Answers a read, now if memory and lease allow, otherwise later.
     pub fn start(self: &Arc<Self>, request: Box<Request>, wakes: &mut Wakes) {
@@ -129,7 +136,10 @@ impl<S: LocalStorage> Reads<S> {
             return Attempt::refused(Error::RangeNotFound { range });
         }
         match read::admit(&view, clock::now(), self.mode, header) {
-            Admission::Read => Attempt::Done { term: view.term, result },
+            Admission::Read => {
+                count(&view, read, &result);
+                Attempt::Done { term: view.term, result }
+            }
             Admission::Barrier => Attempt::NeedsBarrier,
             Admission::Refused(error) => Attempt::refused(error),
         }
@@ -216,6 +226,9 @@ impl<S: LocalStorage> Reads<S> {
     /// The answer of a read after its barrier, if the range is still what it was.
     fn confirmed(&self, request: &Request, view: &ReadView, result: Result<v1::response::Body, Error>) -> v1::Response {
         let range = RangeId(request.header.range_id);
+        if let Some(read) = requests::read_of(&request.body) {
+            count(view, read, &result);
+        }
         let unchanged = match self.views.get(range) {
             Some(newest) => read::check_same(view, &newest),
             None => Err(Error::RangeNotFound { range }),

@@ -18,7 +18,11 @@ impl Range {
             turn.effects.writes.push((write.token, Err(error)));
             return;
         }
-        turn.shared.proposal_bytes += proposals::request_bytes(&write.request);
+        let bytes = proposals::request_bytes(&write.request);
+        turn.shared.proposal_bytes += bytes;
+        if let Some(load) = &mut self.load {
+            load.wrote(bytes, write.request.ops.iter().filter_map(command::op_key));
+        }
         self.proposals.queue(write);
     }
 

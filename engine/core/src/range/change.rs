@@ -214,9 +214,10 @@ impl Range {
         self.siblings = children.iter().map(|child| (*child.descriptor).clone()).collect();
         let share = self.size.bytes() / (children.len() as u64 + 1);
         self.size.set(share);
+        let load = self.load.as_mut().map(|load| load.share(children.len() as u64 + 1));
         for child in children.iter().filter(|child| child.born) {
             let boot = RangeBoot::initial(child.descriptor.clone(), child.applied);
-            turn.born.push(Born { boot, campaigns: self.leads(), bytes: share });
+            turn.born.push(Born { boot, campaigns: self.leads(), bytes: share, load });
         }
         let ranges = std::iter::once(&self.descriptor).chain(children.iter().map(|child| &child.descriptor));
         turn.effects.events.push(Event::Split { range: self.id, ranges: ranges.cloned().collect() });

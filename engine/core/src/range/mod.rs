@@ -19,6 +19,7 @@ mod install;
 #[cfg(feature = "fault-late-proposals")]
 mod late;
 mod lease;
+mod load;
 mod log;
 mod merge;
 mod offer;
@@ -45,6 +46,7 @@ use raft::{RawNode, StateRole};
 use crate::bootstrap::INITIAL_TERM;
 use crate::command;
 use crate::config::Config;
+use crate::load::Load;
 use crate::membership;
 use crate::read;
 use crate::recover::RangeBoot;
@@ -94,6 +96,9 @@ pub(crate) struct Range {
     order_waits: String,
     finding: Option<Finding>,
     size: Size,
+    /// Of a leader: how much the range is asked for; and what a split has left to a replica that is to lead.
+    load: Option<Box<Load>>,
+    inherited_load: Option<v1::RangeLoad>,
     /// About how large it was when it could not be split.
     too_large_to_split: u64,
     level_lag: u64,
@@ -189,6 +194,7 @@ impl Range {
             lease_until: BootTime::default(),
             clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
             incarnation: shared.incarnations,
+            tally: None,
             frozen: boot.merge.as_ref().is_some_and(|merge| merge.frozen.is_some()),
         };
         let merge = boot.merge.as_deref().cloned().unwrap_or_default();
@@ -204,6 +210,8 @@ impl Range {
             order_waits: String::new(),
             finding: None,
             size: Size::default(),
+            load: None,
+            inherited_load: None,
             too_large_to_split: 0,
             level_lag: shared.config.level_lag_entries,
             heard: BTreeMap::new(),
@@ -258,8 +266,9 @@ impl Range {
     }
 
     /// It begins here: leads, if it is to, as soon as the others let it.
-    pub(crate) fn begin(&mut self, turn: &Turn<'_>, campaigns: bool, bytes: u64) {
+    pub(crate) fn begin(&mut self, turn: &Turn<'_>, campaigns: bool, bytes: u64, load: Option<v1::RangeLoad>) {
         self.size.set(bytes);
+        self.inherited_load = load.filter(|_| campaigns);
         if campaigns && !turn.shared.draining {
             self.leader_due = Some(turn.now);
             self.campaign_at_once();
@@ -447,6 +456,7 @@ impl Range {
         if self.leads() {
             self.repeat_hand_over();
             self.consider_split(turn);
+            self.consider_load(turn);
             self.pursue_order(turn);
             self.pursue_expiry(turn);
         }

@@ -256,6 +256,7 @@ impl Range {
         let same_reign = led_before && role == StateRole::Leader && term == self.term();
         if led_before && !same_reign {
             self.lease.end();
+            self.load = None;
             self.forget_order();
             self.lose_merge_asker(turn, "the leader changed while the range was being merged; it may be yet", false);
             turn.effects.events.push(Event::SteppedDown { range: self.id, term });
@@ -273,6 +274,7 @@ impl Range {
             self.drop_overwritten_change(turn);
             self.heard.clear();
             self.hand_overs.clear();
+            self.begin_load(turn);
             turn.effects.events.push(Event::BecameLeader { range: self.id, term: self.term() });
         }
         self.follow_transfer(turn);
@@ -320,6 +322,7 @@ impl Range {
             lease_until,
             clock: self.range_clock(),
             incarnation: self.incarnation,
+            tally: self.load.as_ref().map(|load| load.tally.clone()),
             frozen: self.frozen().is_some(),
         };
         let changed_leader = view.term != self.view.term || view.leader != self.view.leader;

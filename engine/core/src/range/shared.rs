@@ -100,6 +100,8 @@ pub(crate) struct Born {
     pub campaigns: bool,
     /// About how large it is.
     pub bytes: u64,
+    /// About how much it will be asked for.
+    pub load: Option<v1::RangeLoad>,
 }
 
 /// One turn of the store, as its ranges see it.

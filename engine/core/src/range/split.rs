@@ -98,7 +98,7 @@ impl Range {
     }
 
     /// Whether the range can be split now, and where its keyspace allows it.
-    fn may_split(&self, turn: &Turn<'_>) -> Result<v1::SplitBoundary, Error> {
+    pub(super) fn may_split(&self, turn: &Turn<'_>) -> Result<v1::SplitBoundary, Error> {
         if self.id == SYSTEM_RANGE {
             return Err(Error::invalid("the system range is never split", "choose a range of another keyspace"));
         }
@@ -113,7 +113,7 @@ impl Range {
         }
     }
 
-    fn propose_split(
+    pub(super) fn propose_split(
         &mut self,
         turn: &mut Turn<'_>,
         mut keys: Vec<bytes::Bytes>,

@@ -65,7 +65,7 @@ impl Range {
                 leader_node_id: self.leader().unwrap_or_default().0,
                 term: raft.term,
                 data_bytes: self.size.bytes(),
-                ..Default::default()
+                load: self.load.as_ref().map(|load| load.rates()),
             }),
             replica: Some(replica),
         }
@@ -98,6 +98,7 @@ impl Range {
             log_bytes: self.raft.store().log_bytes(),
             replica_id: self.replica,
             data_bytes: self.size.bytes(),
+            load: self.load.as_ref().and_then(|load| load.told()),
             silent_nodes: others.clone().filter(silent).map(nodes).collect(),
             level_nodes: others.filter(|of| self.is_level(of.replica_id)).map(nodes).collect(),
             order_id,

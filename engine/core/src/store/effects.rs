@@ -13,6 +13,7 @@ use raft::eraftpb::Entry;
 use super::input::{Envelope, Token};
 use crate::apply::ApplyTask;
 use crate::expiry::ExpiryWanted;
+use crate::load::Tally;
 use crate::snapshot::SnapshotData;
 use crate::time::BootTime;
 
@@ -221,6 +222,8 @@ pub struct ReadView {
     /// Which of the store's replicas this is of: a later one of the same range has a larger number, and so has one whose
     /// state was replaced while nothing of it could be read.
     pub incarnation: u64,
+    /// Where reads are counted while this replica leads.
+    pub tally: Option<Arc<Tally>>,
     /// The range is being merged into its neighbour: nothing of it is to be read, not even stale.
     pub frozen: bool,
 }
@@ -351,6 +354,15 @@ pub enum Event {
         range: RangeId,
         /// Bytes that it holds.
         bytes: u64,
+    },
+    /// A range is asked for more than it should be, and is not split for it.
+    LoadStays {
+        /// The range.
+        range: RangeId,
+        /// Requests in a second.
+        requests_per_s: u64,
+        /// Why, in words.
+        why: String,
     },
     /// The range's replicas have changed.
     ReplicasChanged {

@@ -70,6 +70,8 @@ pub struct RangeSummary {
     pub replica_id: u64,
     /// About how many bytes of data it holds.
     pub data_bytes: u64,
+    /// Of a leader: how much it is asked for, as it is told: steady, and nothing where it is next to nothing.
+    pub load: Option<v1::RangeLoad>,
     /// Of a leader: nodes whose replicas it does not hear from.
     pub silent_nodes: Vec<u64>,
     /// Of a leader: nodes whose replicas hold all that is committed, or nearly.
@@ -100,7 +102,7 @@ impl RangeSummary {
             order_id: self.order_id,
             order_waits: self.order_waits.clone(),
             frozen: self.frozen.clone(),
-            ..Default::default()
+            load: self.load,
         }
     }
 }

@@ -315,7 +315,7 @@ impl Store {
             self.newborn.insert(id, self.last_sequence + 1);
             let work = ApplyWork::Replaced { descriptor: boot.descriptor.clone(), applied, merge: None };
             effects.applies.push(ApplyTask { range: id, work });
-            self.born.push(Born { boot, campaigns: true, bytes: 0 });
+            self.born.push(Born { boot, campaigns: true, bytes: 0, load: None });
             // Before the next one, which must not overlap with it.
             self.begin_born(now, effects);
         }
@@ -323,7 +323,7 @@ impl Store {
 
     /// Lets replicas begin, and gives them what came for them too early.
     pub(super) fn begin_born(&mut self, now: BootTime, effects: &mut Effects) {
-        for Born { boot, campaigns, bytes } in std::mem::take(&mut self.born) {
+        for Born { boot, campaigns, bytes, load } in std::mem::take(&mut self.born) {
             let id = RangeId(boot.descriptor.range_id);
             let range = match Range::new(&mut self.shared, &boot, now) {
                 Ok(range) => range,
@@ -335,7 +335,7 @@ impl Store {
             effects.views.push(range.view().clone());
             effects.events.push(Event::Born { descriptor: boot.descriptor.clone() });
             self.ranges.insert(id, range);
-            self.with(now, id, effects, |range, turn| range.begin(turn, campaigns, bytes));
+            self.with(now, id, effects, |range, turn| range.begin(turn, campaigns, bytes, load));
             for envelope in self.unknown.take(id) {
                 self.message(now, envelope, effects);
             }

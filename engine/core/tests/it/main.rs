@@ -10,6 +10,7 @@ mod elections;
 mod gray;
 mod hostile;
 mod hostile_ranges;
+mod hot;
 mod installs;
 mod membership;
 mod merge_bugs;
