@@ -207,7 +207,7 @@ pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
 
 /// Merges by hand, and crashes just where they are decided.
 fn around_merges(knobs: &Knobs) -> Vec<Step> {
-    let rng = &mut Rng::new(knobs.seed, 14);
+    let rng = &mut Rng::new(knobs.seed, 15);
     let mut steps = Vec::new();
     let mut at = ms(3_000);
     while at < knobs.duration.saturating_sub(ms(1_000)) {
@@ -227,7 +227,7 @@ fn around_merges(knobs: &Knobs) -> Vec<Step> {
             Fault::Merge { range, of_target, then: after_split(knobs, rng), length: length(rng) }
         };
         steps.push(Step { at, fault });
-        at += rng.between(ms(500), ms(5_000));
+        at += rng.between(ms(300), ms(2_500));
     }
     steps
 }

@@ -205,7 +205,7 @@ impl Knobs {
             split_per_mille: splits,
             check_per_mille: rng.pick(&[0, 30, 200]),
             birth_per_mille: rng.pick(&[0, 0, 60]),
-            merge_per_mille: Rng::new(self.seed, 13).pick(&[0, 100, 300, 700]),
+            merge_per_mille: Rng::new(self.seed, 14).pick(&[0, 300, 700, 1_000]),
             ranges_max: rng.pick(&[8, 24, 48]),
             split_bytes: rng.pick(&[0, 1 << 10, 4 << 10, 4 << 10, 16 << 10]),
             boundary: v1::SplitBoundary { rule },

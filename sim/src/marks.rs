@@ -106,6 +106,7 @@ marks! {
     KeyspaceReady: "whoever created a keyspace is told that it is ready",
     KeyspaceDropped: "a keyspace is dropped",
     MoveAsked: "a replica is moved by hand",
+    MergeAsked: "two ranges are merged by hand",
     DrainAsked: "a node is drained by hand",
     PeopleUncertain: "people are left without an outcome",
     PeopleRefused: "people ask for what is refused",

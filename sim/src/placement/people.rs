@@ -1,6 +1,8 @@
 //! What happens around placement: stores join, a node is lost for good, people create and drop keyspaces, drain nodes,
 //! and move replicas.
 
+use std::sync::Arc;
+
 use flotilla_engine::bootstrap::{self, Birth};
 use flotilla_engine::membership;
 use flotilla_placement::{Request, Response};
@@ -203,8 +205,28 @@ impl Cluster {
         self.ask_placement(Asker::People, to, request, ms(25_000));
     }
 
+    /// Two neighbours that are to become one range.
+    fn draw_merge(&mut self) -> Option<Request> {
+        let real = self.real.as_mut()?;
+        let ranges: Vec<_> =
+            self.invariants.territory.all_newest().filter(|range| !real.ledger.is_dropped(range.keyspace_id)).collect();
+        let left = ranges.get(real.rng.index(ranges.len()))?;
+        let meets = |right: &&&Arc<v1::RangeDescriptor>| {
+            right.keyspace_id == left.keyspace_id && !left.end.is_empty() && right.start == left.end
+        };
+        let right = ranges.iter().find(meets)?;
+        Some(Request::MergeRanges(v1::MergeRangesRequest {
+            left_range_id: left.range_id,
+            right_range_id: right.range_id,
+            timeout_ms: real.rng.pick(&[0, 5_000, 20_000]),
+        }))
+    }
+
     fn draw_move(&mut self) -> Option<Request> {
         let real = self.real.as_mut()?;
+        if real.rng.chance(400) {
+            return self.draw_merge();
+        }
         let ranges: Vec<_> =
             self.invariants.territory.all_newest().filter(|range| !real.ledger.is_dropped(range.keyspace_id)).collect();
         let range = ranges.get(real.rng.index(ranges.len()))?;
@@ -222,6 +244,7 @@ impl Cluster {
         match (request, result) {
             (Request::CreateKeyspace(_), Ok(_)) => self.marks.hit(Mark::KeyspaceReady),
             (Request::MoveReplica(_), Ok(_)) => self.marks.hit(Mark::MoveAsked),
+            (Request::MergeRanges(_), Ok(_)) => self.marks.hit(Mark::MergeAsked),
             (Request::DrainNode(_), Ok(_)) => self.marks.hit(Mark::DrainAsked),
             (_, Err(Error::Ambiguous { .. })) => self.marks.hit(Mark::PeopleUncertain),
             (_, Err(Error::InvalidArgument { .. })) => self.marks.hit(Mark::PeopleRefused),

@@ -244,10 +244,10 @@ impl Cluster {
             if self.placement.rng.chance(knobs.split_per_mille) && ranges.len() < knobs.ranges_max {
                 self.split_somewhere(range);
             }
-        }
-        if self.placement.rng.chance(knobs.merge_per_mille) {
             let range = self.placement.rng.pick(&ranges);
-            self.merge_something(range);
+            if self.placement.rng.chance(knobs.merge_per_mille) {
+                self.merge_something(range);
+            }
         }
         if self.placement.rng.chance(knobs.check_per_mille) {
             let range = self.placement.rng.pick(&ranges);
