@@ -141,9 +141,16 @@ pub(crate) fn of_order(id: u64, decision: &Decision) -> v1::HistoryEntry {
         add_nodes: decision.add.clone(),
         remove_nodes: decision.remove.clone(),
         leader_node_id: decision.leader,
+        order_kind: order_kind(decision.kind),
+        other_ranges: decision.merge_into.iter().map(|left| left.range_id).collect(),
         what: decision.reason.clone(),
         ..Default::default()
     }
+}
+
+/// What an order is for, in a word such as balance-replicas.
+pub(crate) fn order_kind(kind: v1::OrderKind) -> String {
+    kind.as_str_name().trim_start_matches("ORDER_KIND_").replace('_', "-").to_ascii_lowercase()
 }
 
 /// An entry about an order that ended: done, or given up for a reason.

@@ -9,6 +9,7 @@
 // The order of a hash map is not that of the input.
 #![warn(clippy::iter_over_hash_type)]
 
+mod answers;
 mod birth;
 mod borders;
 mod config;

@@ -2,6 +2,8 @@
 
 use flotilla_proto::{Error, Result, v1};
 
+use crate::constraints;
+
 /// The system range's keyspace: it has a name, so that its replicas can be set; clients do not see it.
 pub const SYSTEM_KEYSPACE_NAME: &str = "system";
 
@@ -11,11 +13,6 @@ pub const NAME_CHARS_MAX: usize = 64;
 pub const REPLICAS_MAX: u32 = 7;
 /// Smallest size that a range may be split at: below, splitting would cost more than it could gain.
 pub const SPLIT_BYTES_MIN: u64 = 1 << 10;
-
-/// Labels of one node, and longest key and value of one.
-pub const LABELS_MAX: usize = 16;
-/// See [`LABELS_MAX`].
-pub const LABEL_CHARS_MAX: usize = 63;
 
 /// A label as it is written: `zone=a`.
 pub fn parse_label(text: &str) -> Result<v1::Label> {
@@ -29,24 +26,7 @@ pub fn parse_label(text: &str) -> Result<v1::Label> {
 
 /// Refuses labels that no node may have.
 pub fn check_labels(labels: &[v1::Label]) -> Result<()> {
-    let hint =
-        format!("keys and values have 1 to {LABEL_CHARS_MAX} characters of a-z, A-Z, 0-9, \"_\", \"-\" and \".\"");
-    let is_word = |text: &str| {
-        let fits = |char: char| char.is_ascii_alphanumeric() || "_-.".contains(char);
-        !text.is_empty() && text.len() <= LABEL_CHARS_MAX && text.chars().all(fits)
-    };
-    if labels.len() > LABELS_MAX {
-        return Err(Error::invalid(format!("{} labels", labels.len()), format!("a node has at most {LABELS_MAX}")));
-    }
-    for (at, label) in labels.iter().enumerate() {
-        if !is_word(&label.key) || !is_word(&label.value) {
-            return Err(Error::invalid(format!("label \"{}={}\"", label.key, label.value), hint));
-        }
-        if labels[..at].iter().any(|other| other.key == label.key) {
-            return Err(Error::invalid(format!("two labels {:?}", label.key), "a node has one value for each key"));
-        }
-    }
-    Ok(())
+    constraints::check_labels(labels)
 }
 
 /// Refuses a name that no new keyspace may have.
@@ -119,13 +99,13 @@ mod tests {
     fn labels_are_a_key_and_a_value() {
         let label = |key: &str, value: &str| v1::Label { key: key.into(), value: value.into() };
         assert_eq!(parse_label("zone=eu-1.a"), Ok(label("zone", "eu-1.a")));
-        for bad in ["", "zone", "zone=", "=a", "zone=a=b", "zo ne=a", "zone=\u{e4}", &format!("z={}", "x".repeat(64))] {
+        for bad in ["", "zone", "zone=", "=a", "zone=a=b", "zo ne=a", "zone=\u{e4}", &format!("z={}", "x".repeat(65))] {
             let error = parse_label(bad).expect_err(bad);
             assert!(!error.hint().is_empty(), "{bad}");
         }
         assert!(check_labels(&[label("zone", "a"), label("rack", "a")]).is_ok());
         assert!(check_labels(&[label("zone", "a"), label("zone", "b")]).is_err(), "which of them?");
-        assert!(check_labels(&vec![label("zone", "a"); LABELS_MAX + 1]).is_err());
+        assert!(check_labels(&vec![label("zone", "a"); 17]).is_err());
     }
 
     #[test]

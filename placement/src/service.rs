@@ -48,6 +48,12 @@ pub enum Request {
     DrainNode(v1::DrainNodeRequest),
     /// What was decided of late.
     History(v1::PlacementHistoryRequest),
+    /// Why a range is where it is.
+    Explain(v1::RangeExplainRequest),
+    /// What would be decided now.
+    Plan(v1::PlacementPlanRequest),
+    /// What needs a person.
+    Status(v1::PlacementStatusRequest),
     /// A node is to be emptied and removed, or that ends. Answered when it is decided.
     DecommissionNode(v1::DecommissionNodeRequest),
     /// A node is expected to be away, or is not any more.
@@ -75,6 +81,12 @@ pub enum Response {
     DrainNode(v1::DrainNodeResponse),
     /// To [`Request::History`].
     History(v1::PlacementHistoryResponse),
+    /// To [`Request::Explain`].
+    Explain(Box<v1::RangeExplainResponse>),
+    /// To [`Request::Plan`].
+    Plan(v1::PlacementPlanResponse),
+    /// To [`Request::Status`].
+    Status(v1::PlacementStatusResponse),
     /// To [`Request::DecommissionNode`].
     DecommissionNode(v1::DecommissionNodeResponse),
     /// To [`Request::MaintainNode`].
@@ -233,6 +245,15 @@ impl Service {
                 Request::MoveReplica(request) => self.on_move_replica(token, &request),
                 Request::DrainNode(request) => self.on_drain_node(token, &request),
                 Request::History(request) => self.on_history(token, &request),
+                Request::Explain(request) => self.on_explain(token, &request),
+                Request::Plan(_) => {
+                    self.on_plan(token);
+                    Ok(())
+                }
+                Request::Status(_) => {
+                    self.on_status(token);
+                    Ok(())
+                }
                 Request::DecommissionNode(request) => self.on_decommission_node(token, &request),
                 Request::MaintainNode(request) => self.on_maintain_node(token, &request),
                 Request::MergeRanges(request) => self.on_merge_ranges(token, &request),

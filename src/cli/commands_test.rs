@@ -261,6 +261,84 @@ fn ranges_are_ranked_and_keyspaces_are_drawn() {
 }
 
 #[test]
+fn a_range_is_explained_and_a_plan_changes_nothing() {
+    let cluster = Fixture::new();
+    let (_, ranges) = cluster.json(&["range", "list", "--keyspace", "default"]);
+    let id = ranges[0]["range_id"].to_string();
+    let (code, page) = cluster.run(&["range", "explain", &id]);
+    assert!(code == 0 && page.starts_with(&format!("range {id} of keyspace \"default\": (first) to (last)")), "{page}");
+    for line in ["\nleader: ", "\nunder way: nothing\n", "\nnext: nothing now: ", "\nlately: "] {
+        assert!(page.contains(line), "{page}");
+    }
+    let (code, told) = cluster.json(&["range", "explain", &id]);
+    assert_eq!((code, &told["order"], &told["replicas"][0]["node_state"]), (0, &Value::Null, &"live".into()), "{told}");
+    assert_eq!(told["replicas"][0]["labels"]["zone"], "a");
+    assert_eq!(cluster.run(&["range", "explain", "9999"]).0, 1);
+    assert_eq!(cluster.run(&["placement", "plan", "--dry-run"]), (0, "nothing: all is as it is asked for\n".into()));
+    let (code, plan) = cluster.json(&["placement", "plan"]);
+    assert_eq!((code, &plan["orders"], &plan["notes"]), (0, &serde_json::json!([]), &serde_json::json!([])));
+}
+
+#[test]
+fn neighbours_are_merged_by_hand_and_others_are_not() {
+    let cluster = Fixture::new();
+    let words = ["keyspace", "create", "x", "--replicas", "1", "--merge", "off"];
+    assert_eq!(cluster.run(&words).0, 0);
+    for key in ["a1", "b1", "c1"] {
+        assert_eq!(cluster.run(&["kv", "put", key, "v", "--keyspace", "x"]).0, 0);
+    }
+    let (_, ranges) = cluster.json(&["range", "list", "--keyspace", "x"]);
+    let (_, split) = cluster.json(&["range", "split", &ranges[0]["range_id"].to_string(), "--at", "b", "--at", "c"]);
+    let ids: Vec<String> = (0..3).map(|at| split["ranges"][at]["range_id"].to_string()).collect();
+    let (_, ranges) = cluster.json(&["range", "list", "--keyspace", "default"]);
+    let foreign = ranges[0]["range_id"].to_string();
+    for (left, right) in [(&ids[0], &ids[2]), (&ids[1], &ids[0]), (&ids[0], &foreign), (&ids[0], &"9999".to_owned())] {
+        assert_eq!(cluster.run(&["range", "merge", left, right]).0, 1, "{left} and {right}");
+    }
+    let (code, text) = cluster.run(&["range", "merge", &ids[0], &ids[1]]);
+    assert_eq!((code, text), (0, format!("range {} has what range {} held\n", ids[0], ids[1])));
+    assert_eq!(cluster.run(&["kv", "scan", "--keyspace", "x", "--count"]), (0, "3\n".into()));
+    assert_eq!(cluster.run(&["kv", "get", "b1", "--keyspace", "x"]), (0, "v".into()));
+    let (_, left) = cluster.json(&["range", "list", "--keyspace", "x"]);
+    assert_eq!(left.as_array().map(Vec::len), Some(2), "{left}");
+    assert_eq!(cluster.run(&["range", "explain", &ids[1]]).0, 1, "it is a part of another one");
+    let (_, told) = cluster.json(&["placement", "history", "--range", &ids[1]]);
+    assert!(told["entries"].as_array().is_some_and(|all| all.iter().any(|one| one["word"] == "merge")), "{told}");
+}
+
+#[test]
+fn what_nodes_cannot_do_is_refused() {
+    let cluster = Fixture::new();
+    let refused = |words: &[&str], code: u8| {
+        let line = ["flotilla", "--addr", &cluster.address].into_iter().chain(words.iter().copied());
+        let failure = match Cli::try_parse_from(line) {
+            Ok(cli) => super::execute(cli).expect_err("refused"),
+            Err(error) => super::failure::Failure::usage(error.to_string()),
+        };
+        assert_eq!(failure.code(), code, "{words:?}: {failure}");
+        failure.to_string()
+    };
+    let text = refused(&["node", "decommission", "1", "--yes"], 1);
+    assert!(text.contains("node"), "{text}");
+    assert!(refused(&["node", "decommission", "7", "--yes"], 1).contains("there is no node 7"));
+    refused(&["node", "decommission", "1"], 2);
+    assert!(refused(&["node", "maintenance", "1", "--for", "5m"], 1).contains("no other node could take over"));
+    assert!(refused(&["node", "maintenance", "7", "--for", "5m"], 1).contains("there is no node 7"));
+    refused(&["node", "maintenance", "1"], 2);
+    let unknown = refused(&["keyspace", "set", "default", "--require-label", "zone=nowhere"], 1);
+    assert!(unknown.contains("zone=nowhere"), "{unknown}");
+    refused(&["keyspace", "set", "default", "--require-label", "zone"], 2);
+    refused(&["keyspace", "set", "default"], 2);
+    assert!(refused(&["keyspace", "set", "none", "--forbid-label", "zone=a"], 1).contains("none"));
+    let set = ["keyspace", "set", "default", "--require-label", "zone=a", "--prefer-leaders", "rack=r1"];
+    let (code, kept) = cluster.json(&set);
+    assert_eq!((code, &kept["constraints"]["require"][0]), (0, &"zone=a".into()), "{kept}");
+    assert!(cluster.run(&["keyspace", "show", "default"]).1.contains("require zone=a; prefer leaders in rack=r1"));
+    let (_, kept) = cluster.json(&["keyspace", "set", "default", "--no-constraints"]);
+    assert_eq!(kept["constraints"]["require"], serde_json::json!([]));
+}
+
+#[test]
 fn rows_go_in_and_spans_go_out() {
     let cluster = Fixture::new();
     let rows = cluster.path("rows.csv");

@@ -5,6 +5,7 @@
 //! judgement ([`problems`]) is a pure function of what they said.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, v1};
 use flotilla_router::Client;
@@ -14,6 +15,9 @@ use super::failure::{Failure, Result};
 use super::global::Global;
 use super::output::{self, plural, size};
 use super::range;
+
+/// How long the placement service may take over its answer: what else there is to say must not wait long for it.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
@@ -32,11 +36,51 @@ struct Picture {
     statuses: BTreeMap<u64, v1::NodeStatusResponse>,
     /// Why the others did not.
     silent: BTreeMap<u64, String>,
+    /// What the placement service knows.
+    placement: Placement,
+}
+
+/// The placement service's word.
+#[derive(Debug, Default)]
+struct Placement {
+    /// Things that need a person, and that nobody else can tell.
+    problems: Vec<String>,
+    /// Things that are as somebody asked for, or that pass.
+    notes: Vec<String>,
+    /// Why it could not be asked.
+    missing: Option<String>,
+}
+
+impl Placement {
+    /// What nodes and ranges say for themselves is left out: it is told by [`problems`].
+    fn of(lines: Vec<String>) -> Self {
+        let told = |line: &String| {
+            line.contains(" is silent for ")
+                || line.contains(" majority")
+                || line.contains("has no disk space to spare")
+        };
+        let passes = |line: &String| {
+            ["is in maintenance for", "is being decommissioned", "the placement service has not heard of all nodes"]
+                .iter()
+                .any(|words| line.contains(words))
+        };
+        let (notes, problems) = lines.into_iter().filter(|line| !told(line)).partition(passes);
+        Self { problems, notes, missing: None }
+    }
+}
+
+/// What goes on and what does not, while placement is not reached.
+fn without_placement(why: &str) -> String {
+    format!(
+        "the placement service does not answer ({why}): until the system range is led again nothing is repaired, balanced, \
+         drained or merged, no node can join, no keyspace be created, changed or dropped; reads, writes and splits of all \
+         other ranges go on"
+    )
 }
 
 pub async fn run(args: StatusArgs, global: &Global) -> Result {
     let client = global.client().await?;
-    let picture = look(&client).await?;
+    let picture = look(&client, global.timeout).await?;
     let problems = problems(&picture);
     if global.json() {
         output::json(&json!({
@@ -45,11 +89,12 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result {
             "nodes_up": picture.statuses.len(),
             "ranges": picture.ranges.len(),
             "problems": problems,
+            "notes": picture.placement.notes,
         }))?;
-    } else if problems.is_empty() {
-        output::line(all_well(&picture))?;
     } else {
-        output::line(problems.join("\n"))?;
+        let mut lines = if problems.is_empty() { vec![all_well(&picture)] } else { problems.clone() };
+        lines.extend(picture.placement.notes.iter().cloned());
+        output::line(lines.join("\n"))?;
     }
     if args.check && !problems.is_empty() {
         let things = problems.len() as u64;
@@ -61,7 +106,7 @@ pub async fn run(args: StatusArgs, global: &Global) -> Result {
     Ok(())
 }
 
-async fn look(client: &Client) -> Result<Picture> {
+async fn look(client: &Client, timeout: Duration) -> Result<Picture> {
     let routes = client.list_ranges().await?;
     let mut picture =
         Picture { nodes: routes.nodes, ranges: routes.ranges, keyspaces: routes.keyspaces, ..Picture::default() };
@@ -78,6 +123,11 @@ async fn look(client: &Client) -> Result<Picture> {
     }
     let up = picture.statuses.keys().copied().collect();
     range::find_leaders(client, &mut picture.ranges, &up).await;
+    let patience = timeout.min(PLACEMENT_PATIENCE);
+    picture.placement = match client.with_timeout(patience).placement_status().await {
+        Ok(status) => Placement::of(status.problems),
+        Err(error) => Placement { missing: Some(error.to_string()), ..Placement::default() },
+    };
     Ok(picture)
 }
 
@@ -104,7 +154,7 @@ fn all_well(picture: &Picture) -> String {
 
 /// One line for each thing that needs a person.
 fn problems(picture: &Picture) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = picture.placement.missing.as_deref().map(without_placement).into_iter().collect();
     for node in &picture.nodes {
         if let Some(why) = picture.silent.get(&node.node_id) {
             lines.push(node_down(node, why));
@@ -126,6 +176,7 @@ fn problems(picture: &Picture) -> Vec<String> {
         let news = status.problems.iter().filter(|problem| !is_known(problem, picture));
         lines.extend(news.map(|problem| format!("node {node}: {problem}")));
     }
+    lines.extend(picture.placement.problems.iter().cloned());
     lines
 }
 
@@ -243,7 +294,28 @@ mod tests {
             keyspaces: vec![v1::Keyspace { replicas: 3, ..Default::default() }],
             statuses: (1..=3).map(|node| (node, status.clone())).collect(),
             silent: BTreeMap::new(),
+            placement: Placement::default(),
         }
+    }
+
+    #[test]
+    fn what_placement_knows_is_told_once_and_what_passes_is_no_problem() {
+        let lines = [
+            "keyspace \"x\": its constraints (require zone=a) leave 1 nodes for 3 replicas: add nodes",
+            "node 2 is silent for 9 s",
+            "node 3 is in maintenance for 60 s more",
+            "node 1 is being decommissioned: 3 of 9 replicas are left",
+            "node 3 is slow: its disk; it leads nothing while others can",
+            "2 ranges without a majority of live replicas (4, 5)",
+        ];
+        let mut picture = picture();
+        picture.placement = Placement::of(lines.map(str::to_owned).to_vec());
+        assert_eq!(problems(&picture), [lines[0], lines[4]]);
+        assert_eq!(picture.placement.notes, [lines[2], lines[3]]);
+        picture.placement = Placement { missing: Some("nobody leads".into()), ..Placement::default() };
+        let told = problems(&picture);
+        assert!(told[0].starts_with("the placement service does not answer (nobody leads): "), "{}", told[0]);
+        assert!(told[0].ends_with("reads, writes and splits of all other ranges go on"), "{}", told[0]);
     }
 
     #[test]

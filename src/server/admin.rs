@@ -210,4 +210,46 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::PlacementHistoryResponse>, Status> {
         Ok(Response::new(self.placement.call(request).await?))
     }
+
+    async fn range_explain(
+        &self,
+        request: Request<v1::RangeExplainRequest>,
+    ) -> Result<Response<v1::RangeExplainResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn placement_plan(
+        &self,
+        request: Request<v1::PlacementPlanRequest>,
+    ) -> Result<Response<v1::PlacementPlanResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn placement_status(
+        &self,
+        request: Request<v1::PlacementStatusRequest>,
+    ) -> Result<Response<v1::PlacementStatusResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn merge_ranges(
+        &self,
+        request: Request<v1::MergeRangesRequest>,
+    ) -> Result<Response<v1::MergeRangesResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn decommission_node(
+        &self,
+        request: Request<v1::DecommissionNodeRequest>,
+    ) -> Result<Response<v1::DecommissionNodeResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
+
+    async fn maintain_node(
+        &self,
+        request: Request<v1::MaintainNodeRequest>,
+    ) -> Result<Response<v1::MaintainNodeResponse>, Status> {
+        Ok(Response::new(self.placement.call(request).await?))
+    }
 }

@@ -16,6 +16,12 @@ fn keyspace_id(address: &str, name: &str) -> Value {
     at(address, &["keyspace", "show", name, "--output", "json"]).exits(0).json()["keyspace_id"].clone()
 }
 
+/// The only range of a keyspace.
+fn range_of(address: &str, keyspace: &str) -> String {
+    let list = at(address, &["range", "list", "--keyspace", keyspace, "--output", "json"]).exits(0).json();
+    list[0]["range_id"].to_string()
+}
+
 /// The nodes of a range's replicas; none while they change.
 fn nodes(range: &Value) -> Vec<u64> {
     let replicas = range["replicas"].as_array().cloned().unwrap_or_default();
@@ -76,6 +82,12 @@ fn a_node_that_restarts_while_the_system_range_is_down_gets_its_routes_from_peer
     cluster.kill(system);
     let refused = at(&there, &["keyspace", "create", "late", "--timeout", "1s"]);
     assert!(refused.code == 1 && refused.stderr.contains("hint:"), "{refused:?}");
+    let status = at(&there, &["status"]);
+    for words in ["the placement service does not answer", "reads, writes and splits of all other ranges go on"] {
+        assert!(status.text().contains(words), "{status:?}");
+    }
+    let explained = at(&there, &["range", "explain", &range_of(&there, "one"), "--timeout", "2s"]).exits(0);
+    assert!(explained.text().contains("missing: the placement service does not answer"), "{explained:?}");
     assert_eq!(cluster.terminate(other), Some(0), "{}", cluster.log(other));
     cluster.start(other);
     cluster.wait_node(other);

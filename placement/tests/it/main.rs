@@ -1,5 +1,6 @@
 //! The placement service in a toy cluster: nodes that carry out orders step by step over many reports.
 
+mod answers;
 mod crashes;
 mod growth;
 mod history;

@@ -45,6 +45,16 @@ async fn questions_to_the_placement_service_follow_it() {
     world.truth().leaders.insert(1, NodeId(1));
     client.placement_history(request).await.expect("the hint is followed");
     assert_eq!(world.truth().orders, ["n2 history r5", "n1 history r5"]);
+    world.truth().orders.clear();
+    assert_eq!(client.explain_range(RangeId(5), 3).await.map(|answer| answer.next), Ok("nothing".into()));
+    client.placement_plan().await.expect("planned");
+    assert_eq!(client.placement_status().await.map(|answer| answer.node_id), Ok(1));
+    let merged = client.merge_ranges(RangeId(2), RangeId(3), Duration::from_secs(1)).await;
+    assert_eq!(merged.map(|answer| answer.done), Ok(true));
+    assert_eq!(client.decommission_node(NodeId(2), false).await.map(|answer| answer.replicas), Ok(4));
+    assert_eq!(client.maintain_node(NodeId(2), Duration::from_secs(2)).await.map(|answer| answer.leaders), Ok(3));
+    let told = ["explain r5", "plan", "status", "merge r2 r3", "decommission n2 false", "maintain n2 2000"];
+    assert_eq!(world.truth().orders, told.map(|order| format!("n1 {order}")));
 }
 
 #[tokio::test]

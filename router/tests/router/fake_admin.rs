@@ -146,6 +146,42 @@ impl Admin for Service {
         self.take(1, format!("history r{}", request.into_inner().range_id))?;
         Ok(Response::new(v1::PlacementHistoryResponse { kept: 7, ..Default::default() }))
     }
+
+    async fn range_explain(&self, request: Request<v1::RangeExplainRequest>) -> Rpc<v1::RangeExplainResponse> {
+        self.take(1, format!("explain r{}", request.into_inner().range_id))?;
+        Ok(Response::new(v1::RangeExplainResponse { next: "nothing".into(), ..Default::default() }))
+    }
+
+    async fn placement_plan(&self, _: Request<v1::PlacementPlanRequest>) -> Rpc<v1::PlacementPlanResponse> {
+        self.take(1, "plan".into())?;
+        Ok(Response::new(v1::PlacementPlanResponse::default()))
+    }
+
+    async fn placement_status(&self, _: Request<v1::PlacementStatusRequest>) -> Rpc<v1::PlacementStatusResponse> {
+        self.take(1, "status".into())?;
+        Ok(Response::new(v1::PlacementStatusResponse { node_id: self.node.0, ..Default::default() }))
+    }
+
+    async fn merge_ranges(&self, request: Request<v1::MergeRangesRequest>) -> Rpc<v1::MergeRangesResponse> {
+        let request = request.into_inner();
+        self.take(1, format!("merge r{} r{}", request.left_range_id, request.right_range_id))?;
+        Ok(Response::new(v1::MergeRangesResponse { done: true, range: None }))
+    }
+
+    async fn decommission_node(
+        &self,
+        request: Request<v1::DecommissionNodeRequest>,
+    ) -> Rpc<v1::DecommissionNodeResponse> {
+        let request = request.into_inner();
+        self.take(1, format!("decommission n{} {}", request.node_id, request.undo))?;
+        Ok(Response::new(v1::DecommissionNodeResponse { replicas: 4, ..Default::default() }))
+    }
+
+    async fn maintain_node(&self, request: Request<v1::MaintainNodeRequest>) -> Rpc<v1::MaintainNodeResponse> {
+        let request = request.into_inner();
+        self.take(1, format!("maintain n{} {}", request.node_id, request.duration_ms))?;
+        Ok(Response::new(v1::MaintainNodeResponse { leaders: 3, ..Default::default() }))
+    }
 }
 
 #[tonic::async_trait]

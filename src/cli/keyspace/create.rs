@@ -20,13 +20,16 @@ pub struct CreateArgs {
 }
 
 pub async fn run(args: CreateArgs, global: &Global) -> Result {
+    let places = &args.settings.places;
     let request = v1::CreateKeyspaceRequest {
         name: args.name,
         replicas: args.settings.replicas.unwrap_or(0),
         boundary: args.settings.boundary,
         split_bytes: args.settings.split_bytes,
         ranges: args.ranges,
-        ..Default::default()
+        constraints: places.constraints(None),
+        merge: places.merge_policy(None),
+        nodes_will_come: places.nodes_will_come,
     };
     let client = global.client().await?;
     let keyspace = client.create_keyspace(request).await.map_err(order_failure)?;

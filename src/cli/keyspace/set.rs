@@ -23,13 +23,16 @@ pub struct SetArgs {
 }
 
 pub async fn run(args: SetArgs, global: &Global) -> Result {
-    let Settings { replicas, boundary, split_bytes } = args.settings;
-    if replicas.is_none() && boundary.is_none() && split_bytes.is_none() {
-        return Err(Failure::usage("nothing to change was named")
-            .hint("name at least one of --replicas, --boundary and --split-bytes"));
+    let Settings { replicas, boundary, split_bytes, places } = args.settings;
+    if replicas.is_none() && boundary.is_none() && split_bytes.is_none() && places.is_empty() {
+        return Err(Failure::usage("nothing to change was named").hint(
+            "name at least one of --replicas, --boundary, --split-bytes, --require-label, --forbid-label, \
+             --prefer-leaders, --no-constraints and --merge",
+        ));
     }
     let client = global.client().await?;
-    let now = replicas_now(&client, &args.name).await?;
+    let known = client.list_keyspaces().await?.into_iter().find(|keyspace| keyspace.name == args.name);
+    let now = replicas_now(&client, &args.name, known.as_ref()).await?;
     if let (Some(fewer), Some(now)) = (replicas.filter(|wanted| Some(*wanted) < now), now) {
         let what = format!(
             "\"{}\" would have {fewer} replicas instead of {now}: {}",
@@ -44,7 +47,15 @@ pub async fn run(args: SetArgs, global: &Global) -> Result {
             confirm::ask(&format!("{what}. Type its name to go on:"), &args.name)?;
         }
     }
-    let request = v1::SetKeyspaceRequest { name: args.name, replicas, boundary, split_bytes, ..Default::default() };
+    let request = v1::SetKeyspaceRequest {
+        name: args.name,
+        replicas,
+        boundary,
+        split_bytes,
+        constraints: places.constraints(known.as_ref().and_then(|keyspace| keyspace.constraints.as_ref())),
+        merge: places.merge_policy(known.as_ref().and_then(|keyspace| keyspace.merge.as_ref())),
+        nodes_will_come: places.nodes_will_come,
+    };
     let keyspace = client.set_keyspace(request).await.map_err(order_failure)?;
     note_nodes(&client, &keyspace).await;
     if global.json() {
@@ -54,10 +65,9 @@ pub async fn run(args: SetArgs, global: &Global) -> Result {
 }
 
 /// How many replicas a keyspace asks for by now; `None`: there is none of this name.
-async fn replicas_now(client: &Client, name: &str) -> Result<Option<u32>> {
+async fn replicas_now(client: &Client, name: &str, known: Option<&v1::Keyspace>) -> Result<Option<u32>> {
     if name != SYSTEM {
-        let keyspaces = client.list_keyspaces().await?;
-        return Ok(keyspaces.into_iter().find(|keyspace| keyspace.name == name).map(|keyspace| keyspace.replicas));
+        return Ok(known.map(|keyspace| keyspace.replicas));
     }
     // It is not listed; its one range tells.
     let status = client.get_range(SYSTEM_RANGE, None).await?.status.unwrap_or_default();

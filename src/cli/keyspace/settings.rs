@@ -22,6 +22,92 @@ pub struct Settings {
     /// Split a range when it holds more, such as 64MiB; never: not by size [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_split_bytes)]
     pub split_bytes: Option<u64>,
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Where replicas and leaders of a keyspace may be, and what becomes of small neighbours.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Places {
+    /// Replicas are on nodes with all of these labels alone
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label, value_delimiter = ',')]
+    pub require_label: Vec<v1::Label>,
+    /// No replica is on a node with any of these labels
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label, value_delimiter = ',')]
+    pub forbid_label: Vec<v1::Label>,
+    /// Leaders are on nodes with the first of these labels that they can be on
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label, value_delimiter = ',')]
+    pub prefer_leaders: Vec<v1::Label>,
+    /// No constraints: replicas and leaders may be anywhere
+    #[arg(long, conflicts_with_all = ["require_label", "forbid_label", "prefer_leaders"])]
+    pub no_constraints: bool,
+    /// Take constraints that the nodes of now cannot satisfy: others will come
+    #[arg(long)]
+    pub nodes_will_come: bool,
+    /// Whether small neighbours with next to nothing to do are merged by themselves [default: on]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    pub merge: Option<bool>,
+}
+
+impl Places {
+    /// Whether nothing of it was named.
+    pub fn is_empty(&self) -> bool {
+        let lists = [&self.require_label, &self.forbid_label, &self.prefer_leaders];
+        lists.iter().all(|list| list.is_empty()) && !self.no_constraints && self.merge.is_none()
+    }
+
+    /// All constraints anew: each list that was named replaces the one there is. `None`: as they are.
+    pub fn constraints(&self, now: Option<&v1::Constraints>) -> Option<v1::Constraints> {
+        if self.no_constraints {
+            return Some(v1::Constraints::default());
+        }
+        let mut all = now.cloned().unwrap_or_default();
+        let mut named = false;
+        for (given, kept) in [
+            (&self.require_label, &mut all.require),
+            (&self.forbid_label, &mut all.forbid),
+            (&self.prefer_leaders, &mut all.prefer_leaders_in),
+        ] {
+            if !given.is_empty() {
+                kept.clone_from(given);
+                named = true;
+            }
+        }
+        named.then_some(all)
+    }
+
+    /// The policy of merges, changed in what was named.
+    pub fn merge_policy(&self, now: Option<&v1::MergePolicy>) -> Option<v1::MergePolicy> {
+        self.merge.map(|on| v1::MergePolicy { off: !on, ..now.copied().unwrap_or_default() })
+    }
+}
+
+fn parse_label(text: &str) -> Result<v1::Label, String> {
+    flotilla_placement::names::parse_label(text).map_err(|error| format!("{error}; {}", error.hint()))
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".into()),
+    }
+}
+
+fn labels_text(labels: &[v1::Label]) -> String {
+    labels.iter().map(|label| format!("{}={}", label.key, label.value)).collect::<Vec<_>>().join(",")
+}
+
+/// A keyspace's constraints for people; empty: it has none.
+pub fn constraints_text(constraints: Option<&v1::Constraints>) -> String {
+    let Some(constraints) = constraints else { return String::new() };
+    let lists = [
+        ("require", &constraints.require),
+        ("forbid", &constraints.forbid),
+        ("prefer leaders in", &constraints.prefer_leaders_in),
+    ];
+    let named = lists.into_iter().filter(|(_, labels)| !labels.is_empty());
+    named.map(|(word, labels)| format!("{word} {}", labels_text(labels))).collect::<Vec<_>>().join("; ")
 }
 
 /// `any`, `after:BYTE` or `prefix:N`.
@@ -106,8 +192,17 @@ pub fn state_text(keyspace: &v1::Keyspace) -> &'static str {
 
 /// A keyspace for people, in one line.
 pub fn line(keyspace: &v1::Keyspace) -> String {
+    let mut more = constraints_text(keyspace.constraints.as_ref());
+    if keyspace.merge.as_ref().is_some_and(|merge| merge.off) {
+        more = [more, "not merged by themselves".into()]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
+    }
+    let more = if more.is_empty() { more } else { format!("; {more}") };
     format!(
-        "keyspace \"{}\" (id {}): {} replicas, boundary {}, ranges split at {}",
+        "keyspace \"{}\" (id {}): {} replicas, boundary {}, ranges split at {}{more}",
         keyspace.name,
         keyspace.keyspace_id,
         keyspace.replicas,
@@ -123,6 +218,10 @@ pub fn to_json(keyspace: &v1::Keyspace) -> Value {
         Some(Rule::AfterDelimiter(byte)) => json!({ "rule": "after", "byte": byte }),
         Some(Rule::PrefixLen(length)) => json!({ "rule": "prefix", "bytes": length }),
     };
+    let of = |list: fn(&v1::Constraints) -> &Vec<v1::Label>| -> Vec<String> {
+        let labels = keyspace.constraints.iter().flat_map(list);
+        labels.map(|label| format!("{}={}", label.key, label.value)).collect()
+    };
     json!({
         "keyspace_id": keyspace.keyspace_id,
         "name": keyspace.name,
@@ -131,6 +230,12 @@ pub fn to_json(keyspace: &v1::Keyspace) -> Value {
         "split_bytes": keyspace.split_bytes,
         "state": state_text(keyspace),
         "version": keyspace.version,
+        "constraints": {
+            "require": of(|constraints| &constraints.require),
+            "forbid": of(|constraints| &constraints.forbid),
+            "prefer_leaders": of(|constraints| &constraints.prefer_leaders_in),
+        },
+        "merge": !keyspace.merge.as_ref().is_some_and(|merge| merge.off),
     })
 }
 
@@ -161,6 +266,30 @@ mod tests {
         ] {
             assert!(parse_boundary(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn constraints_change_by_list() {
+        let label = |text: &str| parse_label(text).expect("a label");
+        let now =
+            v1::Constraints { require: vec![label("disk=ssd")], forbid: vec![label("zone=c")], ..Default::default() };
+        let none = Places::default();
+        assert!(none.is_empty() && none.constraints(Some(&now)).is_none() && none.merge_policy(None).is_none());
+        let some = Places { require_label: vec![label("zone=a"), label("disk=hdd")], ..Places::default() };
+        let then = some.constraints(Some(&now)).expect("changed");
+        assert_eq!(constraints_text(Some(&then)), "require zone=a,disk=hdd; forbid zone=c");
+        let gone = Places { no_constraints: true, ..Places::default() };
+        assert_eq!(gone.constraints(Some(&now)), Some(v1::Constraints::default()));
+        let off = Places { merge: Some(false), ..Places::default() };
+        assert!(!off.is_empty() && off.merge_policy(None).is_some_and(|merge| merge.off));
+        let keyspace = v1::Keyspace { name: "x".into(), constraints: Some(now), ..Default::default() };
+        assert!(
+            line(&keyspace).ends_with("ranges split at never; require disk=ssd; forbid zone=c"),
+            "{}",
+            line(&keyspace)
+        );
+        assert_eq!(to_json(&keyspace)["constraints"]["forbid"], json!(["zone=c"]));
+        assert!(parse_label("zone").is_err() && parse_switch("yes").is_err());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `node`: the cluster's nodes.
 
+mod decommission;
 mod drain;
 mod list;
+mod maintenance;
 mod show;
 
 use flotilla_proto::{Error, v1};
@@ -9,6 +11,7 @@ use flotilla_router::Client;
 
 use super::failure::Result;
 use super::global::Global;
+pub use list::labels_json;
 
 #[derive(clap::Subcommand, Debug)]
 pub enum NodeCommand {
@@ -18,6 +21,10 @@ pub enum NodeCommand {
     Show(show::ShowArgs),
     /// Take a node's leaders away, and give it no new leaders and replicas; or end that
     Drain(drain::DrainArgs),
+    /// Empty a node, and remove it from the cluster for good
+    Decommission(decommission::DecommissionArgs),
+    /// Let a node be away for a while without rebuilding what it has
+    Maintenance(maintenance::MaintenanceArgs),
 }
 
 pub async fn run(command: NodeCommand, global: &Global) -> Result {
@@ -25,6 +32,8 @@ pub async fn run(command: NodeCommand, global: &Global) -> Result {
         NodeCommand::List => list::run(global).await,
         NodeCommand::Show(args) => show::run(&args, global).await,
         NodeCommand::Drain(args) => drain::run(&args, global).await,
+        NodeCommand::Decommission(args) => decommission::run(&args, global).await,
+        NodeCommand::Maintenance(args) => maintenance::run(&args, global).await,
     }
 }
 

@@ -79,6 +79,9 @@ pub fn word(entry: &v1::HistoryEntry) -> &str {
     if entry.kind != "order" {
         return &entry.kind;
     }
+    if entry.order_kind == "merge" {
+        return "merge";
+    }
     match (entry.add_nodes.is_empty(), entry.remove_nodes.is_empty(), entry.leader_node_id) {
         (false, false, _) => "move",
         (false, true, _) => "add",
@@ -141,6 +144,7 @@ pub fn to_json(entry: &v1::HistoryEntry) -> Value {
         "range_id": entry.range_id,
         "node_ids": entry.node_ids,
         "order_id": entry.order_id,
+        "order_kind": entry.order_kind,
         "add_nodes": entry.add_nodes,
         "remove_nodes": entry.remove_nodes,
         "leader_node_id": entry.leader_node_id,

@@ -3,7 +3,9 @@
 mod check;
 pub mod describe;
 mod events;
+mod explain;
 mod list;
+mod merge;
 mod movement;
 mod show;
 mod split;
@@ -23,8 +25,12 @@ pub enum RangeCommand {
     List(list::ListArgs),
     /// Show a range with the Raft state of its leader
     Show(show::ShowArgs),
+    /// Why a range is where it is, what is under way, what was decided of late, and what would come next
+    Explain(explain::ExplainArgs),
     /// Split a range, at keys or into parts of about equal size
     Split(split::SplitArgs),
+    /// Merge a range with its right neighbour
+    Merge(merge::MergeArgs),
     /// Move a range's replica from one node to another
     Move(movement::MoveArgs),
     /// Hand a range's leadership to another node
@@ -53,6 +59,8 @@ pub async fn run(command: RangeCommand, global: &Global) -> Result {
         RangeCommand::Move(args) => movement::run(&args, global).await,
         RangeCommand::TransferLeader(args) => transfer(&args, global).await,
         RangeCommand::Check(args) => check::run(&args, global).await,
+        RangeCommand::Explain(args) => explain::run(&args, global).await,
+        RangeCommand::Merge(args) => merge::run(&args, global).await,
         RangeCommand::Top(args) => top::run(&args, global).await,
         RangeCommand::Events(args) => events::run(&args, global).await,
     }

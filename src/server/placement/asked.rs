@@ -53,6 +53,12 @@ impl<A> IntoPlain<A> for Box<A> {
 }
 
 asked! {
+    DecommissionNode: DecommissionNodeRequest -> DecommissionNodeResponse,
+    Explain: RangeExplainRequest -> RangeExplainResponse,
+    MaintainNode: MaintainNodeRequest -> MaintainNodeResponse,
+    MergeRanges: MergeRangesRequest -> MergeRangesResponse,
+    Plan: PlacementPlanRequest -> PlacementPlanResponse,
+    Status: PlacementStatusRequest -> PlacementStatusResponse,
     CreateKeyspace: CreateKeyspaceRequest -> CreateKeyspaceResponse,
     DrainNode: DrainNodeRequest -> DrainNodeResponse,
     DropKeyspace: DropKeyspaceRequest -> DropKeyspaceResponse,
