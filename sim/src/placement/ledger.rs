@@ -39,6 +39,8 @@ pub(crate) struct Ledger {
     pub orders: BTreeMap<u64, v1::OrderRecord>,
     /// All that there ever were.
     orders_ever: BTreeMap<u64, v1::RangeOrder>,
+    /// Orders that the history tells of: each before it is written, or with it.
+    told: BTreeSet<u64>,
     births_ever: BTreeMap<u64, (u64, Bytes, Bytes)>,
     /// Ids given to nodes for children: first, and first behind.
     blocks: BTreeMap<u64, u64>,
@@ -146,8 +148,9 @@ impl Ledger {
             Change::Cluster(_)
             | Change::NoOrder(_)
             | Change::NoBirth(_)
-            | Change::History(..)
             | Change::NoHistory(_) => {}
+            // The batch is in order of its keys: the history comes before the orders.
+            Change::History(_, page) => self.told.extend(page.entries.iter().map(|entry| entry.order_id)),
         }
         Ok(None)
     }
@@ -171,6 +174,9 @@ impl Ledger {
     fn put_order(&mut self, range: u64, record: v1::OrderRecord) -> std::result::Result<Option<News>, String> {
         let order = record.order.clone().ok_or("an order record without an order")?;
         self.orders.insert(range, record.clone());
+        if !self.told.contains(&order.order_id) {
+            return Err(format!("order {} is written, and the history does not tell of it", order.order_id));
+        }
         match self.orders_ever.insert(order.order_id, order.clone()) {
             None => Ok(Some(News::Ordered(record))),
             Some(known) if known == order => Ok(None),
