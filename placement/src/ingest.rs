@@ -128,6 +128,10 @@ impl Service {
             } else {
                 self.find_stray(node, range);
             }
+            // It may just have applied a merge, and need what it was merged from no more.
+            for ended in self.state.table.absorbed_by(range) {
+                self.find_stray(node, ended);
+            }
             if self.state.ahead.births.contains_key(&range) {
                 born.push(Change::NoBirth(range));
             }

@@ -24,7 +24,7 @@ use crate::writes::UNIT_CHANGES_MAX;
 /// Moves for balance, and transfers, that one round decides at most.
 const BALANCE_MAX: usize = 64;
 /// How long after a search in vain the next one is made.
-const IN_VAIN_PAUSE: Duration = Duration::from_secs(1);
+const IN_VAIN_PAUSE: Duration = Duration::from_secs(5);
 /// How often load is looked at.
 const LOAD_PAUSE: Duration = Duration::from_secs(1);
 

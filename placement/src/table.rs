@@ -14,6 +14,10 @@ use bytes::Bytes;
 use flotilla_proto::v1;
 use prost::Message;
 
+use self::heard::hear;
+
+mod heard;
+
 /// Ranges that went, of which the numbers are kept; a node that is further behind gets the whole table.
 const GONE_MAX: usize = 10_000;
 
@@ -116,6 +120,8 @@ pub(crate) struct Table {
     /// Ranges that a merge has ended, as far as somebody still reports them: the range that has their span now, and the
     /// version at which it has it.
     absorbed: BTreeMap<u64, (u64, u64)>,
+    /// The same the other way round.
+    absorbers: BTreeSet<(u64, u64)>,
 }
 
 /// What changed in the table behind some number of its sequence.
@@ -291,13 +297,13 @@ impl Table {
             });
             let over_it = over_it.map(|other| (other.descriptor.range_id, version(&other.descriptor)));
             if let Some(over_it) = over_it {
-                self.absorbed.insert(descriptor.range_id, over_it);
+                self.absorb(descriptor.range_id, over_it);
             }
             return false;
         }
         for range in others {
             if self.routes.get(&range).is_some_and(|other| covers_start(descriptor, &other.descriptor)) {
-                self.absorbed.insert(range, (descriptor.range_id, version(descriptor)));
+                self.absorb(range, (descriptor.range_id, version(descriptor)));
             }
             self.remove(range);
         }
@@ -315,9 +321,23 @@ impl Table {
 
     /// Nobody reports the absorbed range any more: it is remembered for a while only to tell those who ask for it.
     pub fn forget_absorbed(&mut self, range: u64) {
-        if self.absorbed.len() > GONE_MAX {
-            self.absorbed.remove(&range);
+        if self.absorbed.len() > GONE_MAX
+            && let Some((by, _)) = self.absorbed.remove(&range)
+        {
+            self.absorbers.remove(&(by, range));
         }
+    }
+
+    fn absorb(&mut self, range: u64, by: (u64, u64)) {
+        if let Some((before, _)) = self.absorbed.insert(range, by) {
+            self.absorbers.remove(&(before, range));
+        }
+        self.absorbers.insert((by.0, range));
+    }
+
+    /// The ranges that merges have put this one in the place of.
+    pub fn absorbed_by(&self, range: u64) -> Vec<u64> {
+        self.absorbers.range((range, 0)..(range + 1, 0)).map(|(_, range)| *range).collect()
     }
 
     pub fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {
@@ -421,73 +441,6 @@ fn compact(descriptor: &v1::RangeDescriptor) -> v1::RangeDescriptor {
 fn covers_start(span: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
     let starts = span.keyspace_id == other.keyspace_id && span.start <= other.start;
     starts && (span.end.is_empty() || other.start < span.end) && span.range_id != other.range_id
-}
-
-/// What a report changes of a route.
-struct Heard {
-    leader: u64,
-    term: u64,
-    data_bytes: u64,
-    /// Changed, to this.
-    led: Option<Option<Led>>,
-    load: Option<Option<Box<v1::RangeLoad>>>,
-}
-
-impl Heard {
-    fn seen(&self, route: &Route) -> bool {
-        self.leader != route.leader || self.term != route.term || self.data_bytes != route.data_bytes
-    }
-
-    fn apply(self, route: &mut Route) {
-        (route.leader, route.term, route.data_bytes) = (self.leader, self.term, self.data_bytes);
-        if let Some(led) = self.led {
-            route.led = led;
-        }
-        if let Some(load) = self.load {
-            route.load = load;
-        }
-    }
-}
-
-/// Of two claims to lead, that of the larger term counts; what followers believe counts only where it is newer.
-fn hear(route: &Route, node: u64, report: &v1::RangeReport) -> Heard {
-    let mut heard =
-        Heard { leader: route.leader, term: route.term, data_bytes: route.data_bytes, led: None, load: None };
-    let unled = || route.led.is_some().then_some(None);
-    let claims = report.leader_node_id == node;
-    if claims && report.term >= route.term {
-        (heard.leader, heard.term) = (node, report.term);
-        if size_moved(route.data_bytes, report.data_bytes) || route.led.is_none() {
-            heard.data_bytes = report.data_bytes;
-        }
-        if route.led.as_ref().is_none_or(|led| !led.says(report)) {
-            heard.led = Some(Some(Led {
-                level_nodes: report.level_nodes.clone(),
-                silent_nodes: report.silent_nodes.clone(),
-                order_id: report.order_id,
-                order_done: route.led.as_ref().is_some_and(|led| led.order_done && led.order_id == report.order_id),
-                order_waits: report.order_waits.clone(),
-            }));
-        }
-        if route.load.as_deref() != report.load.as_ref() {
-            heard.load = Some(report.load.map(Box::new));
-        }
-        return heard;
-    }
-    let newer_hint = report.term > route.term || (report.term == route.term && route.leader == 0);
-    if !claims && report.leader_node_id != 0 && newer_hint {
-        (heard.leader, heard.term, heard.led) = (report.leader_node_id, report.term, unled());
-    }
-    let deposed = !claims && node == heard.leader && report.term >= heard.term;
-    if deposed {
-        (heard.leader, heard.led) = (0, unled());
-    }
-    heard
-}
-
-/// Sizes change with every write: only what is worth telling all nodes counts as a change.
-fn size_moved(old: u64, new: u64) -> bool {
-    old.abs_diff(new) > old / 16 + (64 << 10) || (old == 0) != (new == 0)
 }
 
 #[cfg(test)]

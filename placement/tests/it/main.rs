@@ -5,6 +5,7 @@ mod crashes;
 mod growth;
 mod history;
 mod keyspaces;
+mod merges;
 mod refusals;
 mod reports;
 mod scale;

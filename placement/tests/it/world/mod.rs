@@ -378,6 +378,17 @@ impl World {
         }
     }
 
+    /// A report of a node, with these replicas instead of what it has; the answer.
+    pub fn say(&mut self, node: u64, ranges: Vec<v1::RangeReport>) -> v1::ReportResponse {
+        self.hosts.get_mut(&node).expect("a node").sequence += 1;
+        let report = v1::ReportRequest { ranges, ..self.report(node) };
+        let token = self.send(Request::Report(Box::new(report)));
+        match self.answers.remove(&token) {
+            Some(Ok(Response::Report(answer))) => *answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn exchange(&mut self, node: u64) {
         self.hosts.get_mut(&node).expect("a node").sequence += 1;
         let token = self.send(Request::Report(Box::new(self.report(node))));

@@ -1,0 +1,412 @@
+//! What decisions cost in a large cluster: reports taken in, quiet rounds, the round after one report, a sweep over all
+//! ranges, and many nodes dying at once; and the memory that it takes.
+//!
+//! Nothing is written or sent: writes are acknowledged at once, and orders carried out as soon as they are given, so
+//! that what is measured is the service alone. A round is one [`Service::tick`] with what it writes.
+//!
+//! `cargo bench -p flotilla-placement --bench scale -- [NODES [RANGES [DYING]]]`
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_placement::{Bootstrap, Change, Config, Outcome, Request, Response, Service};
+use flotilla_proto::v1;
+
+const CLUSTER: u64 = 7;
+const PAGE: usize = 10_000;
+const TICK: Duration = Duration::from_millis(200);
+
+/// Time that this thread spent on a core: others may run beside it.
+struct Clock(Duration);
+
+impl Clock {
+    fn spent() -> Duration {
+        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let nanos = stat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
+        Duration::from_nanos(nanos.unwrap_or(0))
+    }
+
+    fn now() -> Self {
+        Self(Self::spent())
+    }
+
+    fn elapsed(&self) -> Duration {
+        Self::spent().saturating_sub(self.0)
+    }
+}
+
+struct Bench {
+    service: Service,
+    now: Duration,
+    descriptors: Vec<v1::RangeDescriptor>,
+    /// By range, from 1 on.
+    leaders: Vec<u64>,
+    held: Vec<BTreeSet<u64>>,
+    sequences: Vec<u64>,
+    reign: u64,
+    dead: BTreeSet<u64>,
+    orders: BTreeMap<u64, v1::RangeOrder>,
+    zones: u64,
+    token: u64,
+    worst: Duration,
+    spent: Duration,
+    rounds: u32,
+}
+
+fn record(node: u64, zones: u64) -> v1::NodeRecord {
+    let labels = vec![v1::Label { key: "zone".into(), value: format!("z{}", node % zones) }];
+    let peer_addr = format!("n{node}:7300");
+    v1::NodeRecord { node_id: node, store_id: 100 + node, peer_addr, labels, ..Default::default() }
+}
+
+/// Every 1,000 ranges one is large; keys are 16 bytes.
+fn descriptor(at: u64, ranges: u64, nodes: u64) -> v1::RangeDescriptor {
+    let key = |at: u64| Bytes::from(format!("key/{at:012}"));
+    let replicas = [0, 1, 2].map(|step| v1::ReplicaDescriptor {
+        replica_id: step + 1,
+        node_id: 1 + (at + step) % nodes,
+        role: v1::ReplicaRole::Voter.into(),
+    });
+    v1::RangeDescriptor {
+        range_id: at + 1,
+        keyspace_id: 1,
+        start: if at == 0 { Bytes::new() } else { key(at) },
+        end: if at + 1 == ranges { Bytes::new() } else { key(at + 1) },
+        epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+        replicas: replicas.to_vec(),
+        next_replica_id: 4,
+    }
+}
+
+impl Bench {
+    fn new(nodes: u64, ranges: u64) -> Self {
+        let zones = 3;
+        let first = Bootstrap {
+            cluster_id: CLUSTER,
+            cluster_name: "scale".into(),
+            node: record(1, zones),
+            replicas: 3,
+            split_bytes: 256 << 20,
+            ranges: 1,
+        };
+        let others = (2..=nodes).map(|node| Change::Node(record(node, zones)).encode());
+        let others = others.map(|(key, value)| (key, value.unwrap_or_default()));
+        let records = first.first_records().into_iter().chain(others);
+        let records = records.map(|(key, value)| (key, value, 1));
+        let config = Config { answer_routes_bytes: 10_000, ..Config::default() };
+        let service = Service::load(1, records, Duration::from_secs(1_000), config).expect("valid records");
+        let mut held = vec![BTreeSet::new(); nodes as usize + 1];
+        let descriptors: Vec<v1::RangeDescriptor> = (0..ranges).map(|at| descriptor(at, ranges, nodes)).collect();
+        for descriptor in &descriptors {
+            for replica in &descriptor.replicas {
+                held[replica.node_id as usize].insert(descriptor.range_id);
+            }
+        }
+        // Leaders are dealt round.
+        let leader = |of: &v1::RangeDescriptor| of.replicas[of.range_id as usize % 3].node_id;
+        let leaders = std::iter::once(0).chain(descriptors.iter().map(leader)).collect();
+        Self {
+            service,
+            now: Duration::from_secs(1_000),
+            leaders,
+            descriptors,
+            held,
+            sequences: vec![0; nodes as usize + 1],
+            reign: 0,
+            dead: BTreeSet::new(),
+            orders: BTreeMap::new(),
+            zones,
+            token: 0,
+            worst: Duration::ZERO,
+            spent: Duration::ZERO,
+            rounds: 0,
+        }
+    }
+
+    /// Acknowledges writes at once; what was answered.
+    fn settle(&mut self) -> Vec<v1::ReportResponse> {
+        let mut answers = Vec::new();
+        loop {
+            let effects = self.service.take_effects();
+            for answer in effects.answers {
+                if let Ok(Response::Report(answer)) = answer.result {
+                    answers.push(*answer);
+                }
+            }
+            let Some(write) = effects.writes.into_iter().next() else { return answers };
+            self.service.written(self.now, write.id, Outcome::Applied);
+        }
+    }
+
+    fn range_report(&self, node: u64, range: u64) -> v1::RangeReport {
+        let descriptor = &self.descriptors[range as usize - 1];
+        let live = descriptor.replicas.iter().map(|replica| replica.node_id).filter(|node| !self.dead.contains(node));
+        let level: Vec<u64> = live.collect();
+        let leader = self.leaders[range as usize];
+        let replica = descriptor.replicas.iter().find(|replica| replica.node_id == node);
+        v1::RangeReport {
+            descriptor: Some(descriptor.clone()),
+            replica_id: replica.map_or(0, |replica| replica.replica_id),
+            term: 1 + u64::from(!self.dead.is_empty()),
+            leader_node_id: leader,
+            data_bytes: if range.is_multiple_of(1_000) { 100 << 20 } else { 1 << 20 },
+            order_id: self.orders.get(&range).filter(|_| leader == node).map_or(0, |order| order.order_id),
+            level_nodes: if leader == node { level } else { Vec::new() },
+            ..Default::default()
+        }
+    }
+
+    fn report(&mut self, node: u64, ranges: &[u64], full: bool, more: bool) -> Option<v1::ReportResponse> {
+        self.sequences[node as usize] += 1;
+        let request = v1::ReportRequest {
+            cluster_id: CLUSTER,
+            node: Some(v1::NodeInfo {
+                node_id: node,
+                boot_id: 1,
+                labels: record(node, self.zones).labels,
+                ..Default::default()
+            }),
+            store_id: 100 + node,
+            sequence: self.sequences[node as usize],
+            reign: self.reign,
+            full,
+            more,
+            ranges: ranges.iter().map(|range| self.range_report(node, *range)).collect(),
+            // The routes are not what is measured.
+            table_sequence: u64::MAX,
+            ..Default::default()
+        };
+        self.token += 1;
+        let begun = Clock::now();
+        self.service.request(self.now, self.token, Request::Report(Box::new(request)));
+        let answer = self.settle().pop();
+        self.spent += begun.elapsed();
+        answer
+    }
+
+    fn report_all(&mut self, node: u64) {
+        let held: Vec<u64> = self.held[node as usize].iter().copied().collect();
+        let pages = held.chunks(PAGE).count();
+        for (at, page) in held.chunks(PAGE).enumerate() {
+            let answer = self.report(node, page, at == 0, at + 1 < pages);
+            self.reign = answer.map_or(self.reign, |answer| answer.reign);
+        }
+    }
+
+    /// Time passes, and all live nodes say that they live; then comes a round.
+    fn round(&mut self) -> Duration {
+        self.now += TICK;
+        let spent = self.spent;
+        if self.rounds.is_multiple_of(10) {
+            for node in 1..self.held.len() as u64 {
+                if !self.dead.contains(&node) {
+                    let answer = self.report(node, &[], false, false);
+                    self.take_orders(answer);
+                }
+            }
+        }
+        // Their reports set off no rounds of their own here: what they cost is counted by itself.
+        self.spent = spent;
+        self.rounds += 1;
+        let begun = Clock::now();
+        self.service.tick(self.now);
+        self.settle();
+        let taken = begun.elapsed();
+        self.worst = self.worst.max(taken);
+        taken
+    }
+
+    fn take_orders(&mut self, answer: Option<v1::ReportResponse>) {
+        let orders = answer.into_iter().flat_map(|answer| answer.orders).filter(|order| order.order_id != 0);
+        self.orders.extend(orders.map(|order| (order.range_id, order)));
+    }
+
+    /// Carries all orders out that were given, and reports that.
+    fn carry_out(&mut self) -> usize {
+        let orders = std::mem::take(&mut self.orders);
+        let count = orders.len();
+        let mut changed: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (range, order) in orders {
+            let descriptor = &mut self.descriptors[range as usize - 1];
+            for node in &order.add_nodes {
+                let replica_id = descriptor.next_replica_id;
+                descriptor.next_replica_id += 1;
+                descriptor.replicas.push(v1::ReplicaDescriptor { replica_id, node_id: *node, role: 0 });
+                self.held[*node as usize].insert(range);
+            }
+            descriptor.replicas.retain(|replica| !order.remove_nodes.contains(&replica.node_id));
+            if let Some(epoch) = descriptor.epoch.as_mut() {
+                epoch.conf_ver += 1;
+            }
+            let descriptor = &self.descriptors[range as usize - 1];
+            let voters = || descriptor.replicas.iter().map(|replica| replica.node_id);
+            if order.leader_node_id != 0 {
+                self.leaders[range as usize] = order.leader_node_id;
+            }
+            if voters().all(|node| node != self.leaders[range as usize]) {
+                self.leaders[range as usize] = voters().find(|node| !self.dead.contains(node)).unwrap_or(0);
+            }
+            for replica in &descriptor.replicas {
+                changed.entry(replica.node_id).or_default().push(range);
+            }
+        }
+        for (node, ranges) in changed.into_iter().filter(|(node, _)| !self.dead.contains(node)).collect::<Vec<_>>() {
+            let answer = self.report(node, &ranges, false, false);
+            self.take_orders(answer);
+        }
+        count
+    }
+}
+
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = status.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4 / 1_024
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.2} ms", duration.as_secs_f64() * 1e3)
+}
+
+fn main() {
+    let numbers: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let of = |at: usize, default: u64| numbers.get(at).copied().unwrap_or(default);
+    let (nodes, ranges, dying) = (of(0, 1_000), of(1, 1_000_000), of(2, 10));
+    let before = resident_mib();
+    let mut bench = Bench::new(nodes, ranges);
+    let own = resident_mib();
+    println!("{nodes} nodes, {ranges} ranges of 3 replicas; the bench itself holds {} MiB", own - before);
+    (1..=nodes).for_each(|node| bench.report_all(node));
+    let (taken, memory) = (bench.spent, resident_mib() - own);
+    let each = taken.as_secs_f64() * 1e6 / (ranges * 3) as f64;
+    println!("all full reports: {:.1} s, {each:.2} us a replica; rounds included", taken.as_secs_f64());
+    println!("memory: {memory} MiB, {} bytes a range", (memory << 20) / ranges);
+
+    settle_down(&mut bench);
+    quiet(&mut bench);
+    one_report(&mut bench, nodes);
+    sweep(&mut bench);
+    deaths(&mut bench, nodes, dying);
+}
+
+/// Every range was new, and is looked at once.
+fn settle_down(bench: &mut Bench) {
+    let begun = bench.rounds;
+    let mut total = Duration::ZERO;
+    bench.worst = Duration::ZERO;
+    let mut carried = 0;
+    while bench.rounds - begun < 20_000 {
+        let taken: Duration = (0..10).map(|_| bench.round()).sum();
+        total += taken;
+        let now = bench.carry_out();
+        carried += now;
+        if now == 0 && taken < Duration::from_millis(100) {
+            break;
+        }
+    }
+    println!(
+        "first look at all: {} rounds, {} in all, longest {}; {carried} orders",
+        bench.rounds - begun,
+        ms(total),
+        ms(bench.worst)
+    );
+}
+
+fn quiet(bench: &mut Bench) {
+    bench.worst = Duration::ZERO;
+    let total: Duration = (0..100).map(|_| bench.round()).sum();
+    println!("quiet round: {} on average, longest {}", ms(total / 100), ms(bench.worst));
+    let plan = Clock::now();
+    let planned = bench.service.plan().len();
+    println!("plan: {} ({planned} decisions)", ms(plan.elapsed()));
+}
+
+fn one_report(bench: &mut Bench, nodes: u64) {
+    let mut total = Duration::ZERO;
+    let mut worst = Duration::ZERO;
+    for at in 0..1_000 {
+        let node = 1 + at % nodes;
+        let range = bench.held[node as usize].iter().copied().nth(5).unwrap_or(1);
+        if let Some(epoch) = bench.descriptors[range as usize - 1].epoch.as_mut() {
+            epoch.conf_ver += 1;
+        }
+        // Far enough apart for a round after each.
+        bench.now += Duration::from_millis(100);
+        let spent = bench.spent;
+        bench.report(node, &[range], false, false);
+        total += bench.spent - spent;
+        worst = worst.max(bench.spent - spent);
+    }
+    println!(
+        "one report of one changed range, its round and answer: {} on average, longest {}",
+        ms(total / 1_000),
+        ms(worst)
+    );
+}
+
+/// Another setting of the keyspace has every range looked at.
+fn sweep(bench: &mut Bench) {
+    let set = v1::SetKeyspaceRequest { name: "default".into(), ..Default::default() };
+    bench.service.request(bench.now, 1, Request::SetKeyspace(set));
+    bench.settle();
+    bench.worst = Duration::ZERO;
+    let rounds = bench.descriptors.len() as u32 / 500 + 1;
+    let total: Duration = (0..rounds).map(|_| bench.round()).sum();
+    println!(
+        "sweep over all ranges: {rounds} rounds of {} on average, longest {}",
+        ms(total / rounds),
+        ms(bench.worst)
+    );
+}
+
+fn deaths(bench: &mut Bench, nodes: u64, dying: u64) {
+    // Not neighbours in the layout: no range loses its majority.
+    bench.dead = (0..dying).map(|at| 1 + at * (nodes / dying.max(1))).collect();
+    let lost: usize = bench.dead.iter().map(|node| bench.held[*node as usize].len()).sum();
+    for (leader, descriptor) in bench.leaders[1..].iter_mut().zip(&bench.descriptors) {
+        if bench.dead.contains(leader) {
+            let mut live = descriptor.replicas.iter().map(|replica| replica.node_id);
+            *leader = live.find(|node| !bench.dead.contains(node)).unwrap_or(0);
+        }
+    }
+    bench.now += Duration::from_secs(290);
+    // Others lead what they led.
+    for node in 1..=nodes {
+        let touched: Vec<u64> = if bench.dead.contains(&node) {
+            Vec::new()
+        } else {
+            let held = bench.held[node as usize].iter().copied();
+            let with_dead = |range: &u64| {
+                let replicas = &bench.descriptors[*range as usize - 1].replicas;
+                replicas.iter().any(|replica| bench.dead.contains(&replica.node_id))
+            };
+            held.filter(with_dead).collect()
+        };
+        if !bench.dead.contains(&node) {
+            bench.report(node, &touched, false, false);
+        }
+    }
+    bench.now += Duration::from_secs(15);
+    bench.worst = Duration::ZERO;
+    let (begun, mut total, mut repaired, mut idle) = (bench.rounds, Duration::ZERO, 0, 0);
+    while repaired < lost && idle < 200 {
+        total += bench.round();
+        let done = bench.carry_out();
+        repaired += done;
+        idle = if done == 0 { idle + 1 } else { 0 };
+    }
+    if repaired < lost {
+        let short = bench
+            .descriptors
+            .iter()
+            .find(|descriptor| descriptor.replicas.iter().any(|replica| bench.dead.contains(&replica.node_id)));
+        println!("stuck: {:?}", short.map(|short| bench.service.explain(short.range_id)));
+    }
+    let rounds = bench.rounds - begun;
+    println!(
+        "{dying} nodes die, {lost} replicas: {repaired} orders in {rounds} rounds of {} on average, longest {}",
+        ms(total / rounds.max(1)),
+        ms(bench.worst)
+    );
+}

@@ -1,0 +1,66 @@
+//! What a merge leaves behind: replicas of the range that it ended.
+
+use flotilla_placement::Request;
+use flotilla_proto::v1;
+
+use crate::world::World;
+use crate::world::script::spec;
+
+fn replica(descriptor: &v1::RangeDescriptor, replica_id: u64) -> v1::RangeReport {
+    v1::RangeReport { descriptor: Some(descriptor.clone()), replica_id, ..Default::default() }
+}
+
+fn removed(answer: &v1::ReportResponse) -> Vec<u64> {
+    answer.removed.iter().map(|removed| removed.range_id).collect()
+}
+
+/// Ranges 2 and 3 of five nodes, merged; their descriptors before.
+fn merged() -> (World, v1::RangeDescriptor, v1::RangeDescriptor) {
+    let mut world = World::new(&spec("nodes=5 ranges=4"));
+    (0..5).for_each(|_| world.step());
+    let before = |range: u64| world.groups[&range].descriptor.clone();
+    let (left, right) = (before(2), before(3));
+    let request = v1::MergeRangesRequest { left_range_id: 2, right_range_id: 3, timeout_ms: 60_000 };
+    world.ask(Request::MergeRanges(request)).expect("merged");
+    (0..5).for_each(|_| world.step());
+    assert!(!world.groups.contains_key(&3));
+    (world, left, right)
+}
+
+/// tikv#15919: a replica that was away while its range was merged has nobody left to tell it.
+#[test]
+fn a_stale_replica_of_a_range_that_was_merged_is_told_to_go() {
+    let (mut world, _, right) = merged();
+    let holders = world.groups[&2].nodes();
+    let outside = (1..=5).find(|node| !holders.contains(node)).expect("three of five hold it");
+    let answer = world.say(outside, vec![replica(&right, 9)]);
+    assert_eq!(removed(&answer), [3]);
+    assert_eq!(answer.removed[0].replica_id, u64::MAX >> 1, "the range is gone for good");
+}
+
+/// The replica beside it is what a lagging replica of the left range applies the merge from.
+#[test]
+fn it_stays_where_the_merge_is_yet_to_be_applied() {
+    let (mut world, left, right) = merged();
+    let group = world.groups[&2].descriptor.clone();
+    let node = group.replicas[0].node_id;
+    let own = group.replicas[0].replica_id;
+    let answer = world.say(node, vec![replica(&left, own), replica(&right, 1)]);
+    assert_eq!(removed(&answer), [0; 0]);
+    // It applies the merge, and for some reason keeps the other one.
+    let answer = world.say(node, vec![replica(&group, own)]);
+    assert_eq!(removed(&answer), [3]);
+}
+
+/// A service that begins after the merge knows of it by the same proof, whatever it is told first.
+#[test]
+fn a_service_that_begins_later_finds_it_out() {
+    let (mut world, _, right) = merged();
+    world.move_service();
+    let holders = world.groups[&2].nodes();
+    let outside = (1..=5).find(|node| !holders.contains(node)).expect("three of five hold it");
+    world.say(outside, vec![replica(&right, 9)]);
+    (0..5).for_each(|_| world.step());
+    let answer = world.say(outside, vec![replica(&right, 9)]);
+    assert_eq!(removed(&answer), [3]);
+}
