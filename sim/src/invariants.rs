@@ -246,6 +246,13 @@ impl Invariants {
             }
         }
         self.applied_synced[node].extend(applied);
+        // What a snapshot brought is applied with it; the apply stage hears of that later.
+        for item in batches.iter().flat_map(|batch| &batch.items) {
+            if let Some(brought) = item.snapshot.as_ref().and_then(|data| data.header.applied) {
+                let synced = self.applied_synced[node].entry(item.range).or_default();
+                *synced = brought.index.max(*synced);
+            }
+        }
         self.territory.synced(node);
     }
 

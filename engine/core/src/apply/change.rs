@@ -166,7 +166,8 @@ impl RangeApply {
             ..(*before).clone()
         };
         if let Some(replica_id) = own.filter(|_| removed && !cfg!(feature = "mutant-tombstone-apart")) {
-            let tombstone = v1::Tombstone { replica_id, index: self.applied.index + 1, term, merged_into: 0 };
+            let (index, epoch) = (self.applied.index + 1, descriptor.epoch);
+            let tombstone = v1::Tombstone { replica_id, index, term, merged_into: 0, epoch };
             write_tombstone(&mut pass.batch, RangeId(before.range_id), &tombstone);
         }
         self.set_descriptor(pass, descriptor);

@@ -260,7 +260,7 @@ impl Range {
         }
         if removed {
             let (index, term) = self.applied;
-            return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, merged_into: 0 });
+            return self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, ..Default::default() });
         }
         // Of a snapshot that waits for this very apply Raft has the configuration already, and that is a later one.
         let restored = self.raft.snap().is_some_and(|snapshot| !snapshot.is_empty());

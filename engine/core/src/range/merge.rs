@@ -28,7 +28,8 @@
 //! Epochs never come back. So the first of these in the target's log decides, and everybody who has applied it knows
 //! what: the target is past the named epoch, and the source is among what it has taken in, or never will be. That
 //! list is kept for ever, and goes along with snapshots (`merges.rs`), so any replica of the target can be asked, however it
-//! came to its state; if the target was itself taken in, the one that did inherits the list. A Thaw follows only
+//! came to its state; if the target was itself taken in, the one that did inherits the list; and where a replica of it had got past that epoch
+//! before it was removed, beside a source that still stands, it had not taken that in. A Thaw follows only
 //! from such an answer: it is the proof that there is no merge. (tikv#15625, #15682: commit and rollback both.)
 //! The merge is named by the source's id and the index of the freeze in its log, which is applied once (tikv#6460).
 //!

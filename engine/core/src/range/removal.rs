@@ -76,8 +76,11 @@ impl Range {
 
     /// Replicas up to that of `gone`, this one among them, are no part of the range any more.
     pub(crate) fn doom(&mut self, turn: &mut Turn<'_>, gone: &v1::Tombstone) {
+        // What a snapshot says that was never put in place, this replica never was.
+        let epoch = self.descriptor.epoch.filter(|_| !self.unborn);
+        let gone = v1::Tombstone { epoch, ..*gone };
         let doom = self.doomed.get_or_insert_default();
-        doom.tombstone = joined(Some(&doom.tombstone), gone);
+        doom.tombstone = joined(Some(&doom.tombstone), &gone);
         self.lease.end();
         turn.effects.views_gone.push(self.id);
     }
@@ -137,7 +140,7 @@ impl Range {
         if learned || waits {
             return Ok(());
         }
-        self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, merged_into: 0 });
+        self.doom(turn, &v1::Tombstone { replica_id: self.replica, index, term, ..Default::default() });
         Ok(())
     }
 
@@ -205,5 +208,7 @@ pub(crate) fn joined(one: Option<&v1::Tombstone>, other: &v1::Tombstone) -> v1::
     let entry = if one.index > other.index { one } else { other };
     let merged_into = if other.merged_into == 0 { one.merged_into } else { other.merged_into };
     let replica_id = one.replica_id.max(other.replica_id);
-    v1::Tombstone { replica_id, index: entry.index, term: entry.term, merged_into }
+    let count = |of: &v1::Tombstone| of.epoch.map(|epoch| (epoch.version, epoch.conf_ver));
+    let epoch = if count(one) > count(other) { one.epoch } else { other.epoch };
+    v1::Tombstone { replica_id, index: entry.index, term: entry.term, merged_into, epoch }
 }

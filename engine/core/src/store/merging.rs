@@ -116,6 +116,14 @@ impl Store {
             self.with(now, target, effects, |range, turn| merged = range.merge_asked(turn, ask.clone()));
             return told(merged?);
         }
+        // It had a replica here that got past the epoch in question, and has gone since. Had it taken the source in, the
+        // source's replica here would have ended with that.
+        let went_past = self.tombstones.get(&target).and_then(|gone| gone.epoch).zip(frozen.target_epoch);
+        let here = self.ranges.get(&source).filter(|range| !range.is_doomed()).and_then(Range::frozen);
+        let stands = here.is_some_and(|here| here.index == frozen.index);
+        if stands && went_past.is_some_and(|(gone, named)| merges::is_past(gone, named)) {
+            return told(false);
+        }
         // It was taken in itself, and decided nothing more before that; whoever did knows all that it had taken in.
         let heir = self.heir(target)?;
         let knows = self.ranges.get(&heir).filter(|range| range.has_absorbed(target))?;

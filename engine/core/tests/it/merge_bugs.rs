@@ -243,6 +243,32 @@ fn the_heir_of_a_target_knows_what_it_decided() {
     assert_well(&cluster);
 }
 
+/// A frozen range that nobody led while its target went to other nodes: who had a replica of it knows that it changed,
+/// and did not take this one in.
+#[test]
+fn a_target_that_has_gone_elsewhere_had_decided_before() {
+    let mut cluster = split_with(Config::default(), 3);
+    cluster.apply_held.insert(3);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.settle();
+    cluster.deaf.extend((1..=3).map(|id| (id, CHILD)));
+    cluster.apply_held.clear();
+    cluster.tick_until(|cluster| !cluster.summary_of(1, CHILD).expect("it is here").leads);
+    assert!((1..=3).all(|id| frozen(&cluster, id) == Some(true)));
+    let leader = serves(&cluster, RANGE).expect("it is led");
+    cluster.turn(leader, vec![order(&[4, 5, 6], &[1, 2, 3])]);
+    cluster.tick_until(|cluster| (1..=3).all(|id| cluster.summary_of(id, RANGE).is_none()));
+    for id in 1..=3 {
+        cluster.restart(id);
+    }
+    cluster.deaf.clear();
+    cluster.tick_until(|cluster| (1..=3).all(|id| frozen(cluster, id) == Some(false)));
+    cluster.tick_until(|cluster| serves(cluster, CHILD).is_some());
+    let leader = serves(&cluster, CHILD).expect("just seen");
+    write_and_settle(&mut cluster, leader, 3, CHILD, "x");
+    assert_well(&cluster);
+}
+
 /// tikv#15919: a replica that its range had left behind wakes up when the range is no more, and is told.
 #[test]
 fn a_stale_replica_of_a_merged_range_is_told_that_it_is_gone() {
