@@ -132,6 +132,10 @@ impl Cluster {
         self.tally.elections_healed = self.tally.elections_healed.max(self.ending.storms.most());
         let verdict = self.ending.storms.check();
         self.check(verdict);
+        if self.ending.phase >= Phase::Levelling {
+            // An election that was under way may end leaders that had stayed so far.
+            self.watch_leaders(false);
+        }
         let late = self.now > self.ending.began + 10 * self.knobs.election_timeout_max();
         let rests = self.ending.phase == Phase::Settling && self.rests(self.ending.began);
         match self.ending.phase {
@@ -192,7 +196,9 @@ impl Cluster {
 
     /// Goes on when all short ttls are over, by what the disks hold or else by the time that has passed.
     fn check_expiring(&mut self, late: bool) {
-        let busy = !self.clients_idle();
+        // A range that nobody leads just now has keys that nobody ends.
+        let led = self.ranges().into_iter().all(|range| self.is_gone(range) || self.leader_of(range).is_some());
+        let busy = !self.clients_idle() || !led;
         self.watch_leaders(busy);
         let over = self.now > self.all_over_at();
         match self.short_lived() {
