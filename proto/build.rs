@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files =
-        ["common", "kv", "admin", "peer", "engine", "placement"].map(|name| format!("flotilla/v1/{name}.proto"));
+    let files = ["common", "kv", "admin", "peer", "engine", "placement", "recovery"]
+        .map(|name| format!("flotilla/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

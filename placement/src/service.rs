@@ -60,6 +60,8 @@ pub enum Request {
     MaintainNode(v1::MaintainNodeRequest),
     /// Answered when the two are one, or will not be, or when the time is over.
     MergeRanges(v1::MergeRangesRequest),
+    /// Nodes are gone for good, and ranges went on without them.
+    RecordRecovery(v1::RecordRecoveryRequest),
 }
 
 /// The answer to a [`Request`], of the same name.
@@ -93,6 +95,8 @@ pub enum Response {
     MaintainNode(v1::MaintainNodeResponse),
     /// To [`Request::MergeRanges`].
     MergeRanges(v1::MergeRangesResponse),
+    /// To [`Request::RecordRecovery`].
+    RecordRecovery(v1::RecordRecoveryResponse),
 }
 
 /// A batch for the system range. There is one under way at most; the next comes after [`Service::written`].
@@ -257,6 +261,7 @@ impl Service {
                 Request::DecommissionNode(request) => self.on_decommission_node(token, &request),
                 Request::MaintainNode(request) => self.on_maintain_node(token, &request),
                 Request::MergeRanges(request) => self.on_merge_ranges(token, &request),
+                Request::RecordRecovery(request) => self.on_record_recovery(token, &request),
             },
         };
         if let Err(error) = taken {

@@ -173,6 +173,8 @@ impl Cluster {
                 }
             }
             CoreEvent::CannotSplit { .. } | CoreEvent::LoadStays { .. } => self.marks.hit(Mark::CannotSplit),
+            // Nobody orders it here yet.
+            CoreEvent::Recovered { .. } => {}
             CoreEvent::ReplicasChanged { descriptor } => {
                 self.tally.moves += 1;
                 let joint = membership::is_joint(&descriptor);
@@ -242,7 +244,7 @@ impl Cluster {
                 }
                 self.invariants.committed(index, task.range, entries)
             }
-            ApplyWork::Replaced { .. } | ApplyWork::Removed => Ok(()),
+            ApplyWork::Replaced { .. } | ApplyWork::Recovered { .. } | ApplyWork::Removed => Ok(()),
         };
         self.check(verdict);
     }

@@ -114,7 +114,7 @@ impl Cluster {
             match &task.work {
                 ApplyWork::Replaced { applied, .. } => drop(process.applied_written.insert(task.range, applied.index)),
                 ApplyWork::Removed => drop(process.applied_written.remove(&task.range)),
-                ApplyWork::Entries(_) => {}
+                ApplyWork::Entries(_) | ApplyWork::Recovered { .. } => {}
             }
         }
         let mut seen = Vec::new();

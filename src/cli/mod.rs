@@ -18,6 +18,7 @@ mod node;
 pub mod output;
 mod placement;
 mod range;
+mod recover;
 pub mod run;
 mod start;
 mod status;
@@ -67,6 +68,9 @@ enum Command {
     /// What placement decided, and what it would decide
     #[command(subcommand)]
     Placement(placement::PlacementCommand),
+    /// Go on without nodes that are lost for good, where they held the majority of ranges
+    #[command(subcommand)]
+    Recover(recover::RecoverCommand),
     /// Whether all is well, and if not, what needs a person
     Status(status::StatusArgs),
     /// Load the cluster and measure
@@ -106,6 +110,7 @@ fn execute(cli: Cli) -> Result {
         Command::Node(command) => block_on(node::run(command, &global)),
         Command::Keyspace(command) => block_on(keyspace::run(command, &global)),
         Command::Placement(command) => block_on(placement::run(command, &global)),
+        Command::Recover(command) => block_on(recover::run(command, &global)),
         Command::Status(args) => block_on(status::run(args, &global)),
         Command::Bench(args) => bench::run(args, &global),
         Command::Debug(command) => debug::run(command, &global),

@@ -228,11 +228,15 @@ fn too_few_replicas(picture: &Picture) -> Vec<String> {
     let line = |((missing, quorum), ranges): ((BTreeSet<u64>, bool), Vec<u64>)| {
         let nodes: Vec<String> = missing.iter().map(u64::to_string).collect();
         let verb = if ranges.len() == 1 { "lacks" } else { "lack" };
+        let cure = format!(
+            "without a quorum, writes there wait: start what is down; nodes that are gone for good: `flotilla recover plan --dead {}`",
+            nodes.join(",")
+        );
         let (replicas, nodes) = match &nodes[..] {
             [node] => ("replica", format!("node {node}")),
             _ => ("replicas", format!("nodes {}", nodes.join(" and "))),
         };
-        let outlook = if quorum { "another failure may stop them" } else { "without a quorum, writes there wait" };
+        let outlook = if quorum { "another failure may stop them" } else { &cure };
         let count = plural(ranges.len() as u64, "range");
         format!("{count} {verb} the {replicas} on {nodes} ({}): {outlook}", some_ids(&ranges))
     };

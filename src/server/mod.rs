@@ -19,6 +19,7 @@ mod logging;
 mod metrics;
 mod named;
 mod placement;
+mod recovery;
 mod routes;
 mod stream;
 mod table;
@@ -251,6 +252,7 @@ impl Server {
         let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone(), self.news.clone());
+        let recovery = recovery::Service::new(self.node.clone(), self.table.clone(), handle.clone());
         let placement = placement::PlacementRpc::new(self.node.clone(), handle);
         let cluster_id = self.node.cluster_id();
         let named = move |request: tonic::Request<()>| named::check(cluster_id, request);
@@ -278,6 +280,10 @@ impl Server {
             ))
             .add_service(InterceptedService::new(
                 v1::placement_server::PlacementServer::new(placement).max_decoding_message_size(DECODED_BYTES_MAX),
+                named,
+            ))
+            .add_service(InterceptedService::new(
+                v1::recovery_server::RecoveryServer::new(recovery).max_decoding_message_size(DECODED_BYTES_MAX),
                 named,
             ))
             .add_service(health)

@@ -12,6 +12,7 @@ mod grpc;
 mod links;
 mod placement;
 mod power;
+mod recover;
 mod settings;
 mod snapshots;
 mod supervisor;

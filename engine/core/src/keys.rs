@@ -45,11 +45,14 @@ pub enum RangeRecord {
     Splits = 0x05,
     /// [`flotilla_proto::v1::MergeState`]: absent until the range takes part in a merge.
     Merge = 0x06,
+    /// [`flotilla_proto::v1::RangeRecoveries`]: absent unless the range went on after the loss of its majority. Stays with
+    /// the replica that it went on with.
+    Recoveries = 0x20,
 }
 
 impl RangeRecord {
     /// Those that exist as long as the replica does.
-    pub const OF_A_REPLICA: [Self; 4] = [Self::Descriptor, Self::Applied, Self::Splits, Self::Merge];
+    pub const OF_A_REPLICA: [Self; 5] = [Self::Descriptor, Self::Applied, Self::Splits, Self::Merge, Self::Recoveries];
 }
 
 /// What a store keeps about itself in the family `meta`.

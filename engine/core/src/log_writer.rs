@@ -4,12 +4,14 @@
 //! the last sequence number: one sync for all ranges of the node, however many batches collected
 //! while the one before was under way. The threads and the queue are the caller's.
 
+use flotilla_proto::{KeyspaceId, RangeId};
+
 use crate::apply;
-use crate::keys;
+use crate::keys::{self, RangeRecord};
 use crate::record;
 use crate::snapshot;
 use crate::storage::{self, Family, WriteBatch};
-use crate::store::{LogBatch, LogItem};
+use crate::store::{LogBatch, LogItem, Recovers};
 
 /// From this many entries on, a removal is one range deletion instead of a deletion for each.
 const POINT_DELETES_MAX: u64 = 1_024;
@@ -21,6 +23,18 @@ pub fn fill<B: WriteBatch>(batch: &mut B, log: &LogBatch) -> storage::Result<()>
         fill_item(batch, item)?;
     }
     Ok(())
+}
+
+/// The Raft state goes with it, in the same batch.
+fn fill_recovers<B: WriteBatch>(batch: &mut B, range: RangeId, recovers: &Recovers) {
+    let key = |what| keys::range_record(range, what);
+    batch.put(Family::State, &key(RangeRecord::Descriptor), &record::encode(&*recovers.descriptor));
+    batch.put(Family::State, &key(RangeRecord::Recoveries), &record::encode(&recovers.recoveries));
+    if let Some((from, to)) = &recovers.gone {
+        for (start, end) in keys::range_spans(KeyspaceId(recovers.descriptor.keyspace_id), from, to) {
+            batch.delete_range(Family::State, &start, &end);
+        }
+    }
 }
 
 fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()> {
@@ -47,6 +61,9 @@ fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()
     }
     if let Some(state) = &item.raft_state {
         batch.put(Family::Log, &keys::raft_state(item.range), &record::encode(state));
+    }
+    if let Some(recovers) = &item.recovers {
+        fill_recovers(batch, item.range, recovers);
     }
     if let Some(destroy) = &item.destroy {
         snapshot::fill_destroy(batch, destroy);

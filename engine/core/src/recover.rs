@@ -54,6 +54,8 @@ pub struct RangeBoot {
     pub entries: Vec<Entry>,
     /// What it knows of merges; absent: nothing.
     pub merge: Option<Box<v1::MergeState>>,
+    /// When and why the range went on without its majority.
+    pub recoveries: v1::RangeRecoveries,
 }
 
 impl RangeBoot {
@@ -68,6 +70,7 @@ impl RangeBoot {
             entry_bytes: Vec::new(),
             entries: Vec::new(),
             merge: None,
+            recoveries: v1::RangeRecoveries::default(),
         }
     }
 
@@ -150,6 +153,7 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
     let mut tombstones = BTreeMap::new();
     let mut applied: BTreeMap<RangeId, v1::AppliedState> = BTreeMap::new();
     let mut merge_states = BTreeMap::new();
+    let mut recoveries: BTreeMap<RangeId, v1::RangeRecoveries> = BTreeMap::new();
     let (start, end) = keys::range_records();
     scan(storage, Family::State, (&start, &end), |key, value| {
         let (range, what) =
@@ -166,6 +170,8 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
             record::decode::<v1::Splits>(value, &format!("splits of range {range}"))?;
         } else if what == RangeRecord::Merge as u8 {
             merge_states.insert(range, merges::decode(value, range)?);
+        } else if what == RangeRecord::Recoveries as u8 {
+            recoveries.insert(range, record::decode(value, &format!("recoveries of range {range}"))?);
         } else {
             return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
         }
@@ -175,7 +181,8 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
     for (range, descriptor) in descriptors {
         let applied = applied.remove(&range).ok_or_else(|| corrupt(format!("range {range} has no applied state")))?;
         let merge = merge_states.remove(&range).map(Box::new);
-        ranges.insert(range, RangeBoot { applied, merge, ..RangeBoot::blank(Arc::new(descriptor)) });
+        let recoveries = recoveries.remove(&range).unwrap_or_default();
+        ranges.insert(range, RangeBoot { applied, merge, recoveries, ..RangeBoot::blank(Arc::new(descriptor)) });
     }
     if let Some(range) = merge_states.keys().next() {
         return Err(corrupt(format!("range {range} has merge state but no descriptor")));

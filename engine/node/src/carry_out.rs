@@ -94,6 +94,11 @@ impl<S: LocalStorage> StoreLoop<S> {
                 drop(reply.send(result));
             }
         }
+        for (token, result) in effects.recoveries.drain(..) {
+            if let Some(Asker::Recover(reply)) = self.pending.remove(token) {
+                drop(reply.send(result));
+            }
+        }
         for (token, result) in effects.statuses.drain(..) {
             if let Some(Asker::Status(reply)) = self.pending.remove(token) {
                 drop(reply.send(result));
@@ -238,6 +243,11 @@ impl<S: LocalStorage> StoreLoop<S> {
                 tracing::info!(range = %RangeId(descriptor.range_id), ?nodes, "its replicas changed");
             }
             Event::Born { descriptor } => tracing::info!(range = %RangeId(descriptor.range_id), "begins here"),
+            Event::Recovered { descriptor, record } => {
+                self.counters.recoveries.add(1);
+                let (range, plan) = (RangeId(descriptor.range_id), &record.plan_id);
+                tracing::warn!(%range, plan, "goes on with this replica alone: its majority is lost for good, says a person");
+            }
             Event::Removed { range, replica_id } => {
                 self.counters.replicas_removed.add(1);
                 tracing::info!(%range, replica_id, "the replica is no part of its range any more, and is gone");

@@ -153,6 +153,8 @@ counters! {
         splits => "flotilla_splits_total",
         /// Changes of a range's replicas applied here.
         replica_changes => "flotilla_replica_changes_total",
+        /// Replicas that became their range's only one after the loss of its majority, by order of a person.
+        recoveries => "flotilla_ranges_recovered_total",
         /// Replicas that were removed from their range and left this node.
         replicas_removed => "flotilla_replicas_removed_total",
         /// Entries read back from disk for followers that were behind.

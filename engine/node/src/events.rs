@@ -99,6 +99,13 @@ fn describe(event: &Event) -> Option<(RangeId, &'static str, String)> {
             let what = format!("begins here: {}, replicas on nodes {}", span(descriptor), replicas(descriptor));
             (RangeId(descriptor.range_id), "begins", what)
         }
+        Event::Recovered { descriptor, record } => {
+            let what = format!(
+                "recovery {}, by {}: the majority is lost for good with nodes {:?}; this replica goes on alone, with its log up to index {}",
+                record.plan_id, record.decided_by, record.dead_nodes, record.last_index
+            );
+            (RangeId(descriptor.range_id), "recovered", what)
+        }
         Event::Removed { range, replica_id } => {
             (*range, "removed", format!("replica {replica_id} is no part of the range any more, and left this node"))
         }

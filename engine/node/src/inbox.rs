@@ -6,7 +6,9 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flotilla_engine::store::{CheckStarted, Envelope, Input, MergeAnswer, RangeSummary, SplitAnswer, SplitAt};
+use flotilla_engine::store::{
+    CheckStarted, Envelope, Input, MergeAnswer, RangeSummary, Recovered, SplitAnswer, SplitAt,
+};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -39,6 +41,8 @@ pub(crate) enum Item {
     Merge { range: RangeId, target: RangeId, deadline: BootTime, reply: oneshot::Sender<MergeAnswer> },
     /// An order to check a range.
     Check { range: RangeId, deadline: BootTime, reply: oneshot::Sender<Result<CheckStarted, Error>> },
+    /// An order to go on with one replica of a range.
+    Recover { order: Box<v1::RecoverReplica>, reply: oneshot::Sender<Result<Recovered, Error>> },
     /// A question for the state of all replicas.
     Summaries { reply: oneshot::Sender<Vec<RangeSummary>> },
     /// Hand leaders over, answer what is under way, then end.

@@ -31,6 +31,7 @@ mod pending;
 mod persisted;
 mod ranges;
 mod reads;
+mod recovery;
 mod replies;
 mod requests;
 mod slow;

@@ -174,6 +174,7 @@ impl<S: LocalStorage> Reads<S> {
             Item::Split { reply, .. } => return drop(reply.send(Err(error))),
             Item::Merge { reply, .. } => return drop(reply.send(Err(error))),
             Item::Check { reply, .. } => return drop(reply.send(Err(error))),
+            Item::Recover { reply, .. } => return drop(reply.send(Err(error))),
             // Without an answer the asker knows that the loop has ended.
             Item::Summaries { reply } => return drop(reply),
             Item::Offer { reply, .. } => return drop(reply),

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use flotilla_engine::snapshot::Limits;
 use flotilla_engine::store::{
-    CheckStarted, Effects, Envelope, Input, LogBatch, Merge, MergeAnswer, ReadBarrier, Split, SplitAnswer, Store,
-    Token, TransferLeader, Write,
+    CheckStarted, Effects, Envelope, Input, LogBatch, Merge, MergeAnswer, ReadBarrier, Recovered, Split, SplitAnswer,
+    Store, Token, TransferLeader, Write,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
@@ -49,6 +49,7 @@ pub(crate) enum Asker {
     Split(oneshot::Sender<SplitAnswer>),
     Merge(oneshot::Sender<MergeAnswer>),
     Check(oneshot::Sender<Result<CheckStarted, Error>>),
+    Recover(oneshot::Sender<Result<Recovered, Error>>),
 }
 
 /// Who waits for a write, and what it takes to tell the stages of it apart.
@@ -168,6 +169,10 @@ impl<S: LocalStorage> StoreLoop<S> {
                 let token = self.pending.insert(Asker::Check(reply));
                 self.store.on(now, Input::Check { token, range, deadline }, effects);
             }
+            Item::Recover { order, reply } => {
+                let token = self.pending.insert(Asker::Recover(reply));
+                self.store.on(now, Input::Recover { token, order }, effects);
+            }
             // An asker that is gone wants no answer.
             Item::Summaries { reply } => drop(reply.send(self.store.ranges().collect())),
             Item::Stop => {
@@ -263,6 +268,7 @@ impl<S: LocalStorage> StoreLoop<S> {
                 Asker::Transfer(reply) => drop(reply.send(Err(self.reads.closed()))),
                 Asker::Status(reply) => drop(reply.send(Err(self.reads.closed()))),
                 Asker::Check(reply) => drop(reply.send(Err(self.reads.closed()))),
+                Asker::Recover(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
                 Asker::Split(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
                 Asker::Merge(reply) => drop(reply.send(Err(Error::Ambiguous { reason: reason.clone() }))),
             }

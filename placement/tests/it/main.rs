@@ -6,6 +6,7 @@ mod growth;
 mod history;
 mod keyspaces;
 mod merges;
+mod recovery;
 mod refusals;
 mod reports;
 mod scale;

@@ -70,7 +70,7 @@ impl Endpoints {
     }
 
     /// All addresses, the one that answered last in front, those that did not at the end.
-    fn addresses(&self) -> Vec<String> {
+    pub(super) fn addresses(&self) -> Vec<String> {
         self.known().addresses()
     }
 

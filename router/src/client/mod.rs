@@ -18,6 +18,7 @@ mod endpoints;
 mod grpc;
 mod named;
 mod placement;
+mod recovery;
 mod router;
 mod rpc;
 mod scan;

@@ -69,6 +69,17 @@ fn replica_text(replica: &v1::ReplicaStatus) -> String {
     if !replica.order_waits.is_empty() {
         text.push_str(&format!(", which waits: {}", replica.order_waits));
     }
+    for of in &replica.recoveries {
+        text.push_str(&format!(
+            "\nwent on alone after its majority was lost: plan {}, by {}, without nodes {:?}; its log ended at {}:{}, {} entries not known to be committed",
+            of.plan_id,
+            of.decided_by,
+            of.dead_nodes,
+            of.last_term,
+            of.last_index,
+            of.last_index.saturating_sub(of.commit_index),
+        ));
+    }
     if replica.followers.is_empty() {
         return text;
     }
@@ -96,7 +107,19 @@ fn replica_json(replica: &v1::ReplicaStatus) -> Value {
             "recently_active": follower.recently_active,
         })
     };
+    let recovery = |of: &v1::RangeRecovery| {
+        json!({
+            "plan_id": of.plan_id,
+            "unix_ms": of.unix_ms,
+            "decided_by": of.decided_by,
+            "dead_nodes": of.dead_nodes,
+            "last_term": of.last_term,
+            "last_index": of.last_index,
+            "commit_index": of.commit_index,
+        })
+    };
     json!({
+        "recoveries": replica.recoveries.iter().map(recovery).collect::<Vec<_>>(),
         "node_id": replica.node_id,
         "replica_id": replica.replica_id,
         "role": replica.role,

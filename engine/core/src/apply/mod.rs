@@ -53,6 +53,11 @@ pub enum ApplyWork {
         /// What the snapshot says of merges.
         merge: Option<Box<v1::MergeState>>,
     },
+    /// The replica goes on without the others: the range is this from now on. Nothing of what was applied changes.
+    Recovered {
+        /// The range.
+        descriptor: Arc<v1::RangeDescriptor>,
+    },
     /// The replica is gone.
     Removed,
 }
@@ -185,6 +190,11 @@ impl ApplyStage {
             match task.work {
                 ApplyWork::Replaced { descriptor, applied, merge } => {
                     self.ranges.insert(task.range, RangeApply::new(descriptor, applied, merge));
+                }
+                ApplyWork::Recovered { descriptor } => {
+                    if let Some(range) = self.ranges.get_mut(&task.range) {
+                        range.descriptor = descriptor;
+                    }
                 }
                 ApplyWork::Removed => drop(self.ranges.remove(&task.range)),
                 ApplyWork::Entries(entries) => done.push(self.apply_entries(&mut pass, task.range, entries, show)?),

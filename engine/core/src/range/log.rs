@@ -123,6 +123,14 @@ impl RangeLog {
         log
     }
 
+    /// The log for a replica that goes on with it; everything of it has been written.
+    pub(crate) fn copy_into(&self, boot: &mut RangeBoot) {
+        boot.terms = self.terms.iter().copied().collect();
+        boot.last_index = self.last_index;
+        boot.entry_bytes = self.sizes.iter().copied().collect();
+        boot.entries = self.cache.iter().filter(|entry| entry.index > boot.applied.index).cloned().collect();
+    }
+
     pub(crate) fn truncated(&self) -> (u64, u64) {
         (self.truncated_index, self.truncated_term)
     }

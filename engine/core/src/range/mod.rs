@@ -27,6 +27,7 @@ mod order;
 mod proposals;
 mod ready;
 mod received;
+mod recovery;
 mod removal;
 mod setup;
 mod shared;
@@ -165,6 +166,8 @@ pub(crate) struct Range {
     snapshot_asked: bool,
     snapshots_sent: SnapshotsSent,
     snapshot_age_ticks: u32,
+    /// When it went on without its majority: hardly ever.
+    recoveries: Vec<v1::RangeRecovery>,
     #[cfg(feature = "fault-late-proposals")]
     late: Vec<(u64, Vec<v1::WriteRequest>)>,
 }
@@ -257,6 +260,7 @@ impl Range {
             snapshot_asked: false,
             snapshots_sent: SnapshotsSent::default(),
             snapshot_age_ticks: 0,
+            recoveries: boot.recoveries.recoveries.clone(),
             #[cfg(feature = "fault-late-proposals")]
             late: Vec::new(),
         };

@@ -186,19 +186,23 @@ impl Range {
     }
 
     fn end(&mut self, turn: &mut Turn<'_>) {
-        let gone = Error::RangeNotFound { range: self.id };
-        let before = self.proposals.bytes();
-        self.proposals.refuse_queued(&gone, &mut turn.effects.writes);
-        self.proposals.lost(&mut turn.effects.writes);
-        self.release_bytes(turn, before);
-        self.barriers.refuse(&gone, &mut turn.effects.barriers);
-        self.lose_change(turn, "the replica was removed");
-        self.split_keys(turn, Err("the replica was removed".into()));
-        if let Some((order, _)) = self.transfer.take() {
-            turn.effects.transfers.push((order.token, Err(gone)));
-        }
+        self.end_waiting(turn, &Error::RangeNotFound { range: self.id }, "the replica was removed");
         turn.effects.applies.push(ApplyTask { range: self.id, work: ApplyWork::Removed });
         turn.effects.events.push(Event::Removed { range: self.id, replica_id: self.replica });
+    }
+
+    /// Whoever waits for this replica is told that it does no more; what was proposed may have been carried out.
+    pub(super) fn end_waiting(&mut self, turn: &mut Turn<'_>, error: &Error, reason: &str) {
+        let before = self.proposals.bytes();
+        self.proposals.refuse_queued(error, &mut turn.effects.writes);
+        self.proposals.lost(&mut turn.effects.writes);
+        self.release_bytes(turn, before);
+        self.barriers.refuse(error, &mut turn.effects.barriers);
+        self.lose_change(turn, reason);
+        self.split_keys(turn, Err(reason.into()));
+        if let Some((order, _)) = self.transfer.take() {
+            turn.effects.transfers.push((order.token, Err(error.clone())));
+        }
     }
 }
 

@@ -58,6 +58,7 @@ impl Range {
             applied_checksum: self.checksum,
             order_id,
             order_waits: order_waits.into(),
+            recoveries: self.recoveries().to_vec(),
         };
         v1::GetRangeResponse {
             status: Some(v1::RangeStatus {
@@ -86,12 +87,15 @@ impl Range {
             descriptor: self.descriptor.clone(),
             leader: self.leader(),
             leads: self.leads(),
+            hears_leader: self.hears_leader(),
             term: raft.term,
             vote: raft.vote,
             commit: raft.raft_log.committed,
             applied: self.applied.0,
             applied_checksum: self.checksum,
             last_index: raft.raft_log.last_index(),
+            last_term: raft.raft_log.last_term(),
+            commit_term: raft.raft_log.term(raft.raft_log.committed).unwrap_or_default(),
             truncated: self.raft.store().truncated().0,
             lease_until: self.view.lease_until,
             proposal_bytes: self.proposals.bytes(),

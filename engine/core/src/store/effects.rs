@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::Entry;
 
@@ -75,6 +76,8 @@ pub struct Effects {
     pub merges: Vec<(Token, MergeAnswer)>,
     /// Answers to checks.
     pub checks: Vec<(Token, Result<CheckStarted, Error>)>,
+    /// Answers to orders to go on without a majority.
+    pub recoveries: Vec<(Token, Result<Recovered, Error>)>,
     /// Keys to be looked for ([`crate::split_keys::find`]); answered by [`super::Input::SplitKeys`].
     pub split_keys_wanted: Vec<SplitKeysWanted>,
     /// Passes over expiry indexes ([`crate::expiry::find`]); answered by [`super::Input::ExpiriesFound`].
@@ -115,6 +118,7 @@ impl Effects {
             && self.splits.is_empty()
             && self.merges.is_empty()
             && self.checks.is_empty()
+            && self.recoveries.is_empty()
             && self.split_keys_wanted.is_empty()
             && self.expiries_wanted.is_empty()
             && !self.range_ids_wanted
@@ -160,6 +164,8 @@ pub struct LogItem {
     pub begins: Option<Arc<v1::RangeDescriptor>>,
     /// The replica is no more: everything of it goes but the tombstone.
     pub destroy: Option<Destroy>,
+    /// The replica is its range's only one from now on.
+    pub recovers: Option<Recovers>,
 }
 
 impl LogItem {
@@ -176,6 +182,7 @@ impl LogItem {
             keeps_data: false,
             begins: None,
             destroy: None,
+            recovers: None,
         }
     }
 
@@ -186,7 +193,28 @@ impl LogItem {
             && self.remove.is_empty()
             && self.snapshot.is_none()
             && self.destroy.is_none()
+            && self.recovers.is_none()
     }
+}
+
+/// A replica that goes on without the others: what changes on disk, together with the Raft state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovers {
+    /// The range from now on: one replica.
+    pub descriptor: Arc<v1::RangeDescriptor>,
+    /// The span of the range that another one has by now, and that goes: empty, as a rule.
+    pub gone: Option<(Bytes, Bytes)>,
+    /// What is kept on record, that of former times included.
+    pub recoveries: v1::RangeRecoveries,
+}
+
+/// What became of an order to go on without the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// It is durable.
+    Done,
+    /// It was so before.
+    Before,
 }
 
 /// A replica that is to be destroyed.
@@ -373,6 +401,13 @@ pub enum Event {
     Born {
         /// The range, as it is now.
         descriptor: Arc<v1::RangeDescriptor>,
+    },
+    /// The range goes on with this replica alone: its majority was lost for good, and a person decided so.
+    Recovered {
+        /// The range, as it is now.
+        descriptor: Arc<v1::RangeDescriptor>,
+        /// What is kept on record.
+        record: Box<v1::RangeRecovery>,
     },
     /// The replica is no part of its range any more, and has left this store.
     Removed {

@@ -133,6 +133,16 @@ pub enum Input {
         /// How many.
         count: u64,
     },
+    /// An order to go on with this node's replica of a range alone: its majority is lost for good. Answered by
+    /// [`super::Effects::recoveries`], when it is durable.
+    Recover {
+        /// The asker.
+        token: Token,
+        /// The order.
+        order: Box<v1::RecoverReplica>,
+    },
+    /// What another survivor of a range that lost its majority knows to be committed.
+    Committed(v1::CommittedEntry),
     /// Every replica of a range is to compute its checksum at one index. Answered by [`super::Effects::checks`].
     Check {
         /// The asker.

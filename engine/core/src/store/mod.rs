@@ -9,6 +9,7 @@
 mod effects;
 mod input;
 mod merging;
+mod recovery;
 mod unknown;
 
 use std::cell::Cell;
@@ -19,8 +20,8 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 pub use crate::snapshot::SnapshotData;
 pub use effects::{
-    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, MergeAnswer, RangeClock, ReadView, SplitAnswer,
-    SplitKeysWanted, TransferAnswer, WriteAnswer,
+    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, MergeAnswer, RangeClock, ReadView, Recovered,
+    Recovers, SplitAnswer, SplitKeysWanted, TransferAnswer, WriteAnswer,
 };
 pub use input::{Envelope, Input, Merge, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
 
@@ -46,6 +47,8 @@ pub struct RangeSummary {
     pub leader: Option<NodeId>,
     /// Whether this replica leads.
     pub leads: bool,
+    /// Whether it leads, or has lately heard of who does.
+    pub hears_leader: bool,
     /// Its term.
     pub term: u64,
     /// The replica it voted for in that term; 0: none.
@@ -58,6 +61,10 @@ pub struct RangeSummary {
     pub applied_checksum: u32,
     /// Its last index.
     pub last_index: u64,
+    /// The term of the entry there.
+    pub last_term: u64,
+    /// The term of the entry at the commit index; 0: not known any more.
+    pub commit_term: u64,
     /// Its truncated index.
     pub truncated: u64,
     /// Until when its lease runs; zero: none.
@@ -130,6 +137,8 @@ pub struct Store {
     doomed: BTreeSet<RangeId>,
     /// Ranges that began here by placement's word, and the log batch that says so, while it is not durable.
     newborn: BTreeMap<RangeId, u64>,
+    /// Ranges that go on without their majority, the log batch that says so, and who is to be told when it is durable.
+    recovering: Vec<(u64, RangeId, Token)>,
 }
 
 impl Store {
@@ -175,6 +184,7 @@ impl Store {
             unknown: Unknown::default(),
             doomed: BTreeSet::new(),
             newborn: BTreeMap::new(),
+            recovering: Vec::new(),
         })
     }
 
@@ -272,6 +282,10 @@ impl Store {
                     keyspaces.into_iter().map(|keyspace| (keyspace.keyspace_id, keyspace)).collect();
             }
             Input::RangeIds { first, count } => self.shared.range_ids.add(first, count),
+            Input::Recover { token, order } => self.recover(now, token, &order, effects),
+            Input::Committed(entry) => {
+                self.with(now, RangeId(entry.range_id), effects, |range, _| range.told_committed(&entry));
+            }
             Input::Check { token, range, deadline } => {
                 if !self.with(now, range, effects, |range, turn| range.check(turn, token, deadline)) {
                     effects.checks.push((token, Err(Error::RangeNotFound { range })));
@@ -347,6 +361,7 @@ impl Store {
         self.shared.durable_sequence = sequence;
         self.shared.health.batch_durable(now, sequence);
         self.newborn.retain(|_, batch| *batch > sequence);
+        self.tell_recovered(sequence, effects);
         while self.in_flight.front().is_some_and(|(of, _)| *of <= sequence) {
             let Some((_, ranges)) = self.in_flight.pop_front() else { return };
             for id in ranges {

@@ -306,7 +306,8 @@ impl Store {
             let id = RangeId(descriptor.range_id);
             let sole = matches!(&descriptor.replicas[..], [of] if of.node_id == self.shared.node.0);
             let taken = self.ranges.values().any(|range| overlap(range.descriptor(), &descriptor));
-            if !sole || taken || self.ranges.contains_key(&id) || self.tombstones.contains_key(&id) {
+            let own = own_replica(&descriptor, self.shared.node.0).unwrap_or_default();
+            if !sole || taken || self.ranges.contains_key(&id) || self.is_gone(id, own) {
                 continue;
             }
             let applied = initial_applied();

@@ -13,7 +13,7 @@ use flotilla_engine::expiry::{self, ExpiryFound};
 use flotilla_engine::storage::{Direction, Family, Read, Storage};
 use flotilla_engine::store::{
     CheckStarted, Effects, Envelope, Event, Input, LogBatch, LogItem, MergeAnswer, RangeSummary, ReadBarrier, ReadView,
-    SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
+    Recovered, SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_engine::{bootstrap, keys, log_writer, recover, snapshot, split_keys};
@@ -67,6 +67,7 @@ pub struct Cluster {
     pub splits: Vec<(u64, SplitAnswer)>,
     pub merges: Vec<(u64, MergeAnswer)>,
     pub checks: Vec<(u64, Result<CheckStarted, Error>)>,
+    pub recoveries: Vec<(u64, Result<Recovered, Error>)>,
     /// What each node's replica held at a check's index.
     pub checkpoints: Vec<(u64, Checkpoint, Rows)>,
     pub events: Vec<(u64, Event)>,
@@ -135,6 +136,7 @@ impl Cluster {
             splits: Vec::new(),
             merges: Vec::new(),
             checks: Vec::new(),
+            recoveries: Vec::new(),
             checkpoints: Vec::new(),
             events: Vec::new(),
             healths: Vec::new(),
@@ -221,6 +223,7 @@ impl Cluster {
         self.splits.extend(effects.splits.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.merges.extend(effects.merges.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.checks.extend(effects.checks.iter().map(|(token, answer)| (token.0, answer.clone())));
+        self.recoveries.extend(effects.recoveries.iter().map(|(token, answer)| (token.0, answer.clone())));
         self.events.extend(effects.events.iter().map(|event| (id, event.clone())));
         self.healths.extend(effects.health.iter().map(|health| (id, health.clone())));
         self.fatal.extend(effects.fatal.iter().map(|why| (id, why.clone())));

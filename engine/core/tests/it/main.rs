@@ -18,6 +18,7 @@ mod merge_disks;
 mod merge_storms;
 mod merge_times;
 mod merges;
+mod quorum_loss;
 mod ranges;
 mod reads;
 mod recovery;

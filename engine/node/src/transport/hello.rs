@@ -73,6 +73,7 @@ pub(crate) fn hello_to(own: &v1::Hello, to: NodeId) -> v1::Hello {
 /// Decides whether the other side is let in. `expected` is the node that was dialled.
 pub(crate) async fn admit(context: &Context, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), Refusal> {
     check(&context.hello, theirs, expected)?;
+    context.known_stores.refuse_condemned(NodeId(theirs.node_id)).await?;
     if context.peers.get(NodeId(theirs.node_id)).is_none() {
         let cluster = context.hello.cluster_id;
         return Err(format!("node {} {NOT_A_MEMBER} {cluster:016x}", theirs.node_id).into());

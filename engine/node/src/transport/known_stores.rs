@@ -5,6 +5,9 @@
 //! when it is made, a node tells it in its handshake, and who has met the node with another store
 //! refuses it: both ways, so that no message passes, and so that it hears of it and stops.
 //!
+//! A node that is gone for good, and whose ranges went on without it, is condemned: no store is its own any more, and if
+//! it comes back it hears so and stops.
+//!
 //! Invariant: before a node is let in for the first time, its store's id is durable here. What this
 //! cannot see: a node that nobody who is up has met before.
 
@@ -14,13 +17,16 @@ use std::sync::{Arc, PoisonError};
 use flotilla_engine::keys::{MetaRecord, meta};
 use flotilla_engine::record;
 use flotilla_engine::storage::{self, Family, StorageError, WriteBatch};
-use flotilla_proto::{NodeId, v1};
+use flotilla_proto::{Error, NodeId, v1};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::hello::Refusal;
 use crate::disk::LocalStorage;
 use crate::failure::Failure;
+
+/// The store of a node that is never to come back. Stores' ids are random: none has this one.
+const CONDEMNED: u64 = u64::MAX;
 
 type Save = Arc<dyn Fn(&v1::KnownStores) -> storage::Result<()> + Send + Sync>;
 
@@ -70,20 +76,25 @@ impl KnownStores {
         let mut known = self.known.lock().await;
         match known.get(&node) {
             Some(store) if *store == theirs.store_id => return Ok(()),
+            Some(&CONDEMNED) => return Err(Refusal::Replaced(condemned(node))),
             Some(_) => return Err(Refusal::Replaced(replaced(node))),
             None => {}
         }
         let mut with_it = known.clone();
         with_it.insert(node, theirs.store_id);
+        self.remember(&with_it, failure, node).await?;
+        *known = with_it;
+        Ok(())
+    }
+
+    /// Writes what is known to the disk; one that fails has failed for good. `node`: of whom there is news.
+    async fn remember(&self, known: &BTreeMap<NodeId, u64>, failure: &Failure, node: NodeId) -> Result<(), Refusal> {
         let save = self.save.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let save = save.ok_or("the node is stopping")?;
-        let stores = with_it.iter().map(|(node, store)| v1::KnownStore { node_id: node.0, store_id: *store });
+        let stores = known.iter().map(|(node, store)| v1::KnownStore { node_id: node.0, store_id: *store });
         let stores = v1::KnownStores { stores: stores.collect() };
         match spawn_blocking(move || save(&stores)).await {
-            Ok(Ok(())) => {
-                *known = with_it;
-                Ok(())
-            }
+            Ok(Ok(())) => Ok(()),
             // Closed, or failed before: whoever saw to that has told why.
             Ok(Err(StorageError::Poisoned { .. })) | Err(_) => Err("the node's store takes nothing more".into()),
             Ok(Err(error)) => {
@@ -93,10 +104,45 @@ impl KnownStores {
         }
     }
 
+    /// Refuses a node that was condemned.
+    pub async fn refuse_condemned(&self, node: NodeId) -> Result<(), Refusal> {
+        match self.known.lock().await.get(&node) {
+            Some(&CONDEMNED) => Err(Refusal::Replaced(condemned(node))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The nodes that were condemned.
+    pub async fn condemned(&self) -> Vec<NodeId> {
+        let known = self.known.lock().await;
+        known.iter().filter(|(_, store)| **store == CONDEMNED).map(|(node, _)| *node).collect()
+    }
+
+    /// Nodes are gone for good: remembered before it returns.
+    pub async fn condemn(&self, nodes: &[NodeId], failure: &Failure) -> Result<(), Error> {
+        let mut known = self.known.lock().await;
+        let mut with_them = known.clone();
+        with_them.extend(nodes.iter().map(|node| (*node, CONDEMNED)));
+        self.remember(&with_them, failure, nodes.first().copied().unwrap_or_default()).await.map_err(|refusal| {
+            let reason = refusal.words().to_owned();
+            Error::Unavailable { reason }
+        })?;
+        *known = with_them;
+        Ok(())
+    }
+
     /// Remembers nothing more, and lets go of the storage.
     pub fn close(&self) {
         self.save.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+fn condemned(node: NodeId) -> String {
+    format!(
+        "node {} was given up for good, and the ranges that it held went on without it: what it has is out of date, and it \
+         must not serve. Keep its data directory for inspection, and start it with an empty one and --join, as a new node",
+        node.0
+    )
 }
 
 fn replaced(node: NodeId) -> String {

@@ -1,7 +1,7 @@
 //! The other nodes: where they are, whether they can be reached, what they said of themselves.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ pub(crate) struct Peer {
     pub node: NodeId,
     pub outbox: Arc<Outbox>,
     pub snapshots: mpsc::Sender<Envelope>,
+    gone: AtomicBool,
     last_heard: AtomicU64,
     state: Mutex<PeerState>,
 }
@@ -65,10 +66,16 @@ impl Peer {
             outbox: Arc::default(),
             snapshots,
             last_heard: AtomicU64::new(clock::now().0),
+            gone: AtomicBool::new(false),
             state: Mutex::new(state),
         };
         peer.configure(record);
         (Arc::new(peer), queue)
+    }
+
+    /// Whether it was removed for good: nothing that it still says counts.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
     }
 
     fn lock(&self) -> MutexGuard<'_, PeerState> {
@@ -195,7 +202,8 @@ impl Peers {
         for record in nodes {
             let node = NodeId(record.node_id);
             match all.get(&node) {
-                Some(_) if record.removed => {
+                Some(peer) if record.removed => {
+                    peer.gone.store(true, Ordering::Release);
                     all.remove(&node);
                     gone.push(node);
                 }

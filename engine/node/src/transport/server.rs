@@ -121,7 +121,8 @@ async fn welcome(context: &Context, frames: &mut Streaming<Bytes>) -> Result<Arc
         None => return Err("the connection was closed before the handshake".into()),
     };
     hello::admit(context, &theirs, None).await?;
-    let peer = context.peers.get(NodeId(theirs.node_id)).expect("who is admitted is a member");
+    // It may have been removed this very moment.
+    let peer = context.peers.get(NodeId(theirs.node_id)).ok_or("the node is no member any more")?;
     peer.introduced(&theirs);
     Ok(peer)
 }
@@ -145,6 +146,9 @@ pub(crate) async fn next(context: &Context, frames: &mut Streaming<Bytes>) -> Re
 async fn take_frames(context: &Context, peer: &Peer, frames: &mut Streaming<Bytes>) -> Result<(), String> {
     while let Some(frame) = next(context, frames).await? {
         peer.heard();
+        if peer.is_gone() {
+            return Err("the node was removed for good".into());
+        }
         match frame {
             Frame::Batch(batch) => take_batch(context, peer, batch).await,
             Frame::Refused(words) => {

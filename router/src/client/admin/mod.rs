@@ -95,11 +95,11 @@ impl Client {
         self.ask_at(address, self.deadline(), &ask).await
     }
 
-    fn endpoints(&self) -> &Endpoints {
+    pub(super) fn endpoints(&self) -> &Endpoints {
         self.router().source()
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.timeout()
     }
 

@@ -40,6 +40,7 @@ fn boot() -> RangeBoot {
         entry_bytes: Vec::new(),
         entries: Vec::new(),
         merge: None,
+        recoveries: v1::RangeRecoveries::default(),
     }
 }
 

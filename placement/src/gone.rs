@@ -1,0 +1,34 @@
+//! Nodes that are gone for good, as a person says who has recovered ranges without them (`recovery.rs`): they are
+//! removed at once, whatever they hold, and never come back.
+
+use flotilla_proto::{Error, Result, v1};
+
+use crate::history;
+use crate::records::Change;
+use crate::service::{Response, Service, Token};
+use crate::waiters::Wants;
+
+impl Service {
+    /// Marks nodes as removed. May be repeated: those that are removed already stay so.
+    pub(crate) fn on_record_recovery(&mut self, token: Token, request: &v1::RecordRecoveryRequest) -> Result<()> {
+        let known = |node: &u64| self.state.ahead.nodes.get(node);
+        if let Some(node) = request.dead_nodes.iter().find(|node| known(node).is_none()) {
+            return Err(Error::invalid(format!("there is no node {node}"), "see the nodes by `flotilla node list`"));
+        }
+        if let Some(node) = request.dead_nodes.iter().find(|node| self.state.is_live(**node)) {
+            let hint = "a node that lives is not gone for good: stop it, or drain it";
+            return Err(Error::invalid(format!("node {node} reports, and lives"), hint));
+        }
+        let records = request.dead_nodes.iter().filter_map(known).filter(|record| !record.removed);
+        let changes: Vec<Change> =
+            records.map(|record| Change::Node(v1::NodeRecord { removed: true, ..record.clone() })).collect();
+        let words =
+            format!("recovery {}: nodes {:?} are gone for good; {}", request.plan_id, request.dead_nodes, request.what);
+        self.effects.notes.push(words.clone());
+        self.work.stir();
+        let unit = self.stage_told(changes, vec![history::of_nodes("recovered", &request.dead_nodes, words)]);
+        self.round();
+        self.wait(token, unit, Wants::Written(Response::RecordRecovery(v1::RecordRecoveryResponse {})));
+        Ok(())
+    }
+}

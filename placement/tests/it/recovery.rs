@@ -1,0 +1,195 @@
+//! What is planned for ranges whose majority is lost, from what the living say.
+
+use std::collections::BTreeSet;
+
+use flotilla_placement::recovery::{LEAP, Plan, Wish, committed, plan, unsettled};
+use flotilla_proto::v1::{self, ReplicaRole};
+
+/// A range of keyspace 1, version and conf_ver, with voters on these nodes, each under its node's id.
+fn range(id: u64, (start, end): (&'static str, &'static str), epoch: (u64, u64), nodes: &[u64]) -> v1::RangeDescriptor {
+    let replica = |node: &u64| v1::ReplicaDescriptor { replica_id: *node, node_id: *node, role: 0 };
+    v1::RangeDescriptor {
+        range_id: id,
+        keyspace_id: 1,
+        start: start.into(),
+        end: end.into(),
+        epoch: Some(v1::Epoch { version: epoch.0, conf_ver: epoch.1 }),
+        replicas: nodes.iter().map(replica).collect(),
+        next_replica_id: 9,
+    }
+}
+
+fn replica(of: &v1::RangeDescriptor, node: u64, (last_term, last_index): (u64, u64)) -> v1::SurveyedReplica {
+    v1::SurveyedReplica {
+        descriptor: Some(of.clone()),
+        replica_id: node,
+        term: last_term,
+        last_term,
+        last_index,
+        commit_index: 10,
+        commit_term: 1,
+        applied_index: 10,
+        ..Default::default()
+    }
+}
+
+fn node(id: u64, replicas: Vec<v1::SurveyedReplica>) -> v1::SurveyResponse {
+    let nodes = (1..=5).map(|node_id| v1::SurveyedNode { node_id, live: node_id <= 2, ..Default::default() });
+    let keyspaces = vec![v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() }];
+    v1::SurveyResponse {
+        cluster_id: 7,
+        node_id: id,
+        boot_id: id,
+        replicas,
+        nodes: nodes.collect(),
+        keyspaces,
+        ..Default::default()
+    }
+}
+
+fn wish() -> Wish {
+    Wish { plan_id: "p".into(), dead: [3, 4, 5].into(), ..Wish::default() }
+}
+
+fn made(surveys: &[v1::SurveyResponse]) -> Plan {
+    plan(&wish(), surveys).expect("a plan")
+}
+
+fn refused(wish: &Wish, surveys: &[v1::SurveyResponse], words: &str) {
+    let refusals = plan(wish, surveys).expect_err(words);
+    assert!(refusals.iter().any(|refusal| refusal.contains(words)), "\"{words}\" is not in {refusals:?}");
+}
+
+#[test]
+fn the_newest_log_among_the_voters_goes_on_and_ranges_with_a_majority_stay() {
+    let lost = range(2, ("", "m"), (3, 4), &[1, 2, 3, 4, 5]);
+    let well = range(3, ("m", ""), (3, 2), &[1, 2, 3]);
+    for (one, two, chosen) in [((5, 9), (5, 8), 1), ((5, 9), (6, 2), 2), ((5, 9), (5, 9), 1)] {
+        let plan = made(&[
+            node(1, vec![replica(&lost, 1, one), replica(&well, 1, (5, 5))]),
+            node(2, vec![replica(&lost, 2, two), replica(&well, 2, (5, 5))]),
+        ]);
+        let [kept] = &plan.kept[..] else { panic!("{plan:?}") };
+        assert_eq!((kept.node, kept.living_voters, plan.healthy), (chosen, (2, 5), 1));
+        let after = kept.order.after.as_ref().expect("it says");
+        assert_eq!(after.epoch, Some(v1::Epoch { version: 3, conf_ver: 4 + LEAP }));
+        assert_eq!((after.replicas.len(), after.replicas[0].replica_id), (1, 9 + LEAP));
+        assert!(kept.order.term > 6 && kept.order.before.as_ref() == Some(&lost));
+        assert!(plan.gaps.is_empty() && plan.lost.is_empty() && kept.warnings.is_empty(), "{plan:?}");
+    }
+}
+
+#[test]
+fn learners_go_on_only_where_no_voter_is_left_and_former_members_last_of_all() {
+    let mut of = range(2, ("", ""), (1, 4), &[1, 2, 3, 4]);
+    of.replicas[0].role = ReplicaRole::Learner.into();
+    let kept = |surveys: &[v1::SurveyResponse]| made(surveys).kept[0].clone();
+    let both = kept(&[node(1, vec![replica(&of, 1, (9, 9))]), node(2, vec![replica(&of, 2, (5, 5))])]);
+    assert_eq!((both.node, both.warnings.len()), (2, 0), "a voter, however old");
+    let learner = kept(&[node(1, vec![replica(&of, 1, (9, 9))]), node(2, vec![])]);
+    assert!(learner.node == 1 && learner.warnings[0].contains("a learner goes on"));
+    // Node 1 had been removed from the range, and does not know.
+    let stale = range(2, ("", ""), (1, 2), &[1, 3, 4]);
+    let mut others = node(2, vec![]);
+    others.routes = vec![range(2, ("", ""), (1, 5), &[3, 4, 5])];
+    let stray = kept(&[node(1, vec![replica(&stale, 1, (9, 9))]), others]);
+    assert!(stray.warnings.iter().any(|words| words.contains("newer epoch 1.5")), "{:?}", stray.warnings);
+    assert_eq!(stray.order.after.and_then(|of| of.epoch).map(|epoch| epoch.conf_ver), Some(5 + LEAP));
+}
+
+#[test]
+fn in_a_joint_configuration_either_half_may_be_the_one_that_is_lost() {
+    let mut of = range(2, ("", ""), (1, 4), &[1, 2, 3, 4]);
+    for (at, role) in [(0, ReplicaRole::VoterIncoming), (3, ReplicaRole::VoterOutgoing)] {
+        of.replicas[at].role = role.into();
+    }
+    // New: 1, 2, 3. Old: 2, 3, 4.
+    let plan = made(&[node(1, vec![replica(&of, 1, (5, 5))]), node(2, vec![replica(&of, 2, (5, 5))])]);
+    assert!(plan.kept[0].living_voters == (1, 3) && plan.kept[0].warnings[0].contains("half done"), "{plan:?}");
+}
+
+/// Node 1 has not applied the split that node 2 knows: the newer version has the span.
+#[test]
+fn a_split_that_one_survivor_has_not_applied_takes_its_part_all_the_same() {
+    let whole = range(2, ("", ""), (1, 4), &[1, 3, 4]);
+    let child = range(9, ("m", ""), (2, 4), &[2, 3, 4]);
+    let plan = made(&[node(1, vec![replica(&whole, 1, (5, 5))]), node(2, vec![replica(&child, 2, (5, 5))])]);
+    let [left, right] = &plan.kept[..] else { panic!("{plan:?}") };
+    let after = left.order.after.as_ref().expect("it says");
+    assert_eq!((&after.end[..], after.epoch.map(|epoch| epoch.version)), (&b"m"[..], Some(2)));
+    assert!(left.warnings[0].contains("split into range 9"), "{:?}", left.warnings);
+    assert_eq!(right.order.after.as_ref().map(|of| &of.start[..]), Some(&b"m"[..]));
+    assert!(plan.gaps.is_empty(), "{plan:?}");
+    // The whole span is another one's by now.
+    let merged = range(1_000, ("", ""), (5, 4), &[2, 3, 4]);
+    let plan = made(&[node(1, vec![replica(&whole, 1, (5, 5))]), node(2, vec![replica(&merged, 2, (5, 5))])]);
+    assert!(plan.kept.len() == 1 && plan.left[0].contains("range 1000 is newer"), "{plan:?}");
+}
+
+#[test]
+fn what_is_lost_wholly_is_named_and_begins_again_only_on_request() {
+    let of = range(2, ("", "f"), (3, 4), &[1, 3, 4]);
+    let gone = range(3, ("f", "p"), (3, 4), &[3, 4, 5]);
+    let older = range(4, ("f", ""), (2, 4), &[3, 4, 5]);
+    let last = range(5, ("p", ""), (3, 4), &[1, 2, 3]);
+    let mut second = node(2, vec![replica(&last, 2, (5, 5))]);
+    second.routes = vec![gone, older, of.clone()];
+    let surveys = [node(1, vec![replica(&of, 1, (5, 5)), replica(&last, 1, (5, 5))]), second];
+    let plan = made(&surveys);
+    assert_eq!(plan.gaps, [(1, "f".into(), "p".into())]);
+    assert_eq!(plan.lost.iter().map(|of| of.range_id).collect::<Vec<_>>(), [3], "not what was before the split");
+    assert!(plan.recreated.is_empty());
+    let again = flotilla_placement::recovery::plan(&Wish { recreate_empty: true, ..wish() }, &surveys).expect("a plan");
+    let [(node, born)] = &again.recreated[..] else { panic!("{again:?}") };
+    assert!([1, 2].contains(node) && born.replicas[0].node_id == *node);
+    assert_eq!((born.range_id, &born.start[..], born.epoch.map(|of| of.conf_ver)), (3, &b"f"[..], Some(4 + LEAP)));
+}
+
+#[test]
+fn the_system_range_comes_first() {
+    let of = range(2, ("", ""), (3, 4), &[1, 3, 4]);
+    let mut system = range(1, ("", ""), (1, 4), &[1, 4, 5]);
+    system.keyspace_id = flotilla_proto::ids::SYSTEM_KEYSPACE.0;
+    let also = range(0, ("", ""), (1, 1), &[1, 4, 5]);
+    let also = v1::RangeDescriptor { keyspace_id: 9, range_id: 1_000, ..also };
+    let replicas = [of, also, system].iter().map(|of| replica(of, 1, (5, 5))).collect();
+    let plan = made(&[node(1, replicas), node(2, vec![])]);
+    assert_eq!(plan.kept.iter().map(|kept| kept.order.range_id).collect::<Vec<_>>(), [1, 2, 1_000]);
+}
+
+#[test]
+fn a_plan_is_refused_while_a_quorum_lives_or_somebody_is_missing() {
+    let lost = range(2, ("", ""), (3, 4), &[1, 3, 4]);
+    let well = range(2, ("", ""), (3, 4), &[1, 2, 3]);
+    let lost_on_1 = || node(1, vec![replica(&lost, 1, (5, 5))]);
+    let both = || vec![node(1, vec![replica(&well, 1, (5, 5))]), node(2, vec![replica(&well, 2, (5, 5))])];
+    refused(&wish(), &both(), "have a quorum without nodes {3, 4, 5}");
+    refused(&Wish { dead: BTreeSet::new(), ..wish() }, &both(), "no node is named dead");
+    refused(&wish(), &[lost_on_1()], "node 2 does not answer, and is not named dead");
+    refused(&Wish { dead: [2, 3, 4, 5].into(), ..wish() }, &both(), "node 2 is named dead, and answers");
+    refused(&Wish { dead: [3, 4, 5, 8].into(), ..wish() }, &[lost_on_1(), node(2, vec![])], "heard of node 8");
+    let mut other = node(2, vec![]);
+    other.cluster_id = 8;
+    refused(&wish(), &[lost_on_1(), other], "2 clusters");
+    let mut connected = node(2, vec![]);
+    connected.nodes[3].live = true;
+    refused(&wish(), &[lost_on_1(), connected], "node 2 has a connection to it");
+    let mut led = lost_on_1();
+    led.replicas[0].leader_node_id = 3;
+    refused(&wish(), &[led.clone(), node(2, vec![])], "follows node 3");
+    assert_eq!(unsettled(&[led, node(2, vec![])]), [2]);
+    assert!(unsettled(&[lost_on_1(), node(2, vec![])]).is_empty());
+}
+
+#[test]
+fn what_one_survivor_knows_to_be_committed_the_others_are_told() {
+    let of = range(2, ("", ""), (3, 4), &[1, 2, 3, 4, 5]);
+    let mut ahead = replica(&of, 1, (5, 14));
+    (ahead.commit_index, ahead.commit_term) = (12, 5);
+    let surveys = [node(1, vec![ahead.clone()]), node(2, vec![replica(&of, 2, (5, 14))])];
+    let told = committed(&surveys);
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), [2]);
+    assert_eq!(told[&2], [v1::CommittedEntry { range_id: 2, index: 12, term: 5 }]);
+    let without = [node(1, vec![ahead]), node(2, vec![replica(&of, 2, (5, 11))])];
+    assert!(committed(&without).is_empty(), "its log does not reach so far");
+}
