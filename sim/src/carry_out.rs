@@ -88,6 +88,9 @@ impl Cluster {
             self.trace.say(self.now, || format!("merge answered: {answer:?}"));
         }
         if let Some(health) = effects.health.take() {
+            if let Some(real) = self.real.as_mut().filter(|_| health.slow) {
+                real.slow_at = Some(self.now);
+            }
             let from = id_of(index);
             for to in (0..self.nodes.len()).filter(|to| *to != index) {
                 self.tell_node(index, to, || Input::Health { from, health: health.clone() });

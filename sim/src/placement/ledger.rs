@@ -145,10 +145,7 @@ impl Ledger {
                 }
                 self.births.insert(range, descriptor);
             }
-            Change::Cluster(_)
-            | Change::NoOrder(_)
-            | Change::NoBirth(_)
-            | Change::NoHistory(_) => {}
+            Change::Cluster(_) | Change::NoOrder(_) | Change::NoBirth(_) | Change::NoHistory(_) => {}
             // The batch is in order of its keys: the history comes before the orders.
             Change::History(_, page) => self.told.extend(page.entries.iter().map(|entry| entry.order_id)),
         }

@@ -138,6 +138,8 @@ pub(crate) struct Real {
     changed: BTreeMap<u64, Nanos>,
     /// The last order was written then.
     pub last_order: Nanos,
+    /// When a node last took itself for slow: leaders leave it, and come back to it later.
+    pub slow_at: Option<Nanos>,
     /// A node is still to be lost.
     losing: bool,
     /// Since when nothing is left to be done.
@@ -188,6 +190,7 @@ impl Real {
             stores: FIRST_STORE,
             changed: BTreeMap::new(),
             last_order: 0,
+            slow_at: None,
             losing: real.loses,
             rests_since: None,
             rested: false,

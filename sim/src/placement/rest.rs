@@ -25,7 +25,9 @@ impl Cluster {
         let now = self.now;
         let Some(real) = &mut self.real else { return };
         real.last_order = now;
-        if real.rested {
+        let slow = real.slow_at.is_some_and(|at| now < at + NOTICE);
+        let of_leaders = matches!(record.kind(), v1::OrderKind::BalanceLeaders | v1::OrderKind::UnfitLeader);
+        if real.rested && !(slow && of_leaders) {
             let what = format!("I13: placement had come to rest, and orders again: {record:?}");
             self.check(Err(what));
         }
