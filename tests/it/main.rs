@@ -10,6 +10,7 @@ mod embed;
 mod growth;
 mod grpc;
 mod links;
+mod living;
 mod placement;
 mod power;
 mod recover;
