@@ -3,8 +3,8 @@
 //! of every range hold the same.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flotilla_proto::{Error, NodeId, RangeId, v1};

@@ -157,20 +157,21 @@ fn verdict(checks: &[Checked], style: KeyStyle) -> Result {
     Ok(())
 }
 
-/// What to do about the first difference. Copies are made of what the leader has, so a replica that is right must lead.
+/// What to do about the first difference. Copies are made of what the leader has, so a replica that is right must lead,
+/// and stay the leader: of a single transfer the balance of leaders may make nothing at once.
 fn advice(checks: &[Checked]) -> String {
-    let sound = checks.iter().find_map(|check| {
+    let wrong = checks.iter().find_map(|check| {
         let answer = check.answer.as_ref().ok()?;
         let wrong = &answer.difference.as_ref()?.node_ids;
-        let sound = |of: &&v1::CheckedReplica| of.problem.is_empty() && !wrong.contains(&of.node_id);
-        Some((check.range, answer.replicas.iter().find(sound)?.node_id))
+        let sound = |of: &v1::CheckedReplica| of.problem.is_empty() && !wrong.contains(&of.node_id);
+        answer.replicas.iter().any(sound).then(|| wrong.first().copied()).flatten()
     });
     let keep =
         "keep that node's data for inspection (`flotilla debug`), then have its replica rebuilt from one that is right";
-    match sound {
-        Some((range, node)) => format!(
-            "{keep}: `flotilla range transfer-leader {range} {node}`, as copies are made of what the leader has, then \
-             `flotilla range move` to another node"
+    match wrong {
+        Some(node) => format!(
+            "{keep}: `flotilla node drain {node}`, as copies are made of what the leader has, then `flotilla range move` \
+             to another node, then `flotilla node drain {node} --undo`"
         ),
         None => {
             format!("{keep}; here no majority of the replicas is the same, so which one that is only people can tell")
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!(failure.code(), 1);
         let text = failure.to_string();
         assert!(text.starts_with("range 7: the replica on node 2 differs first between k\\x01 and (last)"), "{text}");
-        assert!(text.contains("`flotilla range transfer-leader 7 1`"), "{text}");
+        assert!(text.contains("`flotilla node drain 2`"), "{text}");
         let table = table(&checks).to_string();
         assert_eq!(table.matches("DIFFERENT").count(), 1);
         assert!(table.lines().nth(5).is_some_and(|line| line.contains("DIFFERENT")), "{table}");
@@ -212,7 +213,7 @@ mod tests {
     fn where_all_differ_nobody_is_said_to_be_right() {
         let span = v1::DifferingSpan { node_ids: vec![1, 2, 3], ..Default::default() };
         let text = verdict(&[checked(Some(span), "")], KeyStyle::default()).expect_err("different").to_string();
-        assert!(text.contains("no majority") && !text.contains("transfer-leader"), "{text}");
+        assert!(text.contains("no majority") && !text.contains("node drain"), "{text}");
     }
 
     #[test]
