@@ -86,13 +86,4 @@ impl Cluster {
             self.merge_something(range);
         }
     }
-
-    /// An order by hand, repeated until it is fulfilled.
-    #[cfg(test)]
-    pub(crate) fn merge_by_hand(&mut self, range: RangeId) {
-        let left = self.placement.left_of(range).expect("there is a range on its left");
-        let order = self.placement.order(range, Vec::new(), Vec::new(), 0);
-        let order = v1::RangeOrder { merge_into: Some(left), ..order };
-        self.placement.orders.insert(range, Ordered { order, until: crate::clock::Nanos::MAX });
-    }
 }
