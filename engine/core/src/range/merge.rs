@@ -56,7 +56,9 @@
 //! **By snapshot.** A replica of the target that is behind the merge, and is sent a snapshot, has the frozen
 //! source beside it. The snapshot names what was taken in; these replicas end in the batch (or by the intent) that puts
 //! it in place (tikv#7027, cockroach#36611). Until then the source's replica is not let go, whoever says that the range
-//! is gone: the target's log may still need its data. Where the target has no replica, it goes at that word (tikv#15919).
+//! is gone: the target's log may still need its data, even where the target has no replica yet (it was among those that
+//! decided: a snapshot of before the merge may still bring it). Where the target had one and has it no more, the source's
+//! goes at that word (tikv#15919); where it never came, at placement's, which knows that it will not.
 //! The tombstone of a range that was taken in covers all replica ids: nothing brings it back.
 //!
 //! **Nothing stays frozen.** The source's leader asks anew with each tick, whoever leads the target answers or

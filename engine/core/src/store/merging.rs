@@ -193,21 +193,32 @@ impl Store {
     }
 
     /// Whether a frozen replica here may be what the range goes on from that takes it in: that one is behind the merge,
-    /// or is to begin here by a split. It ends this replica itself, by its log or with a snapshot.
-    pub(super) fn is_needed(&self, id: RangeId) -> bool {
+    /// or has still to begin here: this node was among its replicas when it decided. It ends this replica itself, by
+    /// its log or with a snapshot; and a snapshot may be of before the merge.
+    fn is_needed(&self, id: RangeId) -> bool {
+        let Some(frozen) = self.ranges.get(&id).and_then(|range| range.frozen()) else { return false };
+        let target = RangeId(frozen.target_range_id);
+        match self.ranges.get(&target) {
+            Some(target) => {
+                let (epoch, named) = (target.descriptor().epoch, frozen.target_epoch);
+                !merges::is_past(epoch.unwrap_or_default(), named.unwrap_or_default())
+            }
+            None => !self.tombstones.contains_key(&target),
+        }
+    }
+
+    /// The same, after placement's word that the replica is gone. It says so where the range that took it in is past
+    /// the merge, or is not on this node: then that one can begin here only by a split that is still to be applied.
+    pub(super) fn is_needed_all_the_same(&self, id: RangeId) -> bool {
         let Some((range, frozen)) = self.ranges.get(&id).and_then(|range| Some((range, range.frozen()?))) else {
             return false;
         };
-        let target = RangeId(frozen.target_range_id);
-        if let Some(target) = self.ranges.get(&target) {
-            let (epoch, named) = (target.descriptor().epoch, frozen.target_epoch);
-            return !merges::is_past(epoch.unwrap_or_default(), named.unwrap_or_default());
-        }
         let source = range.descriptor();
         let may_bear = |other: &v1::RangeDescriptor| {
             other.keyspace_id == source.keyspace_id && !other.end.is_empty() && other.end == source.start
         };
-        !self.tombstones.contains_key(&target) && self.ranges.values().any(|range| may_bear(range.descriptor()))
+        let is_here = self.ranges.contains_key(&RangeId(frozen.target_range_id));
+        self.is_needed(id) && (is_here || self.ranges.values().any(|range| may_bear(range.descriptor())))
     }
 
     /// The range that some replicas were held for has none here any more.

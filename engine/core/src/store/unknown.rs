@@ -295,7 +295,7 @@ impl Store {
 
     /// Placement's proof that replicas are gone.
     pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
-        if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) && !self.is_needed(id) {
+        if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) && !self.is_needed_all_the_same(id) {
             self.with(now, id, effects, |range, turn| range.told_to_go(turn, upto));
         }
     }
