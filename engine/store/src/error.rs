@@ -69,12 +69,10 @@ impl OpenError {
     /// From RocksDB's refusal to open the database in `folder`.
     pub(crate) fn from_rocksdb(folder: &Path, error: &rocksdb::Error) -> Self {
         let cause = error.to_string();
-        // An open database whose files are gone is as damaged as one whose files changed.
-        let file_is_missing = cause.contains("No such file or directory");
         match error.kind() {
             _ if is_no_space(&cause) => Self::NoSpace { cause },
             ErrorKind::Corruption => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
-            ErrorKind::IOError if file_is_missing => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
+            ErrorKind::IOError if is_missing(&cause) => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
             _ => Self::Io { cause },
         }
     }
@@ -99,12 +97,19 @@ fn is_no_space(message: &str) -> bool {
     message.contains("No space left on device") || message.contains("Disk quota exceeded")
 }
 
+/// A database whose files are gone is as damaged as one whose files changed.
+fn is_missing(cause: &str) -> bool {
+    cause.contains("No such file or directory")
+}
+
 /// What an error of RocksDB in `operation` is to the engine.
 pub(crate) fn storage_error(operation: &'static str, error: &rocksdb::Error) -> StorageError {
     let cause = error.to_string();
     match error.kind() {
         _ if is_no_space(&cause) => StorageError::NoSpace { cause },
         ErrorKind::Corruption => StorageError::Corrupt { what: cause },
+        // A table is looked for only when it is first read, if it was not at the start.
+        ErrorKind::IOError if is_missing(&cause) => StorageError::Corrupt { what: cause },
         _ => StorageError::Io { operation, cause },
     }
 }
