@@ -166,7 +166,7 @@ impl Range {
         self.checksum = done.checksum;
         self.size.grew(done.bytes);
         if self.doomed.is_some() {
-            return self.splits_of_the_doomed(turn, done.changes);
+            return self.changes_of_the_doomed(turn, done.changes);
         }
         self.changes_applied(turn, done.changes, done.index);
         if self.doomed.is_some() {

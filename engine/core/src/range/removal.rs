@@ -161,11 +161,16 @@ impl Range {
         }
     }
 
-    /// What was split off before the end is no part of what goes: its replicas here live on.
-    pub(super) fn splits_of_the_doomed(&mut self, turn: &mut Turn<'_>, changes: Vec<ChangeApplied>) {
+    /// What was split off before the end is no part of what goes: its replicas here live on. What was taken in is: the
+    /// replica of that range here has ended in the same batch, and its keys go with this one's.
+    pub(super) fn changes_of_the_doomed(&mut self, turn: &mut Turn<'_>, changes: Vec<ChangeApplied>) {
         for change in changes {
-            if let Ok(RangeChange::Split { descriptor, children }) = change.outcome {
-                self.split_applied(turn, descriptor, &children);
+            match change.outcome {
+                Ok(RangeChange::Split { descriptor, children }) => self.split_applied(turn, descriptor, &children),
+                Ok(RangeChange::Merged { descriptor, source, absorbed }) => {
+                    self.merge_applied(turn, descriptor, &source, absorbed);
+                }
+                _ => {}
             }
         }
     }

@@ -15,6 +15,7 @@ mod installs;
 mod membership;
 mod merge_bugs;
 mod merge_disks;
+mod merge_proofs;
 mod merge_storms;
 mod merge_times;
 mod merges;
