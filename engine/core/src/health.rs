@@ -12,7 +12,8 @@
 //! - *stalls*: by how much ticks came too late, if by much; time heals it, at a twentieth of its pace.
 //!
 //! When it is slow: a figure is above its floor and at least three times as large as the same figure of a majority of all
-//! nodes that are heard of (itself counted among them), for two seconds on end. So where most are slow nobody is: the
+//! nodes that are heard of (itself counted among them), for two seconds on end and in a few further samples: a node with
+//! little to do says no more by being silent for two seconds. So where most are slow nobody is: the
 //! leaders would have nowhere better to go. With two nodes nobody ever is. It is well again when no figure has
 //! been twice as large for ten seconds. The rule is like that of TiKV's and PD's slow scores in its purpose; the figures
 //! here are compared between nodes, not with a fixed bound.
@@ -51,6 +52,10 @@ struct Rule {
 const SYNC: Rule = Rule { floor_us: 8_000, what: "log syncs take" };
 const APPLY: Rule = Rule { floor_us: 50_000, what: "applies take" };
 const STALL: Rule = Rule { floor_us: 1_000_000, what: "pauses of late add up to" };
+/// So many samples while a figure is bad prove it.
+const PROOF_MIN: u64 = 8;
+/// A log batch that is out for so long needs no further samples.
+const HANGS_US: u64 = 1_000_000;
 /// So many times as large as the others' a figure must be, for the node to become slow, and to stay it.
 const FACTOR_SLOW: u64 = 3;
 const FACTOR_WELL: u64 = 2;
@@ -68,6 +73,8 @@ struct Bucket {
 #[derive(Debug, Default)]
 struct Recent {
     buckets: VecDeque<Bucket>,
+    /// Samples so far.
+    total: u64,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -87,6 +94,7 @@ impl Recent {
                 self.buckets.pop_front();
             }
         }
+        self.total += 1;
         if let Some(last) = self.buckets.back_mut() {
             last.sum_us = last.sum_us.saturating_add(us);
             last.count += 1;
@@ -111,6 +119,20 @@ impl Recent {
     }
 }
 
+/// How many samples there were so far.
+#[derive(Clone, Copy, Debug)]
+struct Samples {
+    syncs: u64,
+    applies: u64,
+}
+
+/// In what a node is worse than the others.
+struct Worse {
+    reason: String,
+    /// Enough was measured since it began to be so.
+    proven: bool,
+}
+
 /// What another node said of itself, and when.
 #[derive(Debug)]
 struct Peer {
@@ -128,8 +150,8 @@ pub(crate) struct Health {
     apply_since: Option<BootTime>,
     stalled: Duration,
     peers: BTreeMap<NodeId, Peer>,
-    /// Since when the figures say something else than what counts.
-    differs_since: Option<BootTime>,
+    /// Since when the figures say something else than what counts, and what they rested on then.
+    differs_since: Option<(BootTime, Samples)>,
     slow_since: Option<BootTime>,
     reason: String,
     told_at: BootTime,
@@ -199,7 +221,7 @@ impl Health {
 
     /// What the node measures of itself, and what follows.
     pub(crate) fn figures(&self, now: BootTime) -> v1::NodeHealth {
-        let waits = self.batches.front().map_or(0, |(_, left)| micros(now.since(*left)));
+        let waits = self.waits_us(now);
         let sync_us = self.syncs.figure_us(now);
         v1::NodeHealth {
             // One that is out for long says more than those before it; one that has just left says nothing.
@@ -212,34 +234,55 @@ impl Health {
         }
     }
 
+    /// For how long the oldest log batch has been out.
+    fn waits_us(&self, now: BootTime) -> u64 {
+        self.batches.front().map_or(0, |(_, left)| micros(now.since(*left)))
+    }
+
     fn judge(&mut self, now: BootTime) {
         let own = self.figures(now);
-        let reason = self.worse(now, &own);
+        let worse = self.worse(now, &own);
         let (differs, patience) =
-            if self.is_slow() { (reason.is_none(), WELL_AFTER) } else { (reason.is_some(), SLOW_AFTER) };
-        if let (true, Some(reason)) = (self.is_slow(), &reason) {
-            self.reason.clone_from(reason);
+            if self.is_slow() { (worse.is_none(), WELL_AFTER) } else { (worse.is_some(), SLOW_AFTER) };
+        if let (true, Some(worse)) = (self.is_slow(), &worse) {
+            self.reason.clone_from(&worse.reason);
         }
         if !differs {
             self.differs_since = None;
             return;
         }
-        let since = *self.differs_since.get_or_insert(now);
-        if now.since(since) < patience {
+        let samples = self.samples();
+        let (since, _) = *self.differs_since.get_or_insert((now, samples));
+        if now.since(since) < patience || worse.as_ref().is_some_and(|worse| !worse.proven) {
             return;
         }
         self.differs_since = None;
-        self.slow_since = reason.is_some().then_some(now);
-        self.reason = reason.unwrap_or_default();
+        self.slow_since = worse.is_some().then_some(now);
+        self.reason = worse.map(|worse| worse.reason).unwrap_or_default();
     }
 
-    /// In what this node is worse than the others, in words; `None`: in nothing that counts.
-    fn worse(&self, now: BootTime, own: &v1::NodeHealth) -> Option<String> {
+    fn samples(&self) -> Samples {
+        Samples { syncs: self.syncs.total, applies: self.applies.total }
+    }
+
+    /// In what this node is worse than the others; `None`: in nothing that counts.
+    fn worse(&self, now: BootTime, own: &v1::NodeHealth) -> Option<Worse> {
         // What is not known is 0, and says nothing; a node that never stood still says just that.
         let known = |us: u64| (us > 0).then_some(us);
+        let has = self.samples();
+        let had = self.differs_since.map_or(has, |(_, samples)| samples);
+        let hangs = self.waits_us(now) >= HANGS_US;
+        let of = |reason, proven| Worse { reason, proven };
         self.compare(now, &SYNC, own.sync_us, |of| known(of.sync_us))
-            .or_else(|| self.compare(now, &APPLY, own.apply_us, |of| known(of.apply_us)))
-            .or_else(|| self.compare(now, &STALL, own.stall_us, |of| Some(of.stall_us)))
+            .map(|reason| of(reason, hangs || has.syncs - had.syncs >= PROOF_MIN))
+            .or_else(|| {
+                let reason = self.compare(now, &APPLY, own.apply_us, |of| known(of.apply_us))?;
+                Some(of(reason, has.applies - had.applies >= PROOF_MIN))
+            })
+            .or_else(|| {
+                let reason = self.compare(now, &STALL, own.stall_us, |of| Some(of.stall_us))?;
+                Some(of(reason, true))
+            })
     }
 
     fn compare(
@@ -270,4 +313,73 @@ impl Health {
 /// For people: whole milliseconds, or a tenth of one.
 fn millis(us: u64) -> String {
     if us >= 10_000 { format!("{} ms", us / 1_000) } else { format!("{}.{} ms", us / 1_000, us % 1_000 / 100) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(100);
+
+    /// A node whose two peers have fast disks.
+    struct Bench {
+        health: Health,
+        now: BootTime,
+        batches: u64,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { health: Health::default(), now: BootTime(60_000_000_000), batches: 0 }
+        }
+
+        fn tick(&mut self) {
+            self.now = self.now + TICK;
+            for peer in [2, 3] {
+                let health = v1::NodeHealth { sync_us: 1_000, ..Default::default() };
+                self.health.heard(self.now, NodeId(peer), health);
+            }
+            self.health.tick(self.now, TICK, TICK);
+        }
+
+        fn silence(&mut self, seconds: usize) {
+            (0..seconds * 10).for_each(|_| self.tick());
+        }
+
+        /// Log batches that take a tick each.
+        fn slow_batches(&mut self, count: usize) {
+            for _ in 0..count {
+                self.batches += 1;
+                self.health.batch_leaves(self.now, self.batches);
+                self.tick();
+                self.health.batch_durable(self.now, self.batches);
+            }
+        }
+    }
+
+    /// Seed 430: nodes with next to nothing to do found themselves slow in turn, by a few samples and long silences.
+    #[test]
+    fn a_few_bad_syncs_and_silence_after_them_make_no_node_slow() {
+        let mut bench = Bench::new();
+        bench.slow_batches(5);
+        bench.silence(10);
+        let figures = bench.health.figures(bench.now);
+        assert_eq!(
+            (figures.sync_us, figures.slow),
+            (100_000, false),
+            "it says what it measured, and draws no conclusion"
+        );
+        bench.slow_batches(5);
+        assert!(bench.health.is_slow(), "further samples say the same");
+    }
+
+    #[test]
+    fn a_batch_that_hangs_needs_no_further_samples() {
+        let mut bench = Bench::new();
+        bench.health.batch_leaves(bench.now, 1);
+        bench.silence(1);
+        assert!(!bench.health.is_slow());
+        bench.silence(3);
+        assert!(bench.health.is_slow());
+    }
 }
