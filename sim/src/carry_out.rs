@@ -88,6 +88,7 @@ impl Cluster {
             self.trace.say(self.now, || format!("merge answered: {answer:?}"));
         }
         if let Some(health) = effects.health.take() {
+            self.trace.say(self.now, || format!("n{} measures {health:?}", index + 1));
             if let Some(real) = self.real.as_mut().filter(|_| health.slow) {
                 real.slow_at = Some(self.now);
             }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use flotilla_proto::{RangeId, v1};
 
-use super::toy::{Ordered, Placement};
+use super::toy::{Merged, Ordered, Placement};
 use crate::clock::ms;
 use crate::cluster::Cluster;
 use crate::marks::Mark;
@@ -25,17 +25,19 @@ impl Placement {
     /// Ranges whose beginning a newer one holds were merged into it: where a range begins never changes.
     pub(super) fn forget_merged(&mut self) {
         let all: Vec<&v1::RangeDescriptor> = self.known.values().map(|known| &known.descriptor).collect();
-        let merged = |of: &&v1::RangeDescriptor| {
-            all.iter().any(|other| {
+        let taken_in_by = |of: &v1::RangeDescriptor| {
+            let by = |other: &&&v1::RangeDescriptor| {
                 other.range_id != of.range_id
                     && other.keyspace_id == of.keyspace_id
                     && age(other).0 > age(of).0
                     && holds_key(other, &of.start)
-            })
+            };
+            all.iter().find(by).map(|by| (*by).clone())
         };
-        let gone: Vec<RangeId> = all.iter().copied().filter(merged).map(|of| RangeId(of.range_id)).collect();
-        for range in gone {
-            self.merged.extend(self.known.remove(&range).map(|known| (range, known.descriptor)));
+        let gone: Vec<(RangeId, v1::RangeDescriptor)> =
+            all.iter().filter_map(|of| Some((RangeId(of.range_id), taken_in_by(of)?))).collect();
+        for (range, by) in gone {
+            self.merged.extend(self.known.remove(&range).map(|known| (range, Merged { last: known.descriptor, by })));
             self.orders.remove(&range);
             self.aligning.remove(&range);
         }

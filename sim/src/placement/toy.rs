@@ -36,6 +36,24 @@ pub(super) struct Known {
     term: u64,
 }
 
+/// A range that was merged away, as it was known last, and the one that took it in, as it was known then.
+#[derive(Debug)]
+pub(super) struct Merged {
+    pub last: v1::RangeDescriptor,
+    pub by: v1::RangeDescriptor,
+}
+
+impl Merged {
+    /// Whether a node's replica of it is of no use any more. The range that took it in may still have to apply the merge
+    /// there, or to begin there, from what the replica holds.
+    fn is_over(&self, summary: &RangeSummary, node: usize, there: &[RangeSummary]) -> bool {
+        let by = there.iter().find(|of| of.range.0 == self.by.range_id);
+        let holds = self.by.replicas.iter().any(|of| of.node_id == id_of(node).0);
+        let past = by.map_or(!holds, |by| age(&by.descriptor).0 >= age(&self.by).0);
+        past && age(&summary.descriptor).0 < age(&self.by).0
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Ordered {
     pub order: v1::RangeOrder,
@@ -50,8 +68,8 @@ pub(crate) struct Placement {
     next_order: u64,
     pub(super) known: BTreeMap<RangeId, Known>,
     pub(super) orders: BTreeMap<RangeId, Ordered>,
-    /// Ranges that were merged away, as they were last.
-    pub(super) merged: BTreeMap<RangeId, v1::RangeDescriptor>,
+    /// Ranges that were merged away.
+    pub(super) merged: BTreeMap<RangeId, Merged>,
     /// Ranges whose replicas move for the sake of a merge.
     pub(super) aligning: BTreeSet<RangeId>,
     births: Vec<v1::RangeDescriptor>,
@@ -99,16 +117,19 @@ impl Placement {
         self.known.iter().map(status).collect()
     }
 
-    /// Takes in what a node says of a replica; returns the replica's id if it is surely gone.
-    fn report(&mut self, node: usize, summary: &RangeSummary) -> Option<u64> {
+    /// Takes in what a node says of a replica, of those that are there; returns the replica's id if it is surely gone.
+    fn report(&mut self, node: usize, summary: &RangeSummary, there: &[RangeSummary]) -> Option<u64> {
         let descriptor = &*summary.descriptor;
         let is_former = |newest: &v1::RangeDescriptor| {
             let named = newest.replicas.iter().any(|of| of.replica_id == summary.replica_id);
             (age(newest).1 > age(descriptor).1 && !named).then_some(summary.replica_id)
         };
-        // Those that were members in the end go by themselves.
-        if let Some(last) = self.merged.get(&summary.range) {
-            return is_former(last);
+        if let Some(merged) = self.merged.get(&summary.range) {
+            // Those that were voters in the end ask the others, and go by themselves; a learner asks nobody, and the
+            // leader that removed it may have gone before it could say so.
+            let role = descriptor.replicas.iter().find(|of| of.replica_id == summary.replica_id).map(|of| of.role());
+            let waits = role == Some(v1::ReplicaRole::Learner) && merged.is_over(summary, node, there);
+            return is_former(&merged.last).or_else(|| waits.then_some(summary.replica_id));
         }
         let known = self.known.entry(summary.range).or_insert_with(|| Known {
             descriptor: descriptor.clone(),
@@ -274,8 +295,9 @@ impl Cluster {
             let node = &mut self.nodes[index];
             let reachable = node.paused_until <= self.now && node.stalled_until <= self.now;
             let Some(process) = node.process.as_mut().filter(|_| heard && reachable) else { continue };
-            for summary in process.store.ranges() {
-                if let Some(replica) = self.placement.report(index, &summary) {
+            let there: Vec<RangeSummary> = process.store.ranges().collect();
+            for summary in &there {
+                if let Some(replica) = self.placement.report(index, summary, &there) {
                     gone.push((index, summary.range, replica));
                 }
             }
