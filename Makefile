@@ -15,6 +15,9 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 	remove-before-voter orders-before-written \
 	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart merge-at-any-epoch \
 	merge-keeps-counter merged-outlives-snapshot
+# Those of recoveries: known bugs that the engine's storms of losses must find.
+RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
+	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
 .PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
 
@@ -46,6 +49,13 @@ mutants: setup
 	@set -e; for mutant in $(MUTANTS); do \
 		printf '%s: ' $$mutant; \
 		$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features mutant-$$mutant -- --seeds 200 --expect-failure; \
+	done
+	@set -e; for mutant in $(RECOVERY_MUTANTS); do \
+		storms="$(CARGO) test $(PROFILE) --quiet --package flotilla-engine --package flotilla-placement --features $$mutant --test it"; \
+		$$storms --no-run; \
+		printf '%s: ' $${mutant%%,*}; \
+		if STORM=1+200 $$storms loss_storms >/dev/null 2>&1; then echo 'not found within 200 storms'; exit 1; fi; \
+		echo 'found'; \
 	done
 	@printf 'no mutant, late proposals alone: '
 	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200

@@ -10,6 +10,7 @@
 //! - one replica of each such range goes on: of those that vote the one whose log is the newest (last term, last index);
 //! - what goes on, and what lives, does not overlap: where a split was applied by one survivor and not by
 //!   another, the newer version has the span, and the older range ends before it;
+//! - versions of what goes on are above all that anybody has heard of its span;
 //! - ids, conf_ver and term of what goes on are beyond all that is known of the range, by more than the lost ones can
 //!   have used up.
 
@@ -123,9 +124,10 @@ pub fn unsettled(surveys: &[v1::SurveyResponse]) -> Vec<u64> {
     all.iter().filter(|(_, of)| lost(of) && of.iter().any(|(_, of)| restless(of))).map(|(range, _)| *range).collect()
 }
 
-/// The newest descriptor of a range.
+/// The newest descriptor of a range: of who its replicas are its conf_ver tells, which leaps with a recovery.
 fn newest<'a>(replicas: &[Replica<'a>]) -> Option<&'a v1::RangeDescriptor> {
-    replicas.iter().filter_map(|(_, of)| of.descriptor.as_ref()).max_by_key(|of| age(of))
+    let age = |of: &&v1::RangeDescriptor| (epoch(of).conf_ver, epoch(of).version);
+    replicas.iter().filter_map(|(_, of)| of.descriptor.as_ref()).max_by_key(age)
 }
 
 /// The sets of voters whose majorities decide: one, or two in a joint configuration.
@@ -196,6 +198,7 @@ pub fn plan(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<Plan, Vec<Str
         return Err(refusals);
     }
     tile(&mut plan, &well);
+    raise(&mut plan, surveys);
     plan.gaps = gaps(&plan, &well, surveys);
     plan.lost = lost_ranges(surveys, &ranges, &[well, afters(&plan)].concat());
     if plan.kept.is_empty() && plan.lost.is_empty() {
@@ -280,18 +283,26 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
             None => 0,
         }
     };
-    let rank = |of: &Replica<'_>| (role(of), of.1.last_term, of.1.last_index, of.1.applied_index, u64::MAX - of.0);
+    let rank = |of: &Replica<'_>| {
+        let log = (of.1.last_term, of.1.last_index, of.1.applied_index);
+        let behind = cfg!(feature = "mutant-recover-behind").then_some(std::cmp::Reverse(log));
+        (role(of), behind, log, u64::MAX - of.0)
+    };
     let (node, chosen) = *replicas.iter().max_by_key(|of| rank(of)).expect("a range has the replicas it was found by");
     let before = chosen.descriptor.clone().unwrap_or_default();
     let remembered = surveys.iter().flat_map(|survey| &survey.routes).filter(|of| of.range_id == before.range_id);
     let all = || replicas.iter().filter_map(|(_, of)| of.descriptor.as_ref()).chain(remembered.clone());
     let conf_ver = all().map(|of| epoch(of).conf_ver).max().unwrap_or_default() + LEAP;
     let replica_id = all().map(|of| of.next_replica_id).max().unwrap_or_default() + LEAP;
-    let term = replicas.iter().map(|(_, of)| of.term).max().unwrap_or_default() + LEAP;
+    let term = replicas.iter().map(|(_, of)| of.term).max().unwrap_or_default();
+    let (replica_id, term) = match cfg!(feature = "mutant-recover-same-replica") {
+        true => (chosen.replica_id, term + 1),
+        false => (replica_id, term + LEAP),
+    };
     let after = v1::RangeDescriptor {
         epoch: Some(v1::Epoch { conf_ver, ..epoch(&before) }),
         replicas: vec![v1::ReplicaDescriptor { replica_id, node_id: node, role: ReplicaRole::Voter.into() }],
-        next_replica_id: replica_id + 1,
+        next_replica_id: before.next_replica_id.max(replica_id + 1),
         ..before.clone()
     };
     let record = v1::RangeRecovery {
@@ -318,6 +329,7 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
     if newest.replicas.iter().any(|of| matches!(of.role(), ReplicaRole::VoterIncoming | ReplicaRole::VoterOutgoing)) {
         warnings.push("a change of its replicas was half done".into());
     }
+    let merge_target_lost = target_lost(chosen, surveys, &mut warnings);
     let sets = voter_sets(newest);
     let living_voters = sets.iter().map(|set| (living_of(set, replicas), set.len())).min().unwrap_or_default();
     let order = v1::RecoverReplica {
@@ -329,9 +341,29 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
         after: Some(after),
         term,
         record: Some(record),
+        merge_target_lost,
     };
     let uncommitted = chosen.last_index.saturating_sub(chosen.commit_index);
     Kept { node, order, living_voters, uncommitted, data_bytes: chosen.data_bytes, warnings }
+}
+
+/// Whether a replica stands still for a merge into a range of which nothing is left.
+fn target_lost(chosen: &v1::SurveyedReplica, surveys: &[v1::SurveyResponse], warnings: &mut Vec<String>) -> bool {
+    let target = chosen.frozen_for_range_id;
+    if target == 0 {
+        return false;
+    }
+    let mut all = surveys.iter().flat_map(|survey| &survey.replicas).filter_map(|of| of.descriptor.as_ref());
+    let lost = !all.any(|of| of.range_id == target);
+    warnings.push(match lost {
+        true => {
+            format!("it stands still for a merge into range {target}, of which nothing is left: it goes on as it stood")
+        }
+        false => format!(
+            "it stands still for a merge into range {target}: it goes on once that one says that there was none"
+        ),
+    });
+    lost
 }
 
 fn after(kept: &Kept) -> v1::RangeDescriptor {
@@ -380,6 +412,24 @@ fn tile(plan: &mut Plan, well: &[v1::RangeDescriptor]) {
         kept.push(range);
     }
     (plan.kept, plan.left) = (kept, left);
+}
+
+/// Raises the version of what goes on behind a split or a merge that others have heard of: a route of the past would
+/// never give way to it otherwise.
+fn raise(plan: &mut Plan, surveys: &[v1::SurveyResponse]) {
+    let replicas = surveys.iter().flat_map(|survey| &survey.replicas).filter_map(|of| of.descriptor.as_ref());
+    let known: Vec<&v1::RangeDescriptor> = replicas.chain(surveys.iter().flat_map(|survey| &survey.routes)).collect();
+    for range in &mut plan.kept {
+        let mut own = after(range);
+        let version = known.iter().filter(|of| overlap(of, &own)).map(|of| epoch(of).version).max().unwrap_or_default();
+        if version > epoch(&own).version {
+            range.warnings.push(format!(
+                "a split or a merge (version {version}) is not in what is left of it: entries that it has not applied are dropped"
+            ));
+            own.epoch = Some(v1::Epoch { version: version + 1, ..epoch(&own) });
+            range.order.after = Some(own);
+        }
+    }
 }
 
 /// Spans of keyspaces that no range holds.

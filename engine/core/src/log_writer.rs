@@ -8,6 +8,7 @@ use flotilla_proto::{KeyspaceId, RangeId};
 
 use crate::apply;
 use crate::keys::{self, RangeRecord};
+use crate::merges;
 use crate::record;
 use crate::snapshot;
 use crate::storage::{self, Family, WriteBatch};
@@ -30,6 +31,7 @@ fn fill_recovers<B: WriteBatch>(batch: &mut B, range: RangeId, recovers: &Recove
     let key = |what| keys::range_record(range, what);
     batch.put(Family::State, &key(RangeRecord::Descriptor), &record::encode(&*recovers.descriptor));
     batch.put(Family::State, &key(RangeRecord::Recoveries), &record::encode(&recovers.recoveries));
+    merges::put(batch, range, recovers.merge.as_deref());
     if let Some((from, to)) = &recovers.gone {
         for (start, end) in keys::range_spans(KeyspaceId(recovers.descriptor.keyspace_id), from, to) {
             batch.delete_range(Family::State, &start, &end);

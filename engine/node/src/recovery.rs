@@ -33,6 +33,7 @@ impl<S: LocalStorage> Node<S> {
                 (false, false) => 0,
             },
             data_bytes: of.data_bytes,
+            frozen_for_range_id: of.frozen.map_or(0, |frozen| frozen.target_range_id),
         });
         Ok(replicas.collect())
     }

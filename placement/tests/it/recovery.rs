@@ -193,3 +193,30 @@ fn what_one_survivor_knows_to_be_committed_the_others_are_told() {
     let without = [node(1, vec![ahead]), node(2, vec![replica(&of, 2, (5, 11))])];
     assert!(committed(&without).is_empty(), "its log does not reach so far");
 }
+
+/// Others have heard that the range was split, and one half of it merged again: routes with that version would never give way.
+#[test]
+fn what_is_behind_a_newer_version_of_its_span_is_raised_above_it() {
+    let of = range(2, ("", "m"), (3, 4), &[1, 3, 4]);
+    let mut other = node(2, vec![]);
+    other.routes = vec![range(8, ("f", "z"), (6, 2), &[3, 4, 5])];
+    let plan = made(&[node(1, vec![replica(&of, 1, (5, 5))]), other]);
+    let [kept] = &plan.kept[..] else { panic!("{plan:?}") };
+    let after = kept.order.after.clone().expect("it says");
+    assert_eq!((&after.end[..], after.epoch.map(|epoch| epoch.version)), (&b"m"[..], Some(7)));
+    assert!(kept.warnings.iter().any(|words| words.contains("version 6")), "{:?}", kept.warnings);
+}
+
+/// A frozen source goes on when it has the proof; if nothing is left of its target nobody has one, and the plan says so.
+#[test]
+fn a_frozen_range_is_told_when_nothing_is_left_of_its_target() {
+    let (source, target) = (range(3, ("m", ""), (3, 4), &[1, 3, 4]), range(2, ("", "m"), (3, 4), &[1, 3, 4]));
+    let frozen = v1::SurveyedReplica { frozen_for_range_id: 2, ..replica(&source, 1, (5, 5)) };
+    for (lost, words) in [(true, "of which nothing is left"), (false, "once that one says")] {
+        let beside = if lost { vec![] } else { vec![replica(&target, 1, (5, 5))] };
+        let plan = made(&[node(1, [vec![frozen.clone()], beside].concat()), node(2, vec![])]);
+        let kept = plan.kept.iter().find(|kept| kept.order.range_id == 3).expect("it goes on");
+        assert_eq!(kept.order.merge_target_lost, lost);
+        assert!(kept.warnings.iter().any(|said| said.contains(words)), "{:?}", kept.warnings);
+    }
+}

@@ -114,6 +114,7 @@ async fn carry_out(client: &Client, orders: &Orders, nodes: &BTreeMap<u64, Strin
     let births = file::by_node(&orders.births);
     let involved: BTreeSet<u64> = by_node.keys().chain(births.keys()).copied().collect();
     let mut involved: Vec<u64> = involved.into_iter().collect();
+    let mut busy = Vec::new();
     let system = orders.orders.iter().find(|(_, order)| order.range_id == SYSTEM_RANGE.0).map(|(node, _)| *node);
     involved.sort_by_key(|node| Some(*node) != system);
     for node in involved {
@@ -123,48 +124,49 @@ async fn carry_out(client: &Client, orders: &Orders, nodes: &BTreeMap<u64, Strin
         };
         let own = by_node.remove(&node).unwrap_or_default();
         for chunk in own.chunks(CHUNK) {
-            ask(client, orders, (node, address), (chunk.to_vec(), Vec::new()), until, &mut done).await?;
+            let rest = ask(client, orders, (node, address), (chunk.to_vec(), Vec::new()), &mut done).await?;
+            busy.extend(rest.into_iter().map(|rest| (node, address, rest)));
         }
         for chunk in births.get(&node).map_or(&[][..], |births| births).chunks(CHUNK) {
-            ask(client, orders, (node, address), (Vec::new(), chunk.to_vec()), until, &mut done).await?;
+            ask(client, orders, (node, address), (Vec::new(), chunk.to_vec()), &mut done).await?;
         }
     }
+    // What could not be done at once may have waited for what another node was to do.
+    while !busy.is_empty() && Instant::now() < until {
+        tokio::time::sleep(POLL).await;
+        for (node, address, (order, _)) in std::mem::take(&mut busy) {
+            let rest = ask(client, orders, (node, address), (vec![order], Vec::new()), &mut done).await?;
+            busy.extend(rest.into_iter().map(|rest| (node, address, rest)));
+        }
+    }
+    done.refused.extend(busy.into_iter().map(|(_, _, (_, refusal))| refusal));
     Ok(done)
 }
 
-/// One node's orders; what it cannot do at the moment is asked for again.
+/// One node's orders; returns what it cannot do at the moment, and why.
 async fn ask(
     client: &Client,
     orders: &Orders,
     (node, address): (u64, &str),
-    (mut open, births): (Vec<v1::RecoverReplica>, Vec<v1::RangeDescriptor>),
-    until: Instant,
+    (open, births): (Vec<v1::RecoverReplica>, Vec<v1::RangeDescriptor>),
     done: &mut Done,
-) -> Result {
-    loop {
-        let request =
-            v1::RecoverRequest { plan_id: orders.plan_id.clone(), orders: open.clone(), births: births.clone() };
-        let outcomes = client.recover_at(address, request).await.map_err(|error| {
-            Failure::failed(format!("node {node}: {error}")).hint("apply the plan again: what is done stays done")
-        })?;
-        let mut busy = Vec::new();
-        for outcome in outcomes {
-            let again = open.iter().find(|order| order.range_id == outcome.range_id);
-            match again {
-                _ if outcome.done && outcome.repeated => done.before += 1,
-                _ if outcome.done => done.now += 1,
-                Some(order) if outcome.refusal.contains("is busy") && Instant::now() < until => {
-                    busy.push(order.clone())
-                }
-                _ => done.refused.push(format!("range {} on node {node}: {}", outcome.range_id, outcome.refusal)),
-            }
+) -> Result<Vec<(v1::RecoverReplica, String)>> {
+    let request = v1::RecoverRequest { plan_id: orders.plan_id.clone(), orders: open.clone(), births };
+    let outcomes = client.recover_at(address, request).await.map_err(|error| {
+        Failure::failed(format!("node {node}: {error}")).hint("apply the plan again: what is done stays done")
+    })?;
+    let mut busy = Vec::new();
+    for outcome in outcomes {
+        let order = open.iter().find(|order| order.range_id == outcome.range_id);
+        let refusal = format!("range {} on node {node}: {}", outcome.range_id, outcome.refusal);
+        match order {
+            _ if outcome.done && outcome.repeated => done.before += 1,
+            _ if outcome.done => done.now += 1,
+            Some(order) if outcome.refusal.contains("is busy") => busy.push((order.clone(), refusal)),
+            _ => done.refused.push(refusal),
         }
-        if busy.is_empty() {
-            return Ok(());
-        }
-        open = busy;
-        tokio::time::sleep(POLL).await;
     }
+    Ok(busy)
 }
 
 /// Placement comes back with the system range; until it knows that the nodes are gone it waits for them.

@@ -194,6 +194,7 @@ impl ApplyStage {
                 ApplyWork::Recovered { descriptor } => {
                     if let Some(range) = self.ranges.get_mut(&task.range) {
                         range.descriptor = descriptor;
+                        range.merge.iter_mut().for_each(|merge| merge.frozen = None);
                     }
                 }
                 ApplyWork::Removed => drop(self.ranges.remove(&task.range)),

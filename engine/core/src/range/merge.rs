@@ -95,12 +95,19 @@ pub(super) struct Standstill {
     since: BootTime,
     /// Replicas that have applied the freeze durably.
     stand: BTreeSet<u64>,
+    /// Somebody who knows has said that it was not merged, and never will be.
+    not_merged: bool,
     asker: Option<Asker>,
 }
 
 impl Standstill {
     pub(super) fn new(frozen: v1::Frozen, now: BootTime) -> Self {
-        Self { frozen, known: now, term: 0, since: now, stand: BTreeSet::new(), asker: None }
+        Self { frozen, known: now, term: 0, since: now, stand: BTreeSet::new(), not_merged: false, asker: None }
+    }
+
+    /// Whether it is known that there was no merge.
+    pub(super) fn is_over(&self) -> bool {
+        self.not_merged
     }
 }
 
@@ -237,8 +244,11 @@ impl Range {
         }
         if self.leads() {
             self.ask_target(turn);
-        } else {
+        } else if self.hears_leader() {
             self.report_frozen(turn, index);
+        } else {
+            // The majority may be lost: what became of the merge is to be known here then (`recovery.rs`).
+            self.wish(turn, v1::MergeWish::Know);
         }
     }
 
@@ -285,6 +295,11 @@ impl Range {
             let told = v1::MergeTold { freeze_index: still.frozen.index, merged: false };
             return self.merge_told(turn, told);
         }
+        self.wish(turn, wish);
+    }
+
+    fn wish(&self, turn: &mut Turn<'_>, wish: v1::MergeWish) {
+        let Some(still) = &self.standstill else { return };
         let ask =
             v1::MergeAsk { source: Some((*self.descriptor).clone()), frozen: Some(still.frozen), wish: wish.into() };
         // Where placement knows the target now: it may have gone to other nodes since the freeze.
@@ -308,9 +323,11 @@ impl Range {
 
     /// What became of the merge, from who knows.
     pub(crate) fn merge_told(&mut self, turn: &mut Turn<'_>, told: v1::MergeTold) {
-        let ours = self.frozen().is_some_and(|frozen| frozen.index == told.freeze_index);
         // A merge that is committed ends this replica when it is applied here.
-        if !ours || told.merged || !self.may_propose_change(turn) {
+        let still = self.standstill.as_mut().filter(|still| still.frozen.index == told.freeze_index && !told.merged);
+        let Some(still) = still else { return };
+        still.not_merged = true;
+        if !self.may_propose_change(turn) {
             return;
         }
         let thaw = v1::Thaw { freeze_index: told.freeze_index };

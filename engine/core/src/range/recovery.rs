@@ -21,7 +21,8 @@
 //!   term: what a client was told may be among them. What only the lost ones had is gone.
 //! - Nothing of it leaves before the batch is durable: a sole voter commits nothing before its own vote is.
 //! - A merge that is half done is decided by epochs with conf_ver in them (`merge.rs`): one that was to be committed by
-//!   the old group never will be, and whoever is frozen for it sees the proof.
+//!   the old group never will be, and whoever is frozen for it sees the proof. A frozen range goes on only once its replica
+//!   has heard that proof, for which it asks as long as nobody leads it; or if nothing is left of the range it was to go into.
 //! - Given twice, the order changes nothing: the record says that it was carried out.
 
 use std::sync::Arc;
@@ -59,7 +60,10 @@ impl Range {
         recoveries.push(v1::RangeRecovery { commit_index: commit, ..record.clone() });
         recoveries.drain(..recoveries.len().saturating_sub(KEPT));
         let recoveries = v1::RangeRecoveries { recoveries };
-        let recovers = Recovers { descriptor: descriptor.clone(), gone, recoveries: recoveries.clone() };
+        let absorbed = self.absorbed.clone();
+        let merge = (!absorbed.is_empty()).then(|| Box::new(v1::MergeState { frozen: None, absorbed }));
+        let recovers =
+            Recovers { descriptor: descriptor.clone(), gone, recoveries: recoveries.clone(), merge: merge.clone() };
         turn.items.push(LogItem { raft_state: Some(raft), recovers: Some(recovers), ..LogItem::new(self.id) });
         let work = ApplyWork::Recovered { descriptor: descriptor.clone() };
         turn.effects.applies.push(ApplyTask { range: self.id, work });
@@ -72,8 +76,6 @@ impl Range {
             range_time_ms: self.view.clock.ms,
             ..Default::default()
         };
-        let merge = v1::MergeState { frozen: None, absorbed: self.absorbed.clone() };
-        let merge = (!merge.absorbed.is_empty()).then(|| Box::new(merge));
         let mut boot = RangeBoot { raft, merge, recoveries, ..RangeBoot::initial(descriptor, applied) };
         self.raft.store().copy_into(&mut boot);
         Ok(Some(boot))
@@ -117,12 +119,14 @@ impl Range {
         if (log.last_term(), log.last_index()) != (order.last_term, order.last_index) {
             return Err(stale("its log has changed"));
         }
-        if self.standstill.is_some() {
-            let what = format!("range {} is frozen for a merge: what became of that must be known first", self.id);
-            return Err(Error::invalid(
-                what,
-                "recover the range that it was to be merged into; the merge is given up then",
-            ));
+        if let Some(frozen) = self.frozen().filter(|_| !order.merge_target_lost)
+            && !self.standstill.as_ref().is_some_and(|still| still.is_over())
+        {
+            let reason = format!(
+                "range {} is frozen for a merge into range {}: what became of that must be known first, and is asked; recover that range too",
+                self.id, frozen.target_range_id
+            );
+            return Err(Error::ServerBusy { reason, retry_after_ms: 300 });
         }
         let under_way = self.applies_open > 0
             || !self.unpersisted.is_empty()
@@ -135,13 +139,15 @@ impl Range {
         }
         let alone = matches!(&after.replicas[..], [of] if of.node_id == turn.shared.node.0
             && of.role() == v1::ReplicaRole::Voter
-            && (before.next_replica_id..after.next_replica_id).contains(&of.replica_id));
+            && ((before.next_replica_id..after.next_replica_id).contains(&of.replica_id)
+                || cfg!(feature = "mutant-recover-same-replica")));
         let same =
             (after.range_id, after.keyspace_id, &after.start) == (before.range_id, before.keyspace_id, &before.start);
         let within = after.end == before.end || crate::read::contains(before, &after.end);
-        // A shorter range has another version: what the log has for the longer one must not be applied to it.
+        // A shorter range has another version: what the log has for the longer one must not be applied to it. So has one
+        // that is behind what others have heard of its span.
         let version = match after.end == before.end {
-            true => epoch(after).version == epoch(before).version,
+            true => epoch(after).version >= epoch(before).version,
             false => epoch(after).version > epoch(before).version && after.end > after.start,
         };
         let beyond = epoch(after).conf_ver > epoch(before).conf_ver && order.term > self.term();

@@ -206,6 +206,8 @@ pub struct Recovers {
     pub gone: Option<(Bytes, Bytes)>,
     /// What is kept on record, that of former times included.
     pub recoveries: v1::RangeRecoveries,
+    /// Which ranges it has taken in; it is frozen no more.
+    pub merge: Option<Box<v1::MergeState>>,
 }
 
 /// What became of an order to go on without the others.

@@ -59,6 +59,8 @@ pub struct Cluster {
     pub apply_held: BTreeSet<u64>,
     /// Nodes that hear nobody and are not heard.
     pub cut_off: BTreeSet<u64>,
+    /// Links that carry nothing, from one node to another.
+    pub cut_links: BTreeSet<(u64, u64)>,
     /// Nodes that hear nothing about a range.
     pub deaf: BTreeSet<(u64, RangeId)>,
     pub writes: Vec<(u64, Result<WriteAnswer, Error>)>,
@@ -129,6 +131,7 @@ impl Cluster {
             disk_held: BTreeSet::new(),
             apply_held: BTreeSet::new(),
             cut_off: BTreeSet::new(),
+            cut_links: BTreeSet::new(),
             deaf: BTreeSet::new(),
             writes: Vec::new(),
             barriers: Vec::new(),
@@ -307,6 +310,7 @@ impl Cluster {
         let Some(envelope) = self.network.pop_front() else { return false };
         let (from, to) = (envelope.from.0, envelope.to.0);
         let deaf = self.deaf.contains(&(to, RangeId(envelope.message.range_id)));
+        let deaf = deaf || self.cut_links.contains(&(from, to));
         let apart = deaf || self.cut_off.contains(&from) || self.cut_off.contains(&to);
         if !apart && self.nodes.contains_key(&to) {
             self.turn(to, vec![Input::Message(envelope)]);

@@ -12,6 +12,7 @@ mod hostile;
 mod hostile_ranges;
 mod hot;
 mod installs;
+mod loss_storms;
 mod membership;
 mod merge_bugs;
 mod merge_disks;

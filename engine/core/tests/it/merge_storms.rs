@@ -15,10 +15,10 @@ use crate::merges::{assert_well, split_with};
 use crate::ranges::whole;
 
 /// splitmix64 (Steele, Lea, Flood 2014)
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -26,19 +26,20 @@ impl Dice {
         (z ^ (z >> 31)) % sides
     }
 
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
+    pub fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
         (!all.is_empty()).then(|| all[self.roll(all.len() as u64) as usize])
     }
 }
 
-struct Storm {
-    cluster: Cluster,
-    dice: Dice,
+pub struct Storm {
+    pub cluster: Cluster,
+    pub dice: Dice,
+    nodes: u64,
     /// What the last sync of each disk covered.
-    synced: BTreeMap<u64, BTreeMap<(Family, Vec<u8>), Bytes>>,
+    pub synced: BTreeMap<u64, BTreeMap<(Family, Vec<u8>), Bytes>>,
     next: u64,
     /// Keys that were written, by token.
-    keys: BTreeMap<u64, String>,
+    pub keys: BTreeMap<u64, String>,
     order_id: u64,
     /// Blocks of range ids that were given out.
     blocks: u64,
@@ -62,10 +63,8 @@ struct Seen {
     told: usize,
 }
 
-const NODES: u64 = 4;
-
 impl Storm {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, nodes: u64) -> Self {
         let config = Config {
             seed,
             log_retain_entries: [0, 1, 4][(seed % 3) as usize],
@@ -73,12 +72,13 @@ impl Storm {
             cache_bytes_max: 0,
             ..Config::default()
         };
-        let mut cluster = split_with(config, NODES - 3);
+        let mut cluster = split_with(config, nodes - 3);
         cluster.settle();
         let synced = cluster.nodes.iter().map(|(id, node)| (*id, node.disk.contents())).collect();
         Self {
             cluster,
             dice: Dice(seed),
+            nodes,
             synced,
             next: 10_000,
             keys: BTreeMap::new(),
@@ -91,7 +91,8 @@ impl Storm {
     }
 
     fn node(&mut self) -> u64 {
-        1 + self.dice.roll(NODES)
+        let nodes = self.nodes;
+        1 + self.dice.roll(nodes)
     }
 
     fn token(&mut self) -> Token {
@@ -99,14 +100,14 @@ impl Storm {
         Token(self.next)
     }
 
-    fn led(&self) -> Vec<(u64, RangeId)> {
+    pub fn led(&self) -> Vec<(u64, RangeId)> {
         let led = |(id, node): (&u64, &crate::cluster::Node)| -> Vec<(u64, RangeId)> {
             node.store.ranges().filter(|of| of.leads).map(|of| (*id, of.range)).collect()
         };
         self.cluster.nodes.iter().flat_map(led).collect()
     }
 
-    fn summary(&self, id: u64, range: RangeId) -> RangeSummary {
+    pub fn summary(&self, id: u64, range: RangeId) -> RangeSummary {
         self.cluster.summary_of(id, range).expect("just seen")
     }
 
@@ -141,26 +142,31 @@ impl Storm {
         self.cluster.deliver()
     }
 
+    /// Everything was written, and synced, by other ways than [`Storm::step`].
+    pub fn all_is_synced(&mut self) {
+        self.synced = self.cluster.nodes.iter().map(|(id, node)| (*id, node.disk.contents())).collect();
+    }
+
     /// One step of what goes on anyway; false: nothing does.
-    fn step(&mut self) -> bool {
+    pub fn step(&mut self) -> bool {
         let id = self.node();
         let done = match self.dice.roll(4) {
             0 => self.persist(id),
             1 => self.cluster.apply(id),
             _ => self.deliver(),
         };
-        done || (1..=NODES).any(|id| self.persist(id) || self.cluster.apply(id)) || self.deliver()
+        done || (1..=self.nodes).any(|id| self.persist(id) || self.cluster.apply(id)) || self.deliver()
     }
 
-    fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.cluster.now = self.cluster.now + self.cluster.config.tick;
-        for id in 1..=NODES {
+        for id in 1..=self.nodes {
             self.cluster.turn(id, vec![Input::Tick]);
         }
     }
 
     /// The process ends; the machine too, perhaps: then what was not synced is lost.
-    fn crash(&mut self, id: u64) {
+    pub fn crash(&mut self, id: u64) {
         if self.dice.roll(2) == 0 {
             self.cluster.node(id).disk.restore(self.synced[&id].clone());
         }
@@ -171,7 +177,7 @@ impl Storm {
         self.synced.insert(id, self.cluster.node(id).disk.contents());
     }
 
-    fn write(&mut self) {
+    pub fn write(&mut self) {
         let Some((id, range)) = ({
             let led = self.led();
             self.dice.one_of(&led)
@@ -189,7 +195,7 @@ impl Storm {
     }
 
     /// Asks a leader for something about its range.
-    fn stir(&mut self) {
+    pub fn stir(&mut self) {
         let led = self.led();
         let Some((id, range)) = self.dice.one_of(&led) else { return };
         let descriptor = self.summary(id, range).descriptor;
@@ -208,7 +214,7 @@ impl Storm {
             7 => Input::TransferLeader(TransferLeader { token, range, to: NodeId(self.node()), deadline: LATER }),
             _ => {
                 self.order_id += 1;
-                let absent = (1..=NODES).find(|id| descriptor.replicas.iter().all(|of| of.node_id != *id));
+                let absent = (1..=self.nodes).find(|id| descriptor.replicas.iter().all(|of| of.node_id != *id));
                 let gone = descriptor.replicas[self.dice.roll(descriptor.replicas.len() as u64) as usize].node_id;
                 let Some(absent) = absent else { return };
                 Input::Order(v1::RangeOrder {
@@ -232,7 +238,7 @@ impl Storm {
             return;
         }
         let stands = |id: &u64| self.cluster.node(*id).store.ranges().any(|of| of.frozen.is_some());
-        let behind: Vec<u64> = (1..=NODES).filter(stands).collect();
+        let behind: Vec<u64> = (1..=self.nodes).filter(stands).collect();
         let Some(id) = self.dice.one_of(&behind) else { return };
         match self.dice.roll(5) {
             0 => self.crash(id),
@@ -252,7 +258,7 @@ impl Storm {
         }
     }
 
-    fn blow(&mut self, steps: usize) {
+    pub fn blow(&mut self, steps: usize) {
         for _ in 0..steps {
             let busy = self.step();
             self.trouble_a_merge();
@@ -309,7 +315,7 @@ impl Storm {
     fn remove_strays(&mut self) {
         let leaders: Vec<RangeSummary> = self.led().into_iter().map(|(id, range)| self.summary(id, range)).collect();
         for leader in leaders {
-            for id in 1..=NODES {
+            for id in 1..=self.nodes {
                 let stray = self.cluster.summary_of(id, leader.range).filter(|of| {
                     let ids = leader.descriptor.replicas.iter().map(|replica| replica.replica_id);
                     of.replica_id < leader.descriptor.next_replica_id && !ids.into_iter().any(|id| id == of.replica_id)
@@ -331,7 +337,8 @@ impl Storm {
                 self.remove_strays();
             }
             for _ in 0..2_000 {
-                let any = (1..=NODES).any(|id| self.persist(id) || self.cluster.apply(id)) || self.cluster.deliver();
+                let any =
+                    (1..=self.nodes).any(|id| self.persist(id) || self.cluster.apply(id)) || self.cluster.deliver();
                 if !any {
                     break;
                 }
@@ -397,7 +404,7 @@ impl Storm {
 }
 
 fn storm(seed: u64) -> Seen {
-    let mut storm = Storm::new(seed);
+    let mut storm = Storm::new(seed, 4);
     for _ in 0..3 {
         storm.blow(700);
         storm.calm();

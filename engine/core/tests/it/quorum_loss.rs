@@ -4,14 +4,15 @@ use flotilla_engine::config::Config;
 use flotilla_engine::recover;
 use flotilla_engine::store::{Envelope, Input, Recovered, Token};
 use flotilla_placement::recovery::{self, Wish};
-use flotilla_proto::{Error, NodeId, v1};
+use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, RANGE, put, request, rows};
-use crate::ranges::{begun, nodes_of, order, write_at};
+use crate::merges::{assert_well, frozen, merge_input, split};
+use crate::ranges::{CHILD, begun, nodes_of, order, serves, write_at};
 
 /// What a node says of its replicas.
-fn survey(cluster: &Cluster, id: u64) -> v1::SurveyResponse {
+pub fn survey(cluster: &Cluster, id: u64) -> v1::SurveyResponse {
     let replica = |of: flotilla_engine::store::RangeSummary| v1::SurveyedReplica {
         descriptor: Some((*of.descriptor).clone()),
         replica_id: of.replica_id,
@@ -23,12 +24,13 @@ fn survey(cluster: &Cluster, id: u64) -> v1::SurveyResponse {
         applied_index: of.applied,
         leader_node_id: of.leader.filter(|_| of.hears_leader).unwrap_or_default().0,
         data_bytes: of.data_bytes,
+        frozen_for_range_id: of.frozen.map_or(0, |frozen| frozen.target_range_id),
     };
     let replicas = cluster.node(id).store.ranges().map(replica).collect();
     v1::SurveyResponse { cluster_id: 1, node_id: id, boot_id: id, replicas, ..Default::default() }
 }
 
-fn surveys(cluster: &Cluster, living: &[u64]) -> Vec<v1::SurveyResponse> {
+pub fn surveys(cluster: &Cluster, living: &[u64]) -> Vec<v1::SurveyResponse> {
     living.iter().map(|id| survey(cluster, *id)).collect()
 }
 
@@ -387,4 +389,65 @@ fn messages_of_the_old_group_are_for_a_replica_that_is_gone() {
     let after = cluster.summary(3);
     assert_eq!((after.term, after.leads, after.last_index), (before.term, true, before.last_index));
     assert!(cluster.fatal.is_empty(), "{:?}", cluster.fatal);
+}
+
+/// A source that stands still on node 3, the only one that is left of it and of the target, which had not got to the merge.
+fn frozen_survivor() -> (Cluster, Vec<recovery::Kept>) {
+    let mut cluster = split();
+    cluster.deaf.extend([(2, RANGE), (3, RANGE)]);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.step_until(|cluster| frozen(cluster, 3) == Some(true));
+    cluster.settle();
+    lose(&mut cluster, &[1, 2], &[3]);
+    cluster.deaf.clear();
+    cluster.tick_until(|cluster| cluster.summary_of(3, CHILD).is_some_and(|of| !of.hears_leader));
+    let plan = recovery::plan(&wish(&[1, 2]), &surveys(&cluster, &[3])).expect("a majority is lost");
+    assert!(plan.kept.iter().all(|kept| !kept.order.merge_target_lost), "{plan:?}");
+    (cluster, plan.kept)
+}
+
+fn order_for(kept: &[recovery::Kept], range: RangeId) -> v1::RecoverReplica {
+    kept.iter().find(|kept| kept.order.range_id == range.0).expect("it is among them").order.clone()
+}
+
+/// With its majority lost nobody can thaw it: it goes on by the order itself, and not before it knows that there was no merge.
+#[test]
+fn a_frozen_source_is_refused_until_its_target_says_that_there_was_no_merge() {
+    let (mut cluster, kept) = frozen_survivor();
+    for _ in 0..20 {
+        cluster.tick();
+    }
+    recover(&mut cluster, 3, 1, &order_for(&kept, CHILD));
+    let refused = answer(&cluster, 1);
+    assert!(matches!(&refused, Err(Error::ServerBusy { reason, .. }) if reason.contains("frozen")), "{refused:?}");
+    recover(&mut cluster, 3, 2, &order_for(&kept, RANGE));
+    cluster.tick_until(|cluster| cluster.view(3).serves);
+    cluster.tick();
+    recover(&mut cluster, 3, 3, &order_for(&kept, CHILD));
+    cluster.tick_until(|cluster| serves(cluster, CHILD) == Some(3));
+    assert_eq!(answer(&cluster, 3), Ok(Recovered::Done));
+    for restart in [false, true] {
+        if restart {
+            cluster.restart(3);
+            cluster.tick_until(|cluster| serves(cluster, CHILD) == Some(3));
+        }
+        assert_eq!(frozen(&cluster, 3), Some(false));
+        let of = cluster.summary_of(3, CHILD).expect("it is here");
+        let token = 10 + u64::from(restart);
+        cluster.turn(3, vec![write_at(token, CHILD, of.descriptor.epoch.expect("it has one"), "q")]);
+        cluster.settle();
+        assert!(cluster.answer(token).is_ok(), "{:?}", cluster.answer(token));
+    }
+    assert_well(&cluster);
+}
+
+/// Of a target of which nothing is left nobody can say what became of the merge.
+#[test]
+fn a_frozen_source_goes_on_where_nothing_is_left_of_its_target() {
+    let (mut cluster, kept) = frozen_survivor();
+    let order = v1::RecoverReplica { merge_target_lost: true, ..order_for(&kept, CHILD) };
+    recover(&mut cluster, 3, 1, &order);
+    cluster.tick_until(|cluster| serves(cluster, CHILD) == Some(3));
+    assert_eq!((answer(&cluster, 1), frozen(&cluster, 3)), (Ok(Recovered::Done), Some(false)));
+    assert_well(&cluster);
 }
