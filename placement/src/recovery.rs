@@ -14,11 +14,14 @@
 //! - ids, conf_ver and term of what goes on are beyond all that is known of the range, by more than the lost ones can
 //!   have used up.
 
+mod lost;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::{self, ReplicaRole};
+use lost::{gaps, lost_ranges, recreate};
 
 /// By how much ids of replicas and conf_ver leap: more than changes of replicas that nobody alive has heard of.
 pub const LEAP: u64 = 1 << 20;
@@ -293,12 +296,9 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
     let remembered = surveys.iter().flat_map(|survey| &survey.routes).filter(|of| of.range_id == before.range_id);
     let all = || replicas.iter().filter_map(|(_, of)| of.descriptor.as_ref()).chain(remembered.clone());
     let conf_ver = all().map(|of| epoch(of).conf_ver).max().unwrap_or_default() + LEAP;
-    let replica_id = all().map(|of| of.next_replica_id).max().unwrap_or_default() + LEAP;
+    let next_id = all().map(|of| of.next_replica_id).max().unwrap_or_default();
     let term = replicas.iter().map(|(_, of)| of.term).max().unwrap_or_default();
-    let (replica_id, term) = match cfg!(feature = "mutant-recover-same-replica") {
-        true => (chosen.replica_id, term + 1),
-        false => (replica_id, term + LEAP),
-    };
+    let (replica_id, term) = leapt(chosen.replica_id, next_id, term);
     let after = v1::RangeDescriptor {
         epoch: Some(v1::Epoch { conf_ver, ..epoch(&before) }),
         replicas: vec![v1::ReplicaDescriptor { replica_id, node_id: node, role: ReplicaRole::Voter.into() }],
@@ -366,6 +366,11 @@ fn target_lost(chosen: &v1::SurveyedReplica, surveys: &[v1::SurveyResponse], war
     lost
 }
 
+/// The id of the replica that goes on, and its term: beyond all that the lost ones can have reached.
+fn leapt(replica_id: u64, next_id: u64, term: u64) -> (u64, u64) {
+    if cfg!(feature = "mutant-recover-same-replica") { (replica_id, term + 1) } else { (next_id + LEAP, term + LEAP) }
+}
+
 fn after(kept: &Kept) -> v1::RangeDescriptor {
     kept.order.after.clone().unwrap_or_default()
 }
@@ -429,81 +434,5 @@ fn raise(plan: &mut Plan, surveys: &[v1::SurveyResponse]) {
             own.epoch = Some(v1::Epoch { version: version + 1, ..epoch(&own) });
             range.order.after = Some(own);
         }
-    }
-}
-
-/// Spans of keyspaces that no range holds.
-fn gaps(plan: &Plan, well: &[v1::RangeDescriptor], surveys: &[v1::SurveyResponse]) -> Vec<(u64, Bytes, Bytes)> {
-    let mut ranges: Vec<v1::RangeDescriptor> = well.iter().cloned().chain(afters(plan)).collect();
-    ranges.sort_by(|a, b| (a.keyspace_id, &a.start).cmp(&(b.keyspace_id, &b.start)));
-    let living = surveys.iter().flat_map(|survey| &survey.keyspaces);
-    let dropped: BTreeSet<u64> =
-        living.clone().filter(|of| of.state() == v1::KeyspaceState::Dropped).map(|of| of.keyspace_id).collect();
-    let mut keyspaces: BTreeSet<u64> = living.map(|of| of.keyspace_id).collect();
-    keyspaces.extend(ranges.iter().map(|of| of.keyspace_id));
-    keyspaces.extend(surveys.iter().flat_map(|survey| &survey.routes).map(|of| of.keyspace_id));
-    let mut gaps = Vec::new();
-    for keyspace in keyspaces.difference(&dropped) {
-        // Where the next range is to begin; none: the keyspace's end is reached.
-        let mut next = Some(Bytes::new());
-        for range in ranges.iter().filter(|of| of.keyspace_id == *keyspace) {
-            let Some(from) = next.take() else { break };
-            if range.start > from {
-                gaps.push((*keyspace, from.clone(), range.start.clone()));
-            }
-            next = if range.end.is_empty() { None } else { Some(range.end.clone().max(from)) };
-        }
-        if let Some(from) = next {
-            gaps.push((*keyspace, from, Bytes::new()));
-        }
-    }
-    gaps
-}
-
-/// Ranges that others remember, of which no replica is left, and whose span no range holds.
-fn lost_ranges(
-    surveys: &[v1::SurveyResponse],
-    ranges: &BTreeMap<u64, Vec<Replica<'_>>>,
-    held: &[v1::RangeDescriptor],
-) -> Vec<v1::RangeDescriptor> {
-    let mut lost: BTreeMap<u64, v1::RangeDescriptor> = BTreeMap::new();
-    let dropped = |of: &v1::RangeDescriptor| {
-        let mut keyspaces = surveys.iter().flat_map(|survey| &survey.keyspaces);
-        keyspaces.any(|known| known.keyspace_id == of.keyspace_id && known.state() == v1::KeyspaceState::Dropped)
-    };
-    let remembered = surveys.iter().flat_map(|survey| &survey.routes);
-    for of in remembered.filter(|of| !ranges.contains_key(&of.range_id) && !dropped(of)) {
-        let known = lost.entry(of.range_id).or_insert_with(|| of.clone());
-        if age(of) > age(known) {
-            *known = of.clone();
-        }
-    }
-    let mut lost: Vec<v1::RangeDescriptor> = lost.into_values().collect();
-    // The newest first: an older one that overlaps with it is a memory of before a split.
-    lost.sort_by_key(|of| (u64::MAX - epoch(of).version, of.range_id));
-    let mut chosen: Vec<v1::RangeDescriptor> = Vec::new();
-    for of in lost {
-        if !held.iter().chain(&chosen).any(|other| overlap(other, &of)) {
-            chosen.push(of);
-        }
-    }
-    chosen.sort_by_key(|of| of.range_id);
-    chosen
-}
-
-/// Deals the ranges of which nothing is left round the living nodes. Not that of the system: what it held cannot be made
-/// up.
-fn recreate(plan: &mut Plan) {
-    let nodes: Vec<u64> = plan.living.keys().copied().collect();
-    for (at, of) in plan.lost.iter().filter(|of| of.range_id != SYSTEM_RANGE.0).enumerate() {
-        let node_id = nodes[at % nodes.len()];
-        let replica_id = of.next_replica_id + LEAP;
-        let descriptor = v1::RangeDescriptor {
-            epoch: Some(v1::Epoch { conf_ver: epoch(of).conf_ver + LEAP, ..epoch(of) }),
-            replicas: vec![v1::ReplicaDescriptor { replica_id, node_id, role: ReplicaRole::Voter.into() }],
-            next_replica_id: replica_id + 1,
-            ..of.clone()
-        };
-        plan.recreated.push((node_id, descriptor));
     }
 }

@@ -59,7 +59,7 @@ impl People {
 }
 
 /// The ranges of the default keyspace, in key order.
-async fn ranges(client: &Client) -> Result<Vec<v1::RangeStatus>, String> {
+pub async fn ranges(client: &Client) -> Result<Vec<v1::RangeStatus>, String> {
     Ok(client.list_ranges_of("default").await.map_err(words)?.ranges)
 }
 
@@ -67,7 +67,7 @@ fn words(error: Error) -> String {
     error.to_string()
 }
 
-fn descriptor(range: &v1::RangeStatus) -> v1::RangeDescriptor {
+pub fn descriptor(range: &v1::RangeStatus) -> v1::RangeDescriptor {
     range.descriptor.clone().expect("a range that is listed has a descriptor")
 }
 
@@ -115,12 +115,12 @@ async fn hand_over(client: &Client, ranges: &[v1::RangeStatus], rng: &mut Rng) -
 }
 
 /// All replicas of all ranges hold the same, as they say themselves; and the ranges tile the keyspace.
-async fn replicas_agree(client: &Client) {
+pub async fn replicas_agree(client: &Client) {
     let ranges = ranges(client).await.expect("the cluster is whole");
     let mut end = bytes::Bytes::new();
     for (at, range) in ranges.iter().map(descriptor).enumerate() {
-        assert_eq!((range.start.clone(), at > 0 && range.start.is_empty()), (end.into(), false), "{ranges:?}");
-        end = range.end.clone().into();
+        assert_eq!((range.start.clone(), at > 0 && range.start.is_empty()), (end, false), "{ranges:?}");
+        end = range.end.clone();
         let checked = client.check_range(RangeId(range.range_id)).await.expect("it is checked");
         assert!(checked.difference.is_none(), "range {}: {checked:?}", range.range_id);
         let compared = checked.replicas.iter().filter(|replica| replica.problem.is_empty()).count();

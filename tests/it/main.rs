@@ -11,6 +11,7 @@ mod growth;
 mod grpc;
 mod links;
 mod living;
+mod merge_steps;
 mod placement;
 mod power;
 mod recover;
