@@ -107,7 +107,7 @@ impl Moving {
         self.order(next);
         let mut asked = began;
         // The memory is looked at often, the range seldom.
-        while asked.elapsed() < Duration::from_millis(500) || !self.is_done(next) {
+        while asked.elapsed() < Duration::from_millis(500) || self.is_done(next) != Some(true) {
             if asked.elapsed() >= Duration::from_millis(500) {
                 asked = Instant::now();
             }

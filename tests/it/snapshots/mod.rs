@@ -90,11 +90,25 @@ impl Moving {
         });
     }
 
-    /// Whether the move is done.
-    fn is_done(&self, Move { from, to, .. }: Move) -> bool {
+    /// Whether the move is done; `None`: not said, or the range is being changed.
+    fn is_done(&self, Move { from, to, .. }: Move) -> Option<bool> {
         let answer = self.runtime.block_on(self.client.get_range(self.range, None));
-        let nodes = answer.ok().and_then(|answer| voters(&answer.status?)).map(|(nodes, _)| nodes);
-        nodes.is_some_and(|nodes| nodes.contains(&to) && !nodes.contains(&from))
+        let (nodes, _) = voters(&answer.ok()?.status?)?;
+        Some(nodes.contains(&to) && !nodes.contains(&from))
+    }
+
+    /// Waits until the move is done. Where the machine has a lot to do, a node may be gone for so long that placement gives
+    /// the move up: then it is ordered again.
+    fn wait_done(&self, what: &str, wanted: Move) {
+        eventually(what, || {
+            let done = self.is_done(wanted);
+            if done == Some(false) {
+                // Refused as long as the move is under way.
+                let again = self.client.move_replica(self.range, NodeId(wanted.from), NodeId(wanted.to), None);
+                self.runtime.block_on(again).ok();
+            }
+            done == Some(true)
+        });
     }
 
     /// A figure of a running node.

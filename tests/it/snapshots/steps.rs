@@ -161,7 +161,7 @@ impl Trial {
         let died = began.elapsed();
         let log = self.moving.cluster.log(victim).len();
         self.moving.cluster.start(victim);
-        eventually(&format!("the end of the move after {side:?}: {step}"), || self.moving.is_done(next));
+        self.moving.wait_done(&format!("the end of the move after {side:?}: {step}"), next);
         self.check();
         let resumed = format!("were installed, or cleared away ranges=[{:?}]", self.moving.range);
         let resumed = self.moving.cluster.log(victim)[log..].contains(&resumed);
