@@ -19,7 +19,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench growth snapshot-memory sim mutants lint fmt docs bin setup
+.PHONY: run test bench growth gray snapshot-memory sim mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -43,6 +43,10 @@ growth: setup
 # Moves a range of a gibibyte between processes, and fails if either side grows by more than 64 MiB: three minutes.
 snapshot-memory: setup
 	$(CARGO) test $(PROFILE) --package flotilla --test it snapshots::memory -- --ignored --nocapture
+
+# One node of three is slow, or stands still: what clients get done before, meanwhile and behind it. Five minutes.
+gray: bin
+	$(CARGO) bench --package flotilla-benches --bench growth -- --only 5 --reps 1
 
 # Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
 mutants: setup

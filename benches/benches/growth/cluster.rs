@@ -35,6 +35,8 @@ pub struct Cluster {
     _directory: tempfile::TempDir,
     pub nodes: Vec<Process>,
     flags: Vec<String>,
+    /// Of each node's process; may be shorter than the nodes are many.
+    environment: Vec<Vec<(String, String)>>,
 }
 
 /// The binary beside this bench: `<target>/release/deps/growth-...` -> `<target>/release/flotilla`.
@@ -51,6 +53,17 @@ impl Cluster {
     /// Starts so many nodes one after the other, so that their ids are 1, 2, ..., and waits until every range has
     /// three replicas (or as many as there are nodes) and a leader.
     pub async fn start(binary: &Path, dir: &Path, nodes: usize, flags: &[&str]) -> Result<Self> {
+        Self::start_in(binary, dir, nodes, flags, Vec::new()).await
+    }
+
+    /// The same, with an environment for each node.
+    pub async fn start_in(
+        binary: &Path,
+        dir: &Path,
+        nodes: usize,
+        flags: &[&str],
+        environment: Vec<Vec<(String, String)>>,
+    ) -> Result<Self> {
         let directory = tempfile::tempdir_in(dir)?;
         // Held until all are known, so that none is given twice.
         let held: Vec<TcpListener> =
@@ -69,7 +82,7 @@ impl Cluster {
         };
         let nodes = addresses.chunks(3).enumerate().map(process).collect();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut cluster = Self { binary: binary.into(), _directory: directory, nodes, flags };
+        let mut cluster = Self { binary: binary.into(), _directory: directory, nodes, flags, environment };
         for at in 0..cluster.nodes.len() {
             cluster.spawn(at)?;
             cluster.wait_ready(at).await?;
@@ -95,6 +108,7 @@ impl Cluster {
             0 => command.args(["--bootstrap", "--initial-replicas", &replicas]),
             _ => command.args(["--join", &first]),
         };
+        command.envs(self.environment.get(at).into_iter().flatten().cloned());
         command.args(&self.flags).stdin(Stdio::null()).stdout(Stdio::null());
         node.child = Some(command.spawn()?);
         Ok(())
@@ -118,13 +132,15 @@ impl Cluster {
     /// Asks a node to stop, and waits until it has.
     pub fn stop(&mut self, at: usize) -> Result<()> {
         let Some(mut child) = self.nodes[at].child.take() else { return Ok(()) };
-        let pid = i32::try_from(child.id())?;
-        // SAFETY: kill takes no pointers, and the child has not been waited for, so that the id is still its own.
-        if unsafe { libc::kill(pid, libc::SIGTERM) } != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
+        signal(&child, libc::SIGTERM)?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Lets a node's process stand still, or go on.
+    pub fn stand_still(&self, at: usize, still: bool) -> Result<()> {
+        let child = self.nodes[at].child.as_ref().ok_or("the node does not run")?;
+        signal(child, if still { libc::SIGSTOP } else { libc::SIGCONT })
     }
 
     /// Waits until a node says that it is ready.
@@ -180,6 +196,15 @@ impl Cluster {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         let kib: f64 = line.split_whitespace().next().ok_or("no VmRSS")?.parse()?;
         Ok(kib * 1024.0)
+    }
+}
+
+fn signal(child: &Child, signal: i32) -> Result<()> {
+    let pid = i32::try_from(child.id())?;
+    // SAFETY: kill takes no pointers, and the child has not been waited for, so that the id is still its own.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().into()),
     }
 }
 

@@ -123,6 +123,56 @@ pub async fn capacity(client: &Client, length: Duration) -> Result<f64> {
     Ok(done.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
 }
 
+/// What many clients get done that each do one operation after the other, in each tenth of a second.
+pub struct Throughput {
+    begun: Instant,
+    done: Arc<Mutex<Vec<u64>>>,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+}
+
+impl Throughput {
+    pub fn start(client: &Client) -> Self {
+        let begun = Instant::now();
+        let (done, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let mut tasks = JoinSet::new();
+        for at in 0..CLIENTS {
+            let (client, done, stop) = (client.clone(), Arc::clone(&done), Arc::clone(&stop));
+            tasks.spawn(async move {
+                let mut number = at << 32;
+                while !stop.load(Ordering::Relaxed) {
+                    let success = operation(&client, number).await == End::Success;
+                    let tenth = (begun.elapsed().as_secs_f64() * 10.0) as usize;
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    let length = done.len().max(tenth + 1);
+                    done.resize(length, 0);
+                    done[tenth] += u64::from(success);
+                    number += 1;
+                }
+            });
+        }
+        Self { begun, done, stop, tasks }
+    }
+
+    /// Seconds since it began.
+    pub fn now(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+
+    /// Operations a second that succeeded between two times.
+    pub fn rate(&self, from: f64, to: f64) -> f64 {
+        let tenths = (from * 10.0) as usize..(to * 10.0) as usize;
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum: u64 = tenths.clone().map(|at| done.get(at).copied().unwrap_or_default()).sum();
+        sum as f64 * 10.0 / tenths.len().max(1) as f64
+    }
+
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.tasks.join_all().await;
+    }
+}
+
 /// When each request was due, how long it then took, and how it ended.
 type Done = Arc<Mutex<Vec<(Instant, Duration, End)>>>;
 

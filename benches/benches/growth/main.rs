@@ -6,17 +6,25 @@
 
 mod cluster;
 mod gaps;
+mod gray;
 mod load;
 mod many;
 mod rebuild;
 mod splits;
+
+#[path = "../../../tests/powercut/mod.rs"]
+mod powercut;
 
 use flotilla_benches::args::{Args, Extra};
 
 const ABOUT: &str = "A cluster that grows: splits, time without service, rebuilding, many ranges.";
 
 const EXTRAS: &[Extra] = &[
-    Extra { flag: "only", default: 0, help: "1: splits, 2: time without service, 3: rebuild, 4: many ranges; 0: all" },
+    Extra {
+        flag: "only",
+        default: 0,
+        help: "1: splits, 2: time without service, 3: rebuild, 4: many ranges, 5: gray failure; 0: all",
+    },
     Extra { flag: "ranges", default: 100, help: "ranges that one is split into" },
     Extra { flag: "events", default: 5, help: "splits, moves and transfers of each kind" },
     Extra { flag: "mib", default: 64, help: "MiB of data, of which a node's share is lost" },
@@ -42,6 +50,9 @@ fn main() -> cluster::Result<()> {
         }
         if only == 0 || only == 4 {
             many::run(&binary, &args).await?;
+        }
+        if only == 0 || only == 5 {
+            gray::run(&binary, &args).await?;
         }
         Ok(())
     })
