@@ -7,6 +7,7 @@ mod bad_input;
 mod cli;
 mod crash;
 mod embed;
+mod gray;
 mod growth;
 mod grpc;
 mod links;

@@ -302,7 +302,7 @@ impl Drop for Cluster {
 }
 
 /// What one node knows of the ranges.
-fn routes(address: &str) -> Option<v1::ListRangesResponse> {
+pub fn routes(address: &str) -> Option<v1::ListRangesResponse> {
     let asked = async {
         let mut admin = v1::admin_client::AdminClient::connect(format!("http://{address}")).await.ok()?;
         Some(admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner())

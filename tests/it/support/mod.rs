@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod cluster;
 pub mod ports;
+pub mod proxy;
 pub mod recorder;
 pub mod rng;
 pub mod shared;
