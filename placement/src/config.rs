@@ -43,6 +43,9 @@ pub struct Config {
     pub load_average: Duration,
     /// A range that was moved for its load stays where it is for so long.
     pub load_pause: Duration,
+    /// A range whose leader has changed, or whose replica a person has moved, is left as it is by all balance for so
+    /// long: what a person has just done is not undone at once, and other ranges serve the balance as well.
+    pub balance_rest: Duration,
     /// Requests a second that one node may be asked for above the others' share without anything being moved.
     pub load_floor: u64,
     /// How long borders stay at least after a split or merge, where the keyspace does not say.
@@ -78,6 +81,7 @@ impl Default for Config {
             slow_return: Duration::from_secs(60),
             load_average: Duration::from_secs(20),
             load_pause: Duration::from_secs(60),
+            balance_rest: Duration::from_secs(10),
             load_floor: 100,
             borders_kept: Duration::from_secs(3_600),
             merge_cold_for: Duration::from_secs(300),

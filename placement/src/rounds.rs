@@ -165,9 +165,8 @@ impl Service {
     /// Ends orders: fulfilled, or given up for a reason.
     fn end_orders(&mut self, ended: &[(u64, Option<String>)]) {
         for (range, why) in ended {
-            let Some(order) = self.state.ahead.orders.get(range).and_then(|record| record.order.as_ref()) else {
-                continue;
-            };
+            let Some(record) = self.state.ahead.orders.get(range) else { continue };
+            let Some(order) = &record.order else { continue };
             let id = order.order_id;
             if why.is_none() {
                 self.state.table.order_done(*range, id);
@@ -183,6 +182,11 @@ impl Service {
                 )),
             };
             let merges = order.merge_into.is_some();
+            if record.kind() == OrderKind::Asked && why.is_none() {
+                let (now, rest) = (self.state.now, self.state.config.balance_rest);
+                self.state.heat.asked.retain(|_, at| now.saturating_sub(*at) < rest);
+                self.state.heat.asked.insert(*range, now);
+            }
             for waiter in &mut self.waiters {
                 if let Wants::Moved { order_id, ended, .. } = &mut waiter.wants
                     && *order_id == id

@@ -17,7 +17,7 @@ use crate::history::History;
 use crate::places::Places;
 use crate::records::{Change, Counter};
 use crate::reports::Reports;
-use crate::table::Table;
+use crate::table::{Route, Table};
 
 /// The records of the system range.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -115,6 +115,8 @@ pub(crate) struct Heat {
     pub smoothed_at: Duration,
     /// Ranges that were moved for their load, and when.
     pub moved: BTreeMap<u64, Duration>,
+    /// Ranges that a person has had moved, and when that was done.
+    pub asked: BTreeMap<u64, Duration>,
 }
 
 /// What the service knows; decisions are functions of it.
@@ -251,6 +253,14 @@ impl State {
     /// Seconds since any origin.
     pub fn now_s(&self) -> u32 {
         u32::try_from(self.now.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether balance leaves the range as it is for a while: its leader has just changed, or a person has had it moved.
+    pub fn rests(&self, route: &Route) -> bool {
+        let rest = self.config.balance_rest;
+        let asked = self.heat.asked.get(&route.descriptor.range_id);
+        asked.is_some_and(|at| self.now.saturating_sub(*at) < rest)
+            || route.led_since_s != 0 && u64::from(self.now_s().saturating_sub(route.led_since_s)) < rest.as_secs()
     }
 
     /// Notes whether all is known, from now on: every node that is not dead has reported all its ranges to this reign

@@ -57,6 +57,8 @@ pub(crate) struct Route {
     /// to do.
     pub since_s: u32,
     pub busy_s: u32,
+    /// When its leader changed as far as this reign has seen; 0: it has not.
+    pub led_since_s: u32,
     sequence: u64,
 }
 
@@ -232,6 +234,9 @@ impl Table {
                 route.since_s = now;
             }
             route.descriptor = compact(descriptor);
+        }
+        if heard.changes_leader(&route) {
+            route.led_since_s = now.max(1);
         }
         heard.apply(&mut route);
         if !route.is_cold() {

@@ -190,6 +190,7 @@ pub(crate) fn may_relieve(state: &State, loads: &Loads, route: &Route, from: &Lo
     descriptor.range_id != flotilla_proto::ids::SYSTEM_RANGE.0
         && !holds(descriptor, to.node)
         && is_idle(state, loads, route)
+        && !state.rests(route)
         && state.places.allows(descriptor.keyspace_id, to.node)
         && loads.may_spare(from.node, to.node, route.data_bytes)
         && loads.may_spare(route.leader, to.node, route.data_bytes)

@@ -58,7 +58,8 @@ fn hottest<'a>(state: &'a State, loads: &Loads, node: u64) -> Vec<&'a Route> {
     let mut ranges: Vec<&Route> = led
         .filter_map(|range| state.table.get(*range))
         .filter(|route| route.lead_cost() + route.hold_cost() >= least && route.descriptor.range_id != SYSTEM_RANGE.0)
-        .filter(|route| is_idle(state, loads, route) && !rests(route.descriptor.range_id))
+        .filter(|route| is_idle(state, loads, route) && !state.rests(route))
+        .filter(|route| !rests(route.descriptor.range_id))
         .collect();
     ranges.sort_by_key(|route| (Reverse(route.lead_cost()), route.descriptor.range_id));
     ranges.truncate(CANDIDATES_MAX);

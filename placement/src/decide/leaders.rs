@@ -2,7 +2,7 @@
 //!
 //! A transfer for balance goes only to a node that leads at least `bound` ranges less, so that each one makes the
 //! differences smaller; and not to where the keyspace wants its leaders less, nor to a node that would have more load
-//! than is its share. Only a voter that holds all that is committed, or nearly, is asked to lead.
+//! than is its share; and never of a range whose leader has just changed: a person may have wanted that. Only a voter that holds all that is committed, or nearly, is asked to lead.
 
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::OrderKind;
@@ -118,6 +118,7 @@ fn may_lead(state: &State, loads: &Loads, route: &Route, to: u64) -> bool {
         && route.leader != to
         && loads.may_give_lead(route.leader)
         && is_idle(state, loads, route)
+        && !state.rests(route)
         && level()
         && voters(&route.descriptor).any(|node| node == to)
         && state.places.lead_rank(keyspace, to) <= state.places.lead_rank(keyspace, route.leader)

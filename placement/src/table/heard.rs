@@ -19,6 +19,11 @@ impl Heard {
         self.leader != route.leader || self.term != route.term || self.data_bytes != route.data_bytes
     }
 
+    /// Another node leads now, or the same one anew; what is first heard of is no change.
+    pub fn changes_leader(&self, route: &Route) -> bool {
+        self.leader != 0 && self.leader != route.leader && route.term != 0
+    }
+
     pub fn apply(self, route: &mut Route) {
         (route.leader, route.term, route.data_bytes) = (self.leader, self.term, self.data_bytes);
         if let Some(led) = self.led {

@@ -47,4 +47,5 @@ scenarios! {
     cold_neighbours_merge,
     ranges_cut_beforehand_stay,
     merges_by_hand,
+    moved_by_hand,
 }

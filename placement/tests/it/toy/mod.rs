@@ -84,6 +84,8 @@ pub fn config() -> Config {
         node_live_for: Duration::from_secs(1),
         order_time_limit: Duration::from_secs(30),
         range_ids_per_block: 10,
+        // Steps are counted here; the scenario moved_by_hand is about this.
+        balance_rest: Duration::ZERO,
         ..Config::default()
     }
 }

@@ -39,6 +39,12 @@ impl World {
             "ranges" => self.normal().count(),
             "replicas" => self.hosts[&node()].held.len(),
             "leaders" => self.leads(node()),
+            "leader-of" => self.groups[&node()].leader as usize,
+            "on" => {
+                let (node, range) = argument.split_once('/').expect("NODE/RANGE");
+                let number = |text: &str| text.parse::<u64>().expect("a number");
+                usize::from(self.hosts[&number(node)].held.contains(&number(range)))
+            }
             "heat" => self.heat(node()) as usize,
             "hot" => self.hot_leads(node()),
             "gap" => {

@@ -275,6 +275,14 @@ impl World {
         self.touch(leader, range);
     }
 
+    /// The node takes leadership over: a person has asked the range for it, and not the service.
+    pub fn lead(&mut self, range: u64, node: u64) {
+        let group = self.groups.get_mut(&range).expect("a range");
+        assert!(group.nodes().contains(&node), "node {node} has no replica of range {range}");
+        (group.leader, group.term, group.order) = (node, group.term + 1, None);
+        self.touch(node, range);
+    }
+
     fn touch(&mut self, node: u64, range: u64) {
         if let Some(host) = self.hosts.get_mut(&node) {
             host.changed.insert(range);

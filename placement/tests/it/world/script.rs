@@ -5,6 +5,7 @@
 //! run 60 | rest 600          seconds; rest: until nothing has moved for 20 of them, which must be within the time
 //! kill 3 | start 3 | full 3 | roomy 3 | slow 3 50 (ms) | label 3 zone=b | join zone=a | split 4 900 KEY | move-service
 //! heat 5-24 1000 | noise 20  reads a second of ranges; percent by which they vary
+//! lead 7 3 | move 7 1 4     by hand: node 3 leads range 7, past the service; its replica on node 1 goes to node 4
 //! constrain require=disk=ssd forbid=zone=a prefer=zone=b later | replicas 5 | merging off | merging min=4
 //! decommission 3 | recommission 3 | drain 3 | maintain 3 600 | merge 2 3
 //! refuse WORDS : COMMAND     it is refused, and the refusal has these words
@@ -121,6 +122,7 @@ fn command(world: &mut World, line: &str) {
         ("split", [range, id, at]) => world.split(number(range), number(id), at),
         ("move-service", []) => world.move_service(),
         ("heat", [ranges, heat]) => span(ranges).for_each(|range| world.set_heat(range, number(heat))),
+        ("lead", [range, node]) => world.lead(number(range), number(node)),
         ("noise", [percent]) => world.noise = number(percent),
         ("mark", []) => {
             (world.judge.moves, world.judge.transfers, world.judge.merges) = (0, 0, 0);
@@ -161,6 +163,12 @@ fn request(line: &str) -> Request {
         ["maintain", node, seconds] => Request::MaintainNode(v1::MaintainNodeRequest {
             node_id: number(node),
             duration_ms: number(seconds) * 1_000,
+        }),
+        ["move", range, from, to] => Request::MoveReplica(v1::MoveReplicaRequest {
+            range_id: number(range),
+            from_node_id: number(from),
+            to_node_id: number(to),
+            timeout_ms: 300_000,
         }),
         ["merge", left, right] => Request::MergeRanges(v1::MergeRangesRequest {
             left_range_id: number(left),
