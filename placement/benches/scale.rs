@@ -44,6 +44,7 @@ struct Bench {
     leaders: Vec<u64>,
     held: Vec<BTreeSet<u64>>,
     sequences: Vec<u64>,
+    nodes_versions: Vec<u64>,
     reign: u64,
     dead: BTreeSet<u64>,
     orders: BTreeMap<u64, v1::RangeOrder>,
@@ -113,6 +114,7 @@ impl Bench {
             descriptors,
             held,
             sequences: vec![0; nodes as usize + 1],
+            nodes_versions: vec![0; nodes as usize + 1],
             reign: 0,
             dead: BTreeSet::new(),
             orders: BTreeMap::new(),
@@ -175,6 +177,7 @@ impl Bench {
             ranges: ranges.iter().map(|range| self.range_report(node, *range)).collect(),
             // The routes are not what is measured.
             table_sequence: u64::MAX,
+            nodes_version: self.nodes_versions[node as usize],
             ..Default::default()
         };
         self.token += 1;
@@ -182,6 +185,9 @@ impl Bench {
         self.service.request(self.now, self.token, Request::Report(Box::new(request)));
         let answer = self.settle().pop();
         self.spent += begun.elapsed();
+        if let Some(answer) = &answer {
+            self.nodes_versions[node as usize] = answer.nodes_version;
+        }
         answer
     }
 

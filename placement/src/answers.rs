@@ -9,6 +9,7 @@ use crate::history::{kind, order_kind};
 use crate::service::{Answer, Response, Service, Token};
 use crate::state::State;
 use crate::table::Route;
+use crate::table::compact::Members;
 
 /// Entries of the history that an explanation has, unless it was asked for more.
 const HISTORY_DEFAULT: usize = 10;
@@ -73,13 +74,13 @@ impl Service {
             (Some(planned), None) => (planned.reason.clone(), String::new()),
             (None, None) => (String::new(), thought.summary.clone()),
         };
-        let replica = |replica: &v1::ReplicaDescriptor| {
+        let replica = |replica: v1::ReplicaDescriptor| {
             let why = thought.replicas.iter().find(|placed| placed.node == replica.node_id);
-            replica_explained(state, route, replica, why.map_or("", |placed| placed.why.as_str()), &history)
+            replica_explained(state, route, &replica, why.map_or("", |placed| placed.why.as_str()), &history)
         };
         v1::RangeExplainResponse {
             status: Some(route.status()),
-            replicas: route.descriptor.replicas.iter().map(replica).collect(),
+            replicas: route.descriptor.members().map(replica).collect(),
             leader_why: leader_why(route, &history),
             order,
             next,
@@ -123,7 +124,6 @@ fn replica_explained(
         () if state.is_dead(node) => "dead",
         () => "silent",
     };
-    let led = route.led.as_ref();
     v1::ReplicaExplained {
         node_id: node,
         replica_id: replica.replica_id,
@@ -131,8 +131,8 @@ fn replica_explained(
         why,
         since_unix_ms: came.map_or(0, |entry| entry.outcome_unix_ms),
         node_state: node_state.into(),
-        level: node == route.leader || led.is_some_and(|led| led.level_nodes.contains(&node)),
-        silent: led.is_some_and(|led| led.silent_nodes.contains(&node)),
+        level: node == route.leader || route.is_level(node),
+        silent: route.is_silent(node),
         labels: state.acked.nodes.get(&node).map(|record| record.labels.clone()).unwrap_or_default(),
     }
 }

@@ -10,6 +10,7 @@ use crate::rounds::{self, Decided};
 use crate::service::Service;
 use crate::state::State;
 use crate::table::Route;
+use crate::table::compact::Members;
 
 /// Something that would be ordered now.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,11 +95,11 @@ impl Service {
             };
             return Explanation { summary, ..Explanation::default() };
         };
-        let replicas = route.descriptor.replicas.iter();
-        let replicas = replicas.map(|replica| Placed { node: replica.node_id, why: why_there(state, route, replica) });
+        let replicas = route.descriptor.members();
+        let replicas = replicas.map(|replica| Placed { node: replica.node_id, why: why_there(state, route, &replica) });
         let mut explanation = Explanation { replicas: replicas.collect(), ..Explanation::default() };
         if let Some(record) = state.ahead.orders.get(&range) {
-            let waits = route.led.as_ref().map_or("", |led| led.order_waits.as_str());
+            let waits = route.order_waits();
             let waiting = if waits.is_empty() { String::new() } else { format!("; it waits: {waits}") };
             explanation.summary = format!("an order is under way: {}{waiting}", record.reason);
             explanation.order = Some(record.clone());
@@ -150,7 +151,7 @@ fn why_there(state: &State, route: &Route, replica: &v1::ReplicaDescriptor) -> S
         .collect();
     if parts.is_empty() {
         let others: Vec<u64> =
-            route.descriptor.replicas.iter().map(|other| other.node_id).filter(|other| *other != node).collect();
+            route.descriptor.members().map(|other| other.node_id).filter(|other| *other != node).collect();
         let with = others.iter().filter(|other| state.places.place(node).is_zone_of(state.places.place(**other)));
         let bound = if state.places.is_bound(keyspace) {
             "the keyspace's constraints allow it"

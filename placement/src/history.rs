@@ -219,12 +219,12 @@ impl Service {
         }
         let ends = |a: &[u8], b: &[u8]| !a.is_empty() && (b.is_empty() || a < b);
         let entry = match table.get(range).map(|route| &route.descriptor) {
-            Some(known) if epoch(known).0 >= epoch(descriptor).0 => return,
+            Some(known) if known.version >= epoch(descriptor).0 => return,
             Some(known) if ends(&descriptor.end, &known.end) => {
                 let of_it = |other: &&v1::RangeDescriptor| {
                     other.keyspace_id == descriptor.keyspace_id
                         && other.start >= descriptor.end
-                        && (known.end.is_empty() || other.start < known.end)
+                        && (known.end.is_empty() || *other.start < *known.end)
                 };
                 let others = report.ranges.iter().filter_map(|replica| replica.descriptor.as_ref()).filter(of_it);
                 cut(kind::SPLIT, range, others.map(|other| other.range_id).collect(), &descriptor.end)
@@ -237,7 +237,7 @@ impl Service {
             None => {
                 // The child of a split is heard of before its parent's new form.
                 let parent = table.overlapping(descriptor).filter_map(|other| table.get(other)).find(|route| {
-                    route.descriptor.start < descriptor.start && epoch(&route.descriptor).0 < epoch(descriptor).0
+                    *route.descriptor.start < *descriptor.start && route.descriptor.version < epoch(descriptor).0
                 });
                 let Some(parent) = parent else { return };
                 cut(kind::SPLIT, parent.descriptor.range_id, vec![range], &descriptor.start)

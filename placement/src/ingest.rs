@@ -5,7 +5,7 @@ use flotilla_proto::{Error, Result, v1};
 use crate::decide::holds;
 use crate::records::{Change, Counter};
 use crate::service::{Service, Token};
-use crate::table::epoch;
+use crate::table::compact::Members;
 use crate::waiters::{Waiter, Wants};
 use crate::writes::UNIT_CHANGES_MAX;
 
@@ -40,6 +40,7 @@ impl Service {
                 node,
                 deadline: self.state.now + self.state.config.answer_wait,
                 table_sequence: same_reign.then_some(report.table_sequence),
+                nodes_version: if same_reign { report.nodes_version } else { 0 },
                 more: report.more,
                 range_ids,
             },
@@ -185,9 +186,9 @@ impl Service {
         }
         let descriptor = &self.state.table.get(range)?.descriptor;
         // A replica with a larger id than the descriptor knows of was added after it.
-        let newer = epoch(descriptor).1 > seen.conf_ver && seen.replica_id < descriptor.next_replica_id;
-        let named = |replica: &v1::ReplicaDescriptor| replica.node_id == node && replica.replica_id == seen.replica_id;
-        (newer && seen.replica_id != 0 && !descriptor.replicas.iter().any(named)).then_some(seen.replica_id)
+        let newer = descriptor.conf_ver > seen.conf_ver && seen.replica_id < descriptor.next_replica_id;
+        let named = |replica: v1::ReplicaDescriptor| replica.node_id == node && replica.replica_id == seen.replica_id;
+        (newer && seen.replica_id != 0 && !descriptor.members().any(named)).then_some(seen.replica_id)
     }
 
     /// Whether a node's replica of a range that a merge ended is of no use any more: not to the merge either.

@@ -18,6 +18,8 @@ pub struct Learned {
     pub keyspaces: Vec<v1::Keyspace>,
     /// The nodes as placement has them.
     pub nodes: Vec<v1::NodeRecord>,
+    /// The version of that list, in the reign that told it.
+    pub nodes_version: u64,
     /// How far placement's table has come.
     pub sequence: u64,
     /// Ranges that placement has not named since it began to tell its table anew. They count until it has told all.
@@ -45,7 +47,11 @@ impl Learned {
         }
         self.sequence = answer.table_sequence;
         self.keyspaces.clone_from(&answer.keyspaces);
-        self.nodes.clone_from(&answer.nodes);
+        // A list that did not change is not told again; and there is no cluster without nodes.
+        if !answer.nodes.is_empty() {
+            self.nodes.clone_from(&answer.nodes);
+        }
+        self.nodes_version = answer.nodes_version;
         changed
     }
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use flotilla_proto::v1;
 
+use crate::dense::Dense;
+use crate::small::Small;
 use crate::table::epoch;
 
 /// Processes of one node that are remembered: reports of others would have to be very late.
@@ -44,8 +46,45 @@ pub(crate) struct NodeReport {
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     nodes: BTreeMap<u64, NodeReport>,
-    /// By range and node.
-    replicas: BTreeMap<(u64, u64), Seen>,
+    replicas: Replicas,
+}
+
+/// By range: of each node that has a replica its number, and the four of [`Seen`]; in few bytes, as there may be millions.
+#[derive(Debug, Default)]
+struct Replicas(Dense<Small>);
+
+impl Replicas {
+    fn of_range(&self, range: u64) -> impl Iterator<Item = (u64, Seen)> + '_ {
+        self.0.get(range).into_iter().flat_map(|numbers| {
+            let mut numbers = numbers.numbers();
+            std::iter::from_fn(move || {
+                let node = numbers.next()?;
+                let (replica_id, conf_ver) = (numbers.next()?, numbers.next()?);
+                let (version, keyspace) = (numbers.next()?, numbers.next()?);
+                Some((node, Seen { replica_id, conf_ver, version, keyspace }))
+            })
+        })
+    }
+
+    fn get(&self, node: u64, range: u64) -> Option<Seen> {
+        self.of_range(range).find(|(other, _)| *other == node).map(|(_, seen)| seen)
+    }
+
+    /// What the node's replica of the range is from now on; `None`: it has none.
+    fn set(&mut self, node: u64, range: u64, seen: Option<Seen>) {
+        let mut all: Vec<(u64, Seen)> = self.of_range(range).filter(|(other, _)| *other != node).collect();
+        let at = all.partition_point(|(other, _)| *other < node);
+        if let Some(seen) = seen {
+            all.insert(at, (node, seen));
+        }
+        if all.is_empty() {
+            self.0.remove(range);
+            return;
+        }
+        let numbers =
+            all.iter().flat_map(|(node, seen)| [*node, seen.replica_id, seen.conf_ver, seen.version, seen.keyspace]);
+        self.0.insert(range, numbers.collect());
+    }
 }
 
 /// What taking in a report came to.
@@ -69,19 +108,17 @@ impl Reports {
 
     /// The nodes' replicas of a range.
     pub fn of_range(&self, range: u64) -> impl Iterator<Item = (u64, Seen)> + '_ {
-        self.replicas.range((range, 0)..(range + 1, 0)).map(|((_, node), seen)| (*node, *seen))
+        self.replicas.of_range(range)
     }
 
     pub fn get(&self, node: u64, range: u64) -> Option<Seen> {
-        self.replicas.get(&(range, node)).copied()
+        self.replicas.get(node, range)
     }
 
     /// Ranges with replicas that say that they are of the keyspace.
     pub fn of_keyspace(&self, keyspace: u64) -> Vec<u64> {
-        let of_it = self.replicas.iter().filter(|(_, seen)| seen.keyspace == keyspace);
-        let mut ranges: Vec<u64> = of_it.map(|((range, _), _)| *range).collect();
-        ranges.dedup();
-        ranges
+        let of_it = |range: u64| self.of_range(range).any(|(_, seen)| seen.keyspace == keyspace);
+        self.replicas.0.from(0).map(|(range, _)| range).filter(|range| of_it(*range)).collect()
     }
 
     /// Takes in a report of node `node`; `reign` is that of the service.
@@ -138,7 +175,9 @@ impl Reports {
             if let Some(listing) = &mut entry.listing {
                 listing.insert(descriptor.range_id);
             }
-            self.replicas.insert((descriptor.range_id, node), seen);
+            if self.replicas.get(node, descriptor.range_id) != Some(seen) {
+                self.replicas.set(node, descriptor.range_id, Some(seen));
+            }
         }
         let mut gone = report.gone.clone();
         if let Some(listing) = entry.listing.take() {
@@ -153,7 +192,7 @@ impl Reports {
         gone.dedup();
         for range in &gone {
             entry.ranges.remove(range);
-            self.replicas.remove(&(*range, node));
+            self.replicas.set(node, *range, None);
         }
         gone
     }

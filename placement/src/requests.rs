@@ -16,6 +16,7 @@ use crate::names::{self, SYSTEM_KEYSPACE_NAME};
 use crate::places;
 use crate::records::{Change, Counter};
 use crate::service::{Answer, Response, Service, Token};
+use crate::table::compact::Members;
 use crate::waiters::{Waiter, Wants};
 
 /// Ranges that a keyspace created by request may begin with: all of its records are one batch.
@@ -278,8 +279,8 @@ impl Service {
         let state = &self.state;
         self.check_range(range)?;
         let Some(route) = state.table.get(range) else { return Err(Error::RangeNotFound { range: RangeId(range) }) };
-        let replicas = &route.descriptor.replicas;
-        let holders: Vec<String> = replicas.iter().map(|replica| replica.node_id.to_string()).collect();
+        let replicas = route.descriptor.members();
+        let holders: Vec<String> = replicas.map(|replica| replica.node_id.to_string()).collect();
         let held = format!("its replicas are on nodes {}", holders.join(", "));
         if let Some(order) = state.ahead.orders.get(&range) {
             let what = format!("range {range} has an order under way ({})", order.reason);

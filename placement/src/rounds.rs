@@ -17,6 +17,7 @@ use crate::history;
 use crate::records::{Change, Counter};
 use crate::service::Service;
 use crate::state::State;
+use crate::table::compact::Descriptor;
 use crate::waiters::Wants;
 use crate::work::{Urgency, Work};
 use crate::writes::UNIT_CHANGES_MAX;
@@ -122,7 +123,7 @@ impl Service {
         for (decision, id) in decisions.iter().zip(first..) {
             let descriptor = self.state.table.get(decision.range).map(|route| &route.descriptor);
             let keyspace = descriptor.and_then(|descriptor| self.state.ahead.keyspace(descriptor.keyspace_id));
-            let epoch = descriptor.and_then(|descriptor| descriptor.epoch);
+            let epoch = descriptor.map(Descriptor::told_epoch);
             let record = v1::OrderRecord {
                 order: Some(v1::RangeOrder {
                     order_id: id,

@@ -17,6 +17,7 @@ use crate::history::History;
 use crate::places::Places;
 use crate::records::{Change, Counter};
 use crate::reports::Reports;
+use crate::table::compact::Members;
 use crate::table::{Route, Table};
 
 /// The records of the system range.
@@ -26,6 +27,8 @@ pub(crate) struct Records {
     pub reign: v1::ReignRecord,
     pub next: BTreeMap<Counter, u64>,
     pub nodes: BTreeMap<u64, v1::NodeRecord>,
+    /// How often a node's record was set since these records were begun.
+    pub nodes_version: u64,
     pub keyspaces: BTreeMap<u64, v1::Keyspace>,
     pub orders: BTreeMap<u64, v1::OrderRecord>,
     pub births: BTreeMap<u64, v1::BirthRecord>,
@@ -40,7 +43,10 @@ impl Records {
             Change::Cluster(record) => self.cluster = record,
             Change::Reign(record) => self.reign = record,
             Change::Next(counter, next) => drop(self.next.insert(counter, next)),
-            Change::Node(record) => drop(self.nodes.insert(record.node_id, record)),
+            Change::Node(record) => {
+                self.nodes_version += 1;
+                self.nodes.insert(record.node_id, record);
+            }
             Change::Keyspace(record) => drop(self.keyspaces.insert(record.keyspace_id, record)),
             Change::Order(range, record) => {
                 self.forget_target(range);
@@ -176,7 +182,7 @@ impl State {
 
     /// Whether the range is not to count on the node any more. Maintenance excuses the silence of one of its voters: if
     /// another one is silent too, the range is in danger, and whoever has been silent for long is replaced.
-    pub fn is_dead_for(&self, node: u64, descriptor: &v1::RangeDescriptor) -> bool {
+    pub fn is_dead_for(&self, node: u64, descriptor: &impl Members) -> bool {
         if self.is_dead(node) {
             return true;
         }

@@ -10,41 +10,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use bytes::Bytes;
 use flotilla_proto::v1;
 use prost::Message;
 
+use self::compact::{Descriptor, Key, Members};
 use self::heard::hear;
+use self::led::Led;
+use crate::dense::Dense;
 
+pub(crate) mod compact;
 mod heard;
+mod led;
 
 /// Ranges that went, of which the numbers are kept; a node that is further behind gets the whole table.
 const GONE_MAX: usize = 10_000;
 
-/// What its leader last said of a range.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Led {
-    pub level_nodes: Vec<u64>,
-    pub silent_nodes: Vec<u64>,
-    pub order_id: u64,
-    /// That order is fulfilled: the leader has nothing to do for it any more, and just has not said so yet.
-    pub order_done: bool,
-    pub order_waits: String,
-}
-
-impl Led {
-    fn says(&self, report: &v1::RangeReport) -> bool {
-        self.level_nodes == report.level_nodes
-            && self.silent_nodes == report.silent_nodes
-            && self.order_id == report.order_id
-            && self.order_waits == report.order_waits
-    }
-}
-
 /// One range.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Route {
-    pub descriptor: v1::RangeDescriptor,
+    pub descriptor: Descriptor,
     /// 0: unknown.
     pub leader: u64,
     pub term: u64,
@@ -70,7 +54,7 @@ const COLD_COST_MAX: u64 = 5;
 impl Route {
     pub fn status(&self) -> v1::RangeStatus {
         v1::RangeStatus {
-            descriptor: Some(self.descriptor.clone()),
+            descriptor: Some(self.descriptor.told()),
             leader_node_id: self.leader,
             term: self.term,
             data_bytes: self.data_bytes,
@@ -88,6 +72,21 @@ impl Route {
     /// What the range costs each node that holds it: in requests a second.
     pub fn hold_cost(&self) -> u64 {
         self.load.as_ref().map_or(0, |load| load.writes_per_s + load.write_bytes_per_s / BYTES_PER_REQUEST)
+    }
+
+    /// Whether its leader says that the node's replica holds all that is committed, or nearly.
+    pub fn is_level(&self, node: u64) -> bool {
+        self.led.as_ref().is_some_and(|led| led.is_level(&self.descriptor, node))
+    }
+
+    /// Whether its leader does not hear of the node's replica.
+    pub fn is_silent(&self, node: u64) -> bool {
+        self.led.as_ref().is_some_and(|led| led.is_silent(&self.descriptor, node))
+    }
+
+    /// What its order waits for, as its leader says.
+    pub fn order_waits(&self) -> &str {
+        self.led.as_ref().map_or("", Led::order_waits)
     }
 
     pub fn is_cold(&self) -> bool {
@@ -108,8 +107,8 @@ pub(crate) struct Holding {
 /// See the file's head.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    routes: BTreeMap<u64, Route>,
-    by_start: BTreeMap<(u64, Bytes), u64>,
+    routes: Dense<Route>,
+    by_start: BTreeMap<(u64, Key), u64>,
     holdings: BTreeMap<u64, Holding>,
     /// Ranges of each keyspace.
     counts: BTreeMap<u64, usize>,
@@ -142,7 +141,7 @@ pub(crate) fn epoch(descriptor: &v1::RangeDescriptor) -> (u64, u64) {
 
 impl Table {
     pub fn get(&self, range: u64) -> Option<&Route> {
-        self.routes.get(&range)
+        self.routes.get(range)
     }
 
     pub fn holding(&self, node: u64) -> Option<&Holding> {
@@ -151,12 +150,12 @@ impl Table {
 
     /// All routes, in order of keyspace and key.
     pub fn in_order(&self) -> impl Iterator<Item = &Route> {
-        self.by_start.values().filter_map(|range| self.routes.get(range))
+        self.by_start.values().filter_map(|range| self.routes.get(*range))
     }
 
     pub fn of_keyspace(&self, keyspace: u64) -> impl Iterator<Item = &Route> {
-        let span = (keyspace, Bytes::new())..(keyspace + 1, Bytes::new());
-        self.by_start.range(span).filter_map(|(_, range)| self.routes.get(range))
+        let span = (keyspace, Key::default())..(keyspace + 1, Key::default());
+        self.by_start.range(span).filter_map(|(_, range)| self.routes.get(*range))
     }
 
     /// How many ranges the keyspace has.
@@ -166,12 +165,12 @@ impl Table {
 
     /// All ranges, by id, from this one on.
     pub fn ids_after(&self, range: u64) -> impl Iterator<Item = &Route> {
-        self.routes.range(range..).map(|(_, route)| route)
+        self.routes.from(range).map(|(_, route)| route)
     }
 
     /// All routes in order of keyspace and key, from this place on.
-    pub fn starting_at(&self, keyspace: u64, start: Bytes) -> impl Iterator<Item = &Route> {
-        self.by_start.range((keyspace, start)..).filter_map(|(_, range)| self.routes.get(range))
+    pub fn starting_at(&self, keyspace: u64, start: Key) -> impl Iterator<Item = &Route> {
+        self.by_start.range((keyspace, start)..).filter_map(|(_, range)| self.routes.get(*range))
     }
 
     /// The neighbour that begins where the range ends, of the same keyspace.
@@ -181,12 +180,12 @@ impl Table {
             return None;
         }
         let range = self.by_start.get(&(descriptor.keyspace_id, descriptor.end.clone()))?;
-        self.routes.get(range)
+        self.routes.get(*range)
     }
 
     /// Whether the keyspace's routes cover it from end to end.
     pub fn tiles(&self, keyspace: u64) -> bool {
-        let mut next = Some(Bytes::new());
+        let mut next = Some(Key::default());
         for route in self.of_keyspace(keyspace) {
             if next.as_ref() != Some(&route.descriptor.start) {
                 return false;
@@ -200,8 +199,8 @@ impl Table {
     /// Ranges led by the node whose leader said that it carries out an order, and which.
     pub fn ordered(&self, node: u64) -> impl Iterator<Item = (u64, u64)> {
         self.ordered.iter().filter_map(move |range| {
-            let route = self.routes.get(range).filter(|route| route.leader == node)?;
-            Some((*range, route.led.as_ref()?.order_id))
+            let route = self.routes.get(*range).filter(|route| route.leader == node)?;
+            Some((*range, route.led.as_ref()?.order_id()))
         })
     }
 
@@ -209,31 +208,30 @@ impl Table {
     pub fn report(&mut self, now: u32, node: u64, report: &v1::RangeReport) -> bool {
         let Some(descriptor) = &report.descriptor else { return false };
         let range = descriptor.range_id;
-        let newer = self.routes.get(&range).is_none_or(|route| epoch(descriptor) > epoch(&route.descriptor));
+        let newer = self.routes.get(range).is_none_or(|route| epoch(descriptor) > route.descriptor.epoch());
         if newer && !self.make_room(descriptor) {
             return false;
         }
-        let known = self.routes.contains_key(&range);
-        let place = self.routes.entry(range).or_insert_with(|| Route {
-            data_bytes: report.data_bytes,
-            since_s: now,
-            busy_s: now,
-            ..Route::default()
-        });
-        let mut route = std::mem::take(place);
-        let heard = hear(&route, node, report);
+        let fresh = newer.then(|| self.compact(descriptor));
+        let known = self.routes.contains(range);
+        let new = || Route { data_bytes: report.data_bytes, since_s: now, busy_s: now, ..Route::default() };
+        let mut route = self.routes.get_mut(range).map_or_else(new, std::mem::take);
+        if newer {
+            route.led = route.led.take().map(|led| led.in_words(&route.descriptor));
+        }
+        let heard = hear(&route, fresh.as_ref().unwrap_or(&route.descriptor), node, report);
         let seen = newer || heard.seen(&route);
         let decided = seen || heard.led.is_some();
         let costs = heard.load.is_some();
         if (seen || costs) && known {
             self.unindex(&route);
         }
-        if newer {
+        if let Some(fresh) = fresh {
             // Of a merge or a split, or only of other replicas.
-            if epoch(descriptor).0 != epoch(&route.descriptor).0 {
+            if fresh.version != route.descriptor.version {
                 route.since_s = now;
             }
-            route.descriptor = compact(descriptor);
+            route.descriptor = fresh;
         }
         if heard.changes_leader(&route) {
             route.led_since_s = now.max(1);
@@ -249,7 +247,7 @@ impl Table {
         if seen || costs {
             self.index(&route);
         }
-        match route.led.as_ref().is_some_and(|led| led.order_id != 0) {
+        match route.led.as_ref().is_some_and(|led| led.order_id() != 0) {
             true => self.ordered.insert(range),
             false => self.ordered.remove(&range),
         };
@@ -259,15 +257,14 @@ impl Table {
 
     /// The range's leader has reported what its order was to bring about.
     pub fn order_done(&mut self, range: u64, order_id: u64) {
-        let led = self.routes.get_mut(&range).and_then(|route| route.led.as_mut());
-        if let Some(led) = led.filter(|led| led.order_id == order_id) {
-            led.order_done = true;
+        if let Some(led) = self.routes.get_mut(range).and_then(|route| route.led.as_mut()) {
+            led.set_done(order_id);
         }
     }
 
     /// The node has no replica of the range: it does not lead it.
     pub fn not_there(&mut self, node: u64, range: u64) -> bool {
-        let Some(place) = self.routes.get_mut(&range).filter(|route| route.leader == node) else { return false };
+        let Some(place) = self.routes.get_mut(range).filter(|route| route.leader == node) else { return false };
         let mut route = std::mem::take(place);
         self.unindex(&route);
         self.sequence += 1;
@@ -280,7 +277,7 @@ impl Table {
 
     /// The range is no part of the cluster any more.
     pub fn remove(&mut self, range: u64) {
-        let Some(route) = self.routes.remove(&range) else { return };
+        let Some(route) = self.routes.remove(range) else { return };
         self.unindex(&route);
         self.ordered.remove(&range);
         self.sequence += 1;
@@ -293,22 +290,25 @@ impl Table {
     /// Takes older routes out of the way of a descriptor; false if a newer one covers a part of its span.
     fn make_room(&mut self, descriptor: &v1::RangeDescriptor) -> bool {
         let others: Vec<u64> = self.overlapping(descriptor).filter(|range| *range != descriptor.range_id).collect();
-        let version = |of: &v1::RangeDescriptor| epoch(of).0;
+        let version = epoch(descriptor).0;
         let newest =
-            others.iter().filter_map(|range| self.routes.get(range)).max_by_key(|other| version(&other.descriptor));
-        if newest.is_some_and(|other| version(&other.descriptor) >= version(descriptor)) {
-            let over_it = others.iter().filter_map(|range| self.routes.get(range)).find(|other| {
-                covers_start(&other.descriptor, descriptor) && version(&other.descriptor) > version(descriptor)
-            });
-            let over_it = over_it.map(|other| (other.descriptor.range_id, version(&other.descriptor)));
+            others.iter().filter_map(|range| self.routes.get(*range)).max_by_key(|other| other.descriptor.version);
+        if newest.is_some_and(|other| other.descriptor.version >= version) {
+            let covers = |other: &&Route| {
+                let (other, start) = (&other.descriptor, &descriptor.start);
+                other.version > version && *other.start <= **start && (other.end.is_empty() || **start < *other.end)
+            };
+            let over_it = others.iter().filter_map(|range| self.routes.get(*range)).find(covers);
+            let over_it = over_it.map(|other| (other.descriptor.range_id, other.descriptor.version));
             if let Some(over_it) = over_it {
                 self.absorb(descriptor.range_id, over_it);
             }
             return false;
         }
         for range in others {
-            if self.routes.get(&range).is_some_and(|other| covers_start(descriptor, &other.descriptor)) {
-                self.absorb(range, (descriptor.range_id, version(descriptor)));
+            // It overlaps, and lies with its start in the new one's span.
+            if self.routes.get(range).is_some_and(|other| *descriptor.start <= *other.descriptor.start) {
+                self.absorb(range, (descriptor.range_id, version));
             }
             self.remove(range);
         }
@@ -321,7 +321,7 @@ impl Table {
     /// A range keeps its start as long as it lives: a split leaves it to the left half, which keeps the id, and a merge
     /// to the left one of the two. So another range that has this start at a newer version has it by a merge.
     pub fn absorbed(&self, range: u64) -> Option<(u64, u64)> {
-        self.absorbed.get(&range).copied().filter(|_| !self.routes.contains_key(&range))
+        self.absorbed.get(&range).copied().filter(|_| !self.routes.contains(range))
     }
 
     /// Nobody reports the absorbed range any more: it is remembered for a while only to tell those who ask for it.
@@ -347,18 +347,18 @@ impl Table {
 
     pub fn overlapping<'a>(&'a self, span: &'a v1::RangeDescriptor) -> impl Iterator<Item = u64> + 'a {
         let keyspace = span.keyspace_id;
-        let first = (keyspace, span.start.clone());
+        let first = (keyspace, Key::from(&*span.start));
         let before = self.by_start.range(..first.clone()).next_back();
         let before = before.filter(|((other, _), range)| {
             *other == keyspace
                 && self
                     .routes
-                    .get(range)
-                    .is_some_and(|route| route.descriptor.end.is_empty() || route.descriptor.end > span.start)
+                    .get(**range)
+                    .is_some_and(|route| route.descriptor.end.is_empty() || *route.descriptor.end > *span.start)
         });
         let rest = self.by_start.range((Bound::Included(first), Bound::Unbounded));
         let rest = rest
-            .take_while(move |((other, start), _)| *other == keyspace && (span.end.is_empty() || *start < span.end));
+            .take_while(move |((other, start), _)| *other == keyspace && (span.end.is_empty() || **start < *span.end));
         before.into_iter().chain(rest).map(|(_, range)| *range)
     }
 
@@ -370,7 +370,7 @@ impl Table {
             Delta { sequence: self.sequence, full: since.is_none(), more: false, routes: Vec::new(), gone: Vec::new() };
         let mut bytes = 0;
         for (sequence, range) in self.changes.range(after) {
-            let Some(route) = self.routes.get(range) else { continue };
+            let Some(route) = self.routes.get(*range) else { continue };
             let status = route.status();
             bytes += status.encoded_len() + 4;
             if bytes > bytes_max && !delta.routes.is_empty() {
@@ -383,9 +383,27 @@ impl Table {
             let until = (after.0, Bound::Included(delta.sequence));
             delta.gone = self.gone.range(until).map(|(_, range)| *range).collect();
             // A range may have come back: a route in the same answer, or in a later one, says so.
-            delta.gone.retain(|range| !self.routes.contains_key(range));
+            delta.gone.retain(|range| !self.routes.contains(*range));
         }
         delta
+    }
+
+    /// The descriptor in the table's form. Its borders are its neighbours' ones, where those are known.
+    fn compact(&self, descriptor: &v1::RangeDescriptor) -> Descriptor {
+        let keyspace = descriptor.keyspace_id;
+        let begins = |key: &Key| {
+            let found = self.by_start.get_key_value(&(keyspace, key.clone()));
+            found.map(|((_, start), _)| start.clone())
+        };
+        let ends = |key: &Key| {
+            let before = self.by_start.range(..(keyspace, key.clone())).next_back()?;
+            let route = self.routes.get(*before.1).filter(|route| route.descriptor.keyspace_id == keyspace)?;
+            Some(route.descriptor.end.clone()).filter(|end| end == key)
+        };
+        let (start, end) = (Key::from(&*descriptor.start), Key::from(&*descriptor.end));
+        let start = begins(&start).or_else(|| ends(&start)).unwrap_or(start);
+        let end = begins(&end).unwrap_or(end);
+        Descriptor::of(descriptor, start, end)
     }
 
     fn index(&mut self, route: &Route) {
@@ -395,7 +413,7 @@ impl Table {
             *self.counts.entry(descriptor.keyspace_id).or_default() += 1;
         }
         self.changes.insert(route.sequence, range);
-        for replica in &descriptor.replicas {
+        for replica in descriptor.members() {
             let holding = self.holdings.entry(replica.node_id).or_default();
             holding.held.insert(range);
             holding.bytes += route.data_bytes;
@@ -418,7 +436,7 @@ impl Table {
             }
         }
         self.changes.remove(&route.sequence);
-        for replica in &route.descriptor.replicas {
+        for replica in route.descriptor.members() {
             if let Some(holding) = self.holdings.get_mut(&replica.node_id) {
                 holding.held.remove(&range);
                 holding.bytes = holding.bytes.saturating_sub(route.data_bytes);
@@ -430,22 +448,6 @@ impl Table {
             holding.cost = holding.cost.saturating_sub(route.lead_cost());
         }
     }
-}
-
-/// A descriptor of its own memory: what came in a report would keep the whole message.
-fn compact(descriptor: &v1::RangeDescriptor) -> v1::RangeDescriptor {
-    v1::RangeDescriptor {
-        start: Bytes::copy_from_slice(&descriptor.start),
-        end: Bytes::copy_from_slice(&descriptor.end),
-        replicas: descriptor.replicas.to_vec(),
-        ..*descriptor
-    }
-}
-
-/// Whether the first one's span has the start of the second one's.
-fn covers_start(span: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
-    let starts = span.keyspace_id == other.keyspace_id && span.start <= other.start;
-    starts && (span.end.is_empty() || other.start < span.end) && span.range_id != other.range_id
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub(crate) enum Wants {
         deadline: Duration,
         /// How far the node has the table; `None`: of this reign's not at all.
         table_sequence: Option<u64>,
+        /// Which list of nodes it has; 0: none of this reign's.
+        nodes_version: u64,
         /// The rest of its listing is on the way.
         more: bool,
         range_ids: Option<(u64, u32)>,
@@ -66,7 +68,7 @@ impl Service {
         let written = self.writer.is_acked(waiter.unit);
         let now = self.state.now;
         match &waiter.wants {
-            Wants::Report { node, deadline, table_sequence, more, range_ids } => {
+            Wants::Report { node, deadline, table_sequence, nodes_version, more, range_ids } => {
                 let range_ids = range_ids.filter(|_| written);
                 if !self.writer.is_open() {
                     let reason = "the placement service is not in charge of its records yet".into();
@@ -74,7 +76,12 @@ impl Service {
                 }
                 let due = written || now >= *deadline;
                 due.then(|| {
-                    Ok(Response::Report(Box::new(self.report_answer(*node, *table_sequence, *more, range_ids))))
+                    let mut answer = self.report_answer(*node, *table_sequence, *more, range_ids);
+                    answer.nodes_version = self.state.acked.nodes_version;
+                    if answer.nodes_version != *nodes_version {
+                        answer.nodes = self.state.acked.nodes.values().cloned().collect();
+                    }
+                    Ok(Response::Report(Box::new(answer)))
                 })
             }
             _ if !written => None,
@@ -88,7 +95,7 @@ impl Service {
                     None if now >= *deadline => false,
                     None => return None,
                 };
-                let range = self.state.table.get(*left).map(|route| route.descriptor.clone());
+                let range = self.state.table.get(*left).map(|route| route.descriptor.told());
                 Some(Ok(Response::MergeRanges(v1::MergeRangesResponse { done, range })))
             }
             Wants::Moved { deadline, ended, .. } => {
@@ -151,7 +158,8 @@ impl Service {
             table_full: delta.full,
             routes: delta.routes,
             gone_ranges: delta.gone,
-            nodes: state.acked.nodes.values().cloned().collect(),
+            nodes: Vec::new(),
+            nodes_version: 0,
             keyspaces: state.acked.offered(),
             table_incomplete: delta.more || !state.settled,
             births: self.births_for(node),

@@ -9,12 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
 use flotilla_proto::v1;
 
 use crate::decide::voters;
+use crate::dense::Dense;
 use crate::state::{Records, State};
 use crate::table::Route;
+use crate::table::compact::Key;
 
 /// How safe a range is: lesser is more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +58,7 @@ pub(crate) struct Queue {
     classes: [BTreeSet<u64>; CLASSES],
     /// Where the next round begins to look, in each.
     cursors: [u64; CLASSES],
-    class_of: BTreeMap<u64, usize>,
+    class_of: Dense<u8>,
     /// What nothing can be done about until something changes.
     parked: BTreeSet<u64>,
 }
@@ -67,11 +68,11 @@ impl Queue {
         self.remove(range);
         let class = urgency as usize;
         self.classes[class].insert(range);
-        self.class_of.insert(range, class);
+        self.class_of.insert(range, class as u8);
     }
 
     pub fn remove(&mut self, range: u64) {
-        if let Some(class) = self.class_of.remove(&range) {
+        if let Some(class) = self.class_of.remove(range).map(usize::from) {
             self.classes[class].remove(&range);
         }
         self.parked.remove(&range);
@@ -104,7 +105,7 @@ impl Queue {
 
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.class_of.is_empty()
+        self.class_of.from(0).next().is_none()
     }
 }
 
@@ -137,7 +138,7 @@ pub(crate) struct Work {
     /// Which node's share of leaders is looked at first.
     pub leaders_from: u64,
     /// Where the search for neighbours to be merged stands.
-    pub merge_from: (u64, Bytes),
+    pub merge_from: (u64, Key),
     pub merges_at: Duration,
 }
 
@@ -162,7 +163,7 @@ impl Work {
             leaders_at: now,
             load_at: now,
             leaders_from: 0,
-            merge_from: (0, Bytes::new()),
+            merge_from: (0, Key::default()),
             merges_at: now,
         }
     }

@@ -35,6 +35,11 @@ impl RouteTable {
         self.changes.subscribe()
     }
 
+    /// Which version of the list of nodes is known here, of the reign that told it.
+    pub(super) fn nodes_version(&self) -> u64 {
+        self.lock().nodes_version
+    }
+
     /// How far placement's table has come here.
     pub(super) fn sequence(&self) -> u64 {
         self.lock().sequence

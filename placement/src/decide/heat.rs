@@ -81,10 +81,9 @@ fn by_leader(state: &State, loads: &Loads, node: u64, ranges: &[&Route]) -> Opti
     let places = &state.places;
     let options = ranges.iter().flat_map(|route| {
         let keyspace = route.descriptor.keyspace_id;
-        let level = route.led.iter().flat_map(|led| led.level_nodes.iter().copied());
-        let able = level.filter(move |to| {
+        let able = voters(&route.descriptor).filter(move |to| {
             *to != node
-                && voters(&route.descriptor).any(|voter| voter == *to)
+                && route.is_level(*to)
                 && state.is_fit(*to)
                 && loads.may_take_lead(*to)
                 && places.lead_rank(keyspace, *to) <= places.lead_rank(keyspace, node)

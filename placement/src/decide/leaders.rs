@@ -112,14 +112,13 @@ fn pick<'a>(state: &'a State, loads: &Loads, to: u64, bound: i64, left: &mut usi
 
 fn may_lead(state: &State, loads: &Loads, route: &Route, to: u64) -> bool {
     let keyspace = route.descriptor.keyspace_id;
-    let level = || route.led.as_ref().is_some_and(|led| led.level_nodes.contains(&to));
     // With the system range goes the service: not for the sake of a number.
     route.descriptor.range_id != SYSTEM_RANGE.0
         && route.leader != to
         && loads.may_give_lead(route.leader)
         && is_idle(state, loads, route)
         && !state.rests(route)
-        && level()
+        && route.is_level(to)
         && voters(&route.descriptor).any(|node| node == to)
         && state.places.lead_rank(keyspace, to) <= state.places.lead_rank(keyspace, route.leader)
         && loads.may_cost(to, route.lead_cost())
@@ -127,10 +126,9 @@ fn may_lead(state: &State, loads: &Loads, route: &Route, to: u64) -> bool {
 
 /// The voter that is to lead instead of the one that does: where the keyspace wants it most, then who leads the fewest.
 pub(crate) fn best_voter(state: &State, loads: &Loads, route: &Route) -> Option<u64> {
-    let level = &route.led.as_ref()?.level_nodes;
     let keyspace = route.descriptor.keyspace_id;
     voters(&route.descriptor)
-        .filter(|node| *node != route.leader && level.contains(node))
+        .filter(|node| *node != route.leader && route.is_level(*node))
         .filter(|node| state.is_fit(*node) && loads.may_take_lead(*node))
         .filter_map(|node| Some((state.places.lead_rank(keyspace, node), loads.get(node)?.leads, node)))
         .min()

@@ -19,6 +19,7 @@ use super::{Decision, holds, is_free, is_joint, voters};
 use crate::borders::is_border;
 use crate::state::{Pair, State};
 use crate::table::Route;
+use crate::table::compact::{Key, Members};
 
 /// Ranges that one search looks at.
 const LOOKED_AT_MAX: usize = 500;
@@ -78,7 +79,7 @@ fn step(state: &State, loads: &Loads, left: &Route, right: &Route) -> Option<Dec
 /// Whether the replicas of both are voters on the same nodes.
 pub(crate) fn is_aligned(left: &Route, right: &Route) -> bool {
     let simple = |route: &Route| {
-        let all = route.descriptor.replicas.len();
+        let all = route.descriptor.members().count();
         (!is_joint(&route.descriptor) && voters(&route.descriptor).count() == all).then_some(all)
     };
     simple(left).is_some()
@@ -91,7 +92,7 @@ fn merge(state: &State, left: &Route, right: &Route) -> Decision {
     let bytes = left.data_bytes + right.data_bytes;
     Decision {
         range,
-        merge_into: Some(left.descriptor.clone()),
+        merge_into: Some(left.descriptor.told()),
         kind: OrderKind::Merge,
         reason: format!("ranges {into} and {range} become one, of about {bytes} bytes"),
         limit: state.config.merge_time_limit,
@@ -134,7 +135,7 @@ fn follow(state: &State, loads: &Loads, moved: &Route, stays: &Route) -> Option<
 }
 
 /// Neighbours that may be merged by themselves, from this place of the table on; and where the next search begins.
-pub(crate) fn search(state: &State, from: (u64, bytes::Bytes)) -> (Vec<(u64, Pair)>, (u64, bytes::Bytes)) {
+pub(crate) fn search(state: &State, from: (u64, Key)) -> (Vec<(u64, Pair)>, (u64, Key)) {
     let under_way = state.pairs.len() + state.ahead.merge_targets.len();
     let room = state.config.merges_at_once.saturating_sub(under_way);
     let mut found: Vec<(u64, Pair)> = Vec::new();
@@ -142,7 +143,7 @@ pub(crate) fn search(state: &State, from: (u64, bytes::Bytes)) -> (Vec<(u64, Pai
     if room == 0 {
         return (found, from);
     }
-    let mut next = (0, bytes::Bytes::new());
+    let mut next = (0, Key::default());
     for (at, route) in state.table.starting_at(from.0, from.1).enumerate() {
         let descriptor = &route.descriptor;
         if at == LOOKED_AT_MAX || found.len() == room {
@@ -204,6 +205,6 @@ pub(crate) fn is_paired(state: &State, range: u64) -> bool {
 pub(crate) fn is_merged(state: &State, order: &v1::RangeOrder) -> bool {
     let Some(left) = &order.merge_into else { return false };
     let now = state.table.get(left.range_id).map(|route| &route.descriptor);
-    let over_it = now.is_some_and(|now| now.end.is_empty() || now.end > left.end);
+    let over_it = now.is_some_and(|now| now.end.is_empty() || *now.end > *left.end);
     over_it && state.table.get(order.range_id).is_none()
 }

@@ -112,9 +112,8 @@ fn preferred(state: &State, loads: &Loads, route: &Route) -> Option<Look> {
     }
     let rank = |node: u64| state.places.lead_rank(keyspace, node);
     let own = rank(route.leader);
-    let level = &route.led.as_ref()?.level_nodes;
     let better =
-        voters(&route.descriptor).filter(|node| rank(*node) < own && state.is_fit(*node) && level.contains(node));
+        voters(&route.descriptor).filter(|node| rank(*node) < own && state.is_fit(*node) && route.is_level(*node));
     let leads = |node: u64| loads.get(node).map_or(0, |load| load.leads);
     let to = better.min_by_key(|node| (rank(*node), leads(*node), *node))?;
     if !loads.may_give_lead(route.leader) || !loads.may_take_lead(to) {

@@ -19,6 +19,7 @@ use flotilla_proto::v1::{self, OrderKind};
 use self::loads::Loads;
 use crate::state::State;
 use crate::table::Route;
+use crate::table::compact::Members;
 
 /// An order that has no id yet.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,19 +58,19 @@ pub(crate) fn is_voter(replica: &v1::ReplicaDescriptor) -> bool {
     matches!(replica.role(), v1::ReplicaRole::Voter | v1::ReplicaRole::VoterIncoming)
 }
 
-pub(crate) fn is_joint(descriptor: &v1::RangeDescriptor) -> bool {
-    let joint = |replica: &v1::ReplicaDescriptor| {
+pub(crate) fn is_joint(descriptor: &impl Members) -> bool {
+    let joint = |replica: v1::ReplicaDescriptor| {
         matches!(replica.role(), v1::ReplicaRole::VoterIncoming | v1::ReplicaRole::VoterOutgoing)
     };
-    descriptor.replicas.iter().any(joint)
+    descriptor.members().any(joint)
 }
 
-pub(crate) fn holds(descriptor: &v1::RangeDescriptor, node: u64) -> bool {
-    descriptor.replicas.iter().any(|replica| replica.node_id == node)
+pub(crate) fn holds(descriptor: &impl Members, node: u64) -> bool {
+    descriptor.members().any(|replica| replica.node_id == node)
 }
 
-pub(crate) fn voters(descriptor: &v1::RangeDescriptor) -> impl Iterator<Item = u64> + '_ {
-    descriptor.replicas.iter().filter(|replica| is_voter(replica)).map(|replica| replica.node_id)
+pub(crate) fn voters<'a>(descriptor: &'a impl Members) -> impl Iterator<Item = u64> + 'a {
+    descriptor.members().filter(is_voter).map(|replica| replica.node_id)
 }
 
 /// Whether the range's leader is there to carry out an order, and has none.
@@ -78,7 +79,7 @@ pub(crate) fn is_free(state: &State, loads: &Loads, route: &Route) -> bool {
     let target = state.ahead.merge_targets.contains(&range);
     let in_order = target || state.ahead.orders.contains_key(&range) || loads.is_taken(range);
     // A leader that is still at an order that was given up may change the range yet: it is told to stop, and says so.
-    let idle = route.led.as_ref().is_some_and(|led| led.order_id == 0 || led.order_done);
+    let idle = route.led.as_ref().is_some_and(|led| !led.is_busy());
     idle && state.is_live(route.leader) && !in_order && !is_joint(&route.descriptor)
 }
 
@@ -91,7 +92,7 @@ pub(crate) fn is_idle(state: &State, loads: &Loads, route: &Route) -> bool {
 
 /// Whether carrying the order out as things are now would leave fewer voters than there are, and than are aimed at.
 /// So it may be if the range changed after the order was made; its leader refuses that step, too.
-pub(crate) fn would_harm(order: &v1::RangeOrder, descriptor: &v1::RangeDescriptor) -> bool {
+pub(crate) fn would_harm(order: &v1::RangeOrder, descriptor: &impl Members) -> bool {
     let voters: Vec<u64> = voters(descriptor).collect();
     let added = order.add_nodes.iter().filter(|node| !voters.contains(node)).count();
     let removed = order.remove_nodes.iter().filter(|node| voters.contains(node)).count();

@@ -13,6 +13,7 @@ use super::{Decision, is_free, is_joint, misplaced, voters};
 use crate::places::Place;
 use crate::state::State;
 use crate::table::Route;
+use crate::table::compact::Members;
 
 /// What a look at a range came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +96,7 @@ impl Need {
             true => replicas,
             false => target(replicas, healthy + loads.fit_beside(state, descriptor.keyspace_id, &all)),
         };
-        let learners = descriptor.replicas.iter();
+        let learners = descriptor.members();
         let learners = learners.filter(|replica| !all.contains(&replica.node_id)).map(|replica| replica.node_id);
         Self {
             adds: want.saturating_sub(healthy).min(at_once),

@@ -2,7 +2,7 @@
 
 use flotilla_proto::v1;
 
-use super::{Led, Route};
+use super::{Descriptor, Led, Route};
 
 /// What a report changes of a route.
 pub(super) struct Heard {
@@ -36,7 +36,8 @@ impl Heard {
 }
 
 /// Of two claims to lead, that of the larger term counts; what followers believe counts only where it is newer.
-pub(super) fn hear(route: &Route, node: u64, report: &v1::RangeReport) -> Heard {
+/// `descriptor` is what the route will have.
+pub(super) fn hear(route: &Route, descriptor: &Descriptor, node: u64, report: &v1::RangeReport) -> Heard {
     let mut heard =
         Heard { leader: route.leader, term: route.term, data_bytes: route.data_bytes, led: None, load: None };
     let unled = || route.led.is_some().then_some(None);
@@ -46,14 +47,9 @@ pub(super) fn hear(route: &Route, node: u64, report: &v1::RangeReport) -> Heard 
         if size_moved(route.data_bytes, report.data_bytes) || route.led.is_none() {
             heard.data_bytes = report.data_bytes;
         }
-        if route.led.as_ref().is_none_or(|led| !led.says(report)) {
-            heard.led = Some(Some(Led {
-                level_nodes: report.level_nodes.clone(),
-                silent_nodes: report.silent_nodes.clone(),
-                order_id: report.order_id,
-                order_done: route.led.as_ref().is_some_and(|led| led.order_done && led.order_id == report.order_id),
-                order_waits: report.order_waits.clone(),
-            }));
+        let led = Led::of(descriptor, report, route.led.as_ref().map_or(0, Led::done));
+        if route.led.as_ref() != Some(&led) {
+            heard.led = Some(Some(led));
         }
         if route.load.as_deref() != report.load.as_ref() {
             heard.load = Some(report.load.map(Box::new));

@@ -1,5 +1,7 @@
 //! The table by itself: which descriptors count, what covers a keyspace, and what nodes are told.
 
+use bytes::Bytes;
+
 use super::*;
 
 fn descriptor(range: u64, start: &str, end: &str, version: u64, conf_ver: u64) -> v1::RangeDescriptor {

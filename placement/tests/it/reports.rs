@@ -5,6 +5,7 @@ use flotilla_proto::{Error, v1};
 
 use crate::growth::grown;
 use crate::toy::Toy;
+use crate::world::{World, script};
 
 #[test]
 fn a_bad_network_slows_and_breaks_nothing() {
@@ -130,4 +131,20 @@ fn a_replica_is_removed_only_on_proof() {
     assert!(removed(&mut toy, 2, 0).is_empty());
     // It has applied as much: it goes by itself.
     assert!(removed(&mut toy, 1, 1).is_empty());
+}
+
+#[test]
+fn nodes_are_told_only_when_their_list_has_changed() {
+    let mut world = World::new(&script::spec("nodes=3 ranges=9"));
+    (0..5).for_each(|_| world.step());
+    let answer = world.say(2, Vec::new());
+    assert!(answer.nodes.is_empty() && answer.nodes_version > 0, "{answer:?}");
+    assert_eq!(world.join(Vec::new()), 4);
+    let answer = world.say(2, Vec::new());
+    assert_eq!(answer.nodes.len(), 4);
+    (0..5).for_each(|_| world.step());
+    assert!(world.say(2, Vec::new()).nodes.is_empty());
+    // Another reign counts anew: what a node has of the one before says nothing to it.
+    world.move_service();
+    assert_eq!(world.say(2, Vec::new()).nodes.len(), 4);
 }

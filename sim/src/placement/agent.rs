@@ -116,6 +116,7 @@ impl Cluster {
             store_id: real.store_of(index),
             wants_range_ids: agent.wants_ids,
             table_sequence: agent.learned.sequence,
+            nodes_version: agent.learned.nodes_version,
             ..report
         };
         let to = self.believed_leader(index);

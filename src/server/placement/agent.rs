@@ -184,6 +184,7 @@ impl Agent {
             disk_margin_bytes: status.disk_margin_bytes,
             wants_range_ids: self.node.wants_range_ids(),
             table_sequence: self.table.sequence(),
+            nodes_version: self.table.nodes_version(),
             health: Some(self.node.health()),
             ..report
         }
@@ -240,7 +241,10 @@ impl Agent {
         self.node.remove(&answer.removed);
         self.node.births(answer.births);
         self.node.orders(answer.orders);
-        self.node.learn_nodes(&answer.nodes).await;
+        // None: they have not changed.
+        if !answer.nodes.is_empty() {
+            self.node.learn_nodes(&answer.nodes).await;
+        }
     }
 
     async fn failed(&mut self, error: Error) {

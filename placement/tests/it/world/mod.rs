@@ -55,6 +55,7 @@ pub struct Host {
     sequence: u64,
     reign: u64,
     table_sequence: u64,
+    nodes_version: u64,
     full_wanted: bool,
     changed: BTreeSet<u64>,
     gone: BTreeSet<u64>,
@@ -381,6 +382,7 @@ impl World {
             ranges: ranges.iter().filter_map(one).collect(),
             gone: host.gone.iter().copied().collect(),
             table_sequence: host.table_sequence,
+            nodes_version: host.nodes_version,
             health: (host.sync_us > 0).then(|| v1::NodeHealth { sync_us: host.sync_us, ..Default::default() }),
             ..Default::default()
         }
@@ -413,6 +415,7 @@ impl World {
         };
         let host = self.hosts.get_mut(&node).expect("a node");
         (host.reign, host.table_sequence, host.full_wanted) = (answer.reign, answer.table_sequence, answer.send_full);
+        host.nodes_version = answer.nodes_version;
         host.changed.clear();
         host.gone.clear();
         for order in answer.orders {
