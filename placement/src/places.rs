@@ -146,6 +146,14 @@ impl Places {
         let of = |rules: &Rules| rules.preferred.get(&node).copied().unwrap_or(rules.preferences);
         self.rules.get(&keyspace).map_or(0, of)
     }
+
+    /// The best of these nodes for a leader: its [`Self::lead_rank`].
+    pub fn best_rank(&self, keyspace: u64, nodes: impl Iterator<Item = u64>) -> usize {
+        if !self.has_preferences(keyspace) {
+            return 0;
+        }
+        nodes.map(|node| self.lead_rank(keyspace, node)).min().unwrap_or(usize::MAX)
+    }
 }
 
 fn rules(records: &Records, keyspace: &v1::Keyspace) -> Option<Rules> {

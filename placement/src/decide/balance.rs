@@ -195,6 +195,7 @@ pub(crate) fn may_relieve(state: &State, loads: &Loads, route: &Route, from: &Lo
         && loads.may_spare(from.node, to.node, route.data_bytes)
         && loads.may_spare(route.leader, to.node, route.data_bytes)
         && is_no_closer(state, route, from, to)
+        && keeps_preference(state, route, from, to)
         && repair::look(state, loads, route) == Look::Fine
 }
 
@@ -202,6 +203,13 @@ fn is_no_closer(state: &State, route: &Route, from: &Load, to: &Load) -> bool {
     let others = voters(&route.descriptor).filter(|node| *node != from.node);
     let others: Vec<Place> = others.map(|node| state.places.place(node)).collect();
     to.place.beside(&others) <= from.place.beside(&others)
+}
+
+/// Whether a voter stays where the keyspace prefers its leader, as far as there is one.
+fn keeps_preference(state: &State, route: &Route, from: &Load, to: &Load) -> bool {
+    let keyspace = route.descriptor.keyspace_id;
+    let after = voters(&route.descriptor).filter(|node| *node != from.node).chain([to.node]);
+    state.places.best_rank(keyspace, after) <= state.places.best_rank(keyspace, voters(&route.descriptor))
 }
 
 fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Decision {

@@ -204,7 +204,7 @@ impl Loads {
     }
 
     /// At most `count` nodes that may be given a replica of the range now, beside the voters that stay: as far from
-    /// those and each other as can be, the emptiest first.
+    /// those and each other as can be; then where the keyspace prefers its leader, if none is there yet; the emptiest first.
     pub fn targets(&self, state: &State, route: &Route, count: usize, stay: &[u64]) -> Vec<u64> {
         let keyspace = route.descriptor.keyspace_id;
         let mut others: Vec<Place> = stay.iter().map(|node| state.places.place(*node)).collect();
@@ -216,7 +216,9 @@ impl Loads {
                     && !found.contains(&load.node)
                     && state.places.allows(keyspace, load.node)
             };
-            let place = |load: &&Load| (load.place.beside(&others), load.replicas, load.bytes, load.node);
+            let held = state.places.best_rank(keyspace, stay.iter().chain(&found).copied());
+            let rank = |load: &Load| state.places.lead_rank(keyspace, load.node).min(held);
+            let place = |load: &&Load| (load.place.beside(&others), rank(load), load.replicas, load.bytes, load.node);
             let Some(best) = self.nodes.values().filter(fits).min_by_key(place) else { break };
             others.push(best.place);
             found.push(best.node);

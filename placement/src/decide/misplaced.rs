@@ -1,9 +1,10 @@
 //! Replicas and leaders that are not where they should be, of ranges that lack nothing else.
 //!
 //! In this order, one replica in an order: a replica where the keyspace's constraints do not allow it, or on a node that
-//! is being decommissioned; replicas closer to each other than they could be; a leader elsewhere than where
-//! the keyspace prefers it. What stops it: a replica goes only to where it may be, and each move for the sake of distance
-//! makes the replicas of the range strictly less close.
+//! is being decommissioned; replicas closer to each other than they could be; no replica where the keyspace prefers its
+//! leader; a leader elsewhere than there. What stops it: a replica goes only to where it may be; each move for the sake of
+//! distance makes the replicas of the range strictly less close; and one for the sake of the leader brings them no closer,
+//! and the best place among them strictly up in the keyspace's list.
 
 use flotilla_proto::v1::OrderKind;
 
@@ -31,7 +32,8 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route, voters: &[u64]) 
     {
         return look;
     }
-    preferred(state, loads, route).unwrap_or(Look::Fine)
+    let missing = bring(state, loads, route, voters, close);
+    missing.or_else(|| preferred(state, loads, route)).unwrap_or(Look::Fine)
 }
 
 fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Look {
@@ -101,6 +103,44 @@ fn spread(state: &State, loads: &Loads, route: &Route, voters: &[u64], close: u3
         return Some(wait);
     }
     let reason = format!("its replica on node {from} is closer to the others than one on node {to} would be");
+    Some(moving(state, route, from, to, OrderKind::Misplaced, reason))
+}
+
+/// A replica goes to where the keyspace prefers the leader, if none is in as good a place: a leader can only be where a
+/// replica is.
+fn bring(state: &State, loads: &Loads, route: &Route, voters: &[u64], close: u32) -> Option<Look> {
+    let keyspace = route.descriptor.keyspace_id;
+    let held = state.places.best_rank(keyspace, voters.iter().copied());
+    if held == 0 {
+        return None;
+    }
+    let better = |load: &&Load| {
+        load.fit
+            && state.places.lead_rank(keyspace, load.node) < held
+            && !holds(&route.descriptor, load.node)
+            && state.places.allows(keyspace, load.node)
+    };
+    let swap = |load: &Load, from: u64| {
+        let after: Vec<u64> = voters.iter().copied().filter(|node| *node != from).chain([load.node]).collect();
+        let rank = state.places.lead_rank(keyspace, load.node);
+        let emptiest = (load.replicas, load.bytes, load.node);
+        (rank, state.places.closeness(&after), from == route.leader, emptiest, from)
+    };
+    let best = |room: bool| {
+        let nodes = loads.iter().filter(better).filter(|load| !room || loads.may_receive(load.node, route.data_bytes));
+        let swaps = nodes.flat_map(|load| voters.iter().map(move |from| swap(load, *from)));
+        swaps.filter(|(_, after, ..)| *after <= close).min()
+    };
+    let Some((.., (.., to), from)) = best(true) else {
+        let why =
+            "no replica is where its keyspace prefers its leader, and the nodes there have as many moves as they may";
+        return best(false).map(|_| Look::Wait(Until::Room, why.into()));
+    };
+    if let Some(wait) = hindrance(state, loads, route) {
+        return Some(wait);
+    }
+    let reason =
+        format!("no replica is where its keyspace prefers its leader: the one on node {from} goes to node {to}");
     Some(moving(state, route, from, to, OrderKind::Misplaced, reason))
 }
 

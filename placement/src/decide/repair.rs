@@ -162,7 +162,7 @@ fn act(state: &State, loads: &Loads, route: &Route, need: &Need, replicas: usize
 }
 
 /// Healthy voters to do without: those where they may not be first, then those that drain or are full, then those too
-/// close to others, then those on the fullest nodes; the leader last.
+/// close to others, then those where its leader is wanted least, then those on the fullest nodes; the leader last.
 fn surplus(state: &State, loads: &Loads, route: &Route, count: usize) -> Vec<u64> {
     let descriptor = &route.descriptor;
     let mut candidates: Vec<u64> = voters(descriptor).filter(|node| !state.is_dead_for(*node, descriptor)).collect();
@@ -175,7 +175,8 @@ fn surplus(state: &State, loads: &Loads, route: &Route, count: usize) -> Vec<u64
             let others: Vec<Place> = others.map(|other| state.places.place(*other)).collect();
             let close = state.places.place(*node).beside(&others);
             let load = loads.get(*node).map_or((0, 0), |load| (load.replicas, load.bytes));
-            (barred, *node != route.leader, unwanted, !state.is_live(*node), close, load, *node)
+            let rank = state.places.lead_rank(descriptor.keyspace_id, *node);
+            (barred, *node != route.leader, unwanted, !state.is_live(*node), close, rank, load, *node)
         };
         let Some(worst) = candidates.iter().copied().max_by_key(rank) else { break };
         candidates.retain(|node| *node != worst);

@@ -48,4 +48,5 @@ scenarios! {
     ranges_cut_beforehand_stay,
     merges_by_hand,
     moved_by_hand,
+    a_replica_where_leaders_are_preferred,
 }
