@@ -49,4 +49,15 @@ scenarios! {
     merges_by_hand,
     moved_by_hand,
     a_replica_where_leaders_are_preferred,
+    a_thousand_nodes,
+}
+
+#[test]
+#[ignore = "it takes minutes, and two GiB: `cargo test --release -p flotilla-placement -- --ignored a_thousand_nodes`"]
+fn a_thousand_nodes_and_a_million_ranges() {
+    // Small ranges, of which more move at once; and as many more of them as there are more ranges.
+    let text = include_str!("../scenarios/a_thousand_nodes.scn").replace("ranges=20000", "ranges=1000000");
+    let text = text.replace("bytes=16M", "bytes=1M").replace("at-risk >= 80", "at-risk >= 4000");
+    let text = text.replace("short >= 50", "short >= 1000").replace("moves >= 200", "moves >= 10000");
+    run(&text.replace("moves <= 210", "moves <= 10500").replace("gap <= 10", "gap <= 260"));
 }

@@ -21,6 +21,9 @@ use judge::Judge;
 pub const STEP: Duration = Duration::from_secs(1);
 /// Steps from when a leader gets an order until it is done.
 const CARRIED_OUT_AFTER: u64 = 2;
+/// With more ranges the judge, who looks at the whole cluster for each order, looks at one order of so many.
+const JUDGED_ALL_MAX: usize = 10_000;
+const JUDGED_OF: u64 = 61;
 
 /// A range.
 #[derive(Clone, Debug)]
@@ -432,6 +435,9 @@ impl World {
             group.due = self.steps + CARRIED_OUT_AFTER;
             group.order = Some(order.clone());
             self.quiet = 0;
+            if self.groups.len() > JUDGED_ALL_MAX && !order.order_id.is_multiple_of(JUDGED_OF) {
+                return self.touch(node, range);
+            }
             let problem = Judge::look(self, &order);
             assert_eq!(problem, None, "order {order:?} on {:?}", self.groups[&range].descriptor);
         }

@@ -9,6 +9,7 @@
 //! constrain require=disk=ssd forbid=zone=a prefer=zone=b later | replicas 5 | merging off | merging min=4
 //! decommission 3 | recommission 3 | drain 3 | maintain 3 600 | merge 2 3
 //! refuse WORDS : COMMAND     it is refused, and the refusal has these words
+//! until QUANTITY N SECONDS    steps until it is at most that, which must be within the time
 //! mark                       counts of moves, transfers and merges begin anew
 //! expect QUANTITY [ARGUMENT] <=|>=|= NUMBER
 //! problem WORDS              a line of problems() has these words
@@ -124,6 +125,13 @@ fn command(world: &mut World, line: &str) {
         ("heat", [ranges, heat]) => span(ranges).for_each(|range| world.set_heat(range, number(heat))),
         ("lead", [range, node]) => world.lead(number(range), number(node)),
         ("noise", [percent]) => world.noise = number(percent),
+        ("until", [quantity, most, seconds]) => {
+            let begun = world.steps;
+            while world.quantity(quantity, "") > number(most) as usize {
+                assert!(world.steps - begun < number(seconds), "{quantity} is {}", world.quantity(quantity, ""));
+                world.step();
+            }
+        }
         ("mark", []) => {
             (world.judge.moves, world.judge.transfers, world.judge.merges) = (0, 0, 0);
         }
