@@ -8,8 +8,8 @@ use crate::explain::Planned;
 use crate::history::{kind, order_kind};
 use crate::service::{Answer, Response, Service, Token};
 use crate::state::State;
-use crate::table::Route;
 use crate::table::compact::Members;
+use crate::table::{Frozen, Route};
 
 /// Entries of the history that an explanation has, unless it was asked for more.
 const HISTORY_DEFAULT: usize = 10;
@@ -78,7 +78,13 @@ impl Service {
             let why = thought.replicas.iter().find(|placed| placed.node == replica.node_id);
             replica_explained(state, route, &replica, why.map_or("", |placed| placed.why.as_str()), &history)
         };
+        let standstill = standstill(state, route);
+        let since = standstill.as_ref().map_or(0, |(_, since_s)| {
+            self.unix_ms().saturating_sub(u64::from(state.now_s().saturating_sub(*since_s)) * 1_000)
+        });
         v1::RangeExplainResponse {
+            standstill: standstill.map(|(what, _)| what).unwrap_or_default(),
+            standstill_since_unix_ms: since,
             status: Some(route.status()),
             replicas: route.descriptor.members().map(replica).collect(),
             leader_why: leader_why(route, &history),
@@ -148,6 +154,25 @@ fn leader_why(route: &Route, history: &[v1::HistoryEntry]) -> String {
     }
 }
 
+/// The merge that the range is in the middle of, with its step, and since when in seconds.
+fn standstill(state: &State, route: &Route) -> Option<(String, u32)> {
+    let waits = |frozen: &Frozen| match frozen.waits.as_str() {
+        "" => "its leader says nothing of what it waits for".to_owned(),
+        waits => waits.to_owned(),
+    };
+    if let Some(frozen) = route.frozen() {
+        let what = format!("it serves nothing, and is to be taken in by its left neighbour, range {}", frozen.target);
+        return Some((format!("{what}: {}", waits(frozen)), frozen.since_s));
+    }
+    let right = state.table.right_of(route)?;
+    let frozen = right.frozen().filter(|frozen| frozen.target == route.descriptor.range_id)?;
+    let what = format!(
+        "its right neighbour, range {}, serves nothing, and is to be taken in by it",
+        right.descriptor.range_id
+    );
+    Some((format!("{what}: {}", waits(frozen)), frozen.since_s))
+}
+
 /// What is wrong with a range, as far as the service knows.
 fn range_problems(state: &State, route: &Route) -> Vec<String> {
     let mut lines = Vec::new();
@@ -155,7 +180,8 @@ fn range_problems(state: &State, route: &Route) -> Vec<String> {
     let live = voters(&route.descriptor).filter(|node| state.is_live(*node)).count();
     if live * 2 <= all {
         lines.push(format!(
-            "it has lost its majority: {live} of its {all} voters are live, so it serves no writes; start their nodes"
+            "it has lost its majority: {live} of its {all} voters are live, so it serves no writes; start their nodes, or, if \
+             those are gone for good, see what `flotilla recover plan` would keep"
         ));
     } else if live < all {
         lines.push(format!("{live} of its {all} voters are live"));

@@ -13,6 +13,8 @@ pub const NAME_CHARS_MAX: usize = 64;
 pub const REPLICAS_MAX: u32 = 7;
 /// Smallest size that a range may be split at: below, splitting would cost more than it could gain.
 pub const SPLIT_BYTES_MIN: u64 = 1 << 10;
+const SPLIT_QUERIES_MIN: u64 = 100;
+const SPLIT_LOAD_BYTES_MIN: u64 = 1 << 20;
 
 /// A label as it is written: `zone=a`.
 pub fn parse_label(text: &str) -> Result<v1::Label> {
@@ -80,6 +82,22 @@ pub fn check_split_bytes(bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Refuses loads to split at that a range with next to nothing to do would reach: what splits must not be merged again.
+/// 0: never.
+pub fn check_split_load(queries_per_s: Option<u64>, bytes_per_s: Option<u64>) -> Result<()> {
+    let bounds = [
+        (queries_per_s, SPLIT_QUERIES_MIN, "requests a second"),
+        (bytes_per_s, SPLIT_LOAD_BYTES_MIN, "bytes a second"),
+    ];
+    for (given, least, unit) in bounds {
+        if let Some(given) = given.filter(|given| (1..least).contains(given)) {
+            let hint = format!("at least {least} {unit}, or 0 for never for that reason");
+            return Err(Error::invalid(format!("ranges split at {given} {unit}"), hint));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +137,8 @@ mod tests {
         assert!(boundary(Rule::PrefixLen(1)) && boundary(Rule::PrefixLen(255)) && !boundary(Rule::PrefixLen(256)));
         assert!(check_boundary(&v1::SplitBoundary { rule: None }).is_ok());
         assert!(check_split_bytes(0).is_ok() && check_split_bytes(4096).is_ok() && check_split_bytes(1).is_err());
+        let load = |queries, bytes| check_split_load(queries, bytes).is_ok();
+        assert!(load(None, None) && load(Some(0), Some(0)) && load(Some(100), Some(1 << 20)));
+        assert!(!load(Some(99), None) && !load(None, Some(1)) && !load(Some(3_000), Some((1 << 20) - 1)));
     }
 }

@@ -84,10 +84,15 @@ impl Reporter {
     }
 }
 
-/// Whether a report says something else than what the service was told; a size that moves a little is no news.
+/// Whether a report says something else than what the service was told; a size that moves a little is no news, nor that
+/// a standstill goes on.
 fn differs(told: &v1::RangeReport, now: &v1::RangeReport) -> bool {
     let moved = told.data_bytes.abs_diff(now.data_bytes) > told.data_bytes / 20;
-    moved || v1::RangeReport { data_bytes: now.data_bytes, ..told.clone() } != *now
+    let frozen = told.frozen.clone().map(|told| v1::FrozenRange {
+        frozen_ms: now.frozen.as_ref().map_or(told.frozen_ms, |now| now.frozen_ms),
+        ..told
+    });
+    moved || v1::RangeReport { data_bytes: now.data_bytes, frozen, ..told.clone() } != *now
 }
 
 /// Reports in portions of a bounded size; one portion at least.
@@ -141,6 +146,23 @@ mod tests {
         assert_eq!(report(Some(false), &[(2, 5)]), (true, vec![5], vec![]));
         assert_eq!(report(None, &[(2, 6)]), (false, vec![6], vec![]));
         assert_eq!(report(Some(false), &[(2, 6), (4, 4)]), (true, vec![6, 4], vec![]));
+    }
+
+    #[test]
+    fn a_standstill_that_goes_on_is_no_news() {
+        let frozen = |frozen_ms, waits: &str| {
+            let frozen = v1::FrozenRange { target_range_id: 1, freeze_index: 9, frozen_ms, waits: waits.into() };
+            BTreeMap::from([(2, v1::RangeReport { term: 1, frozen: Some(frozen), ..Default::default() })])
+        };
+        let mut reporter = Reporter::default();
+        let mut told = |now| {
+            reporter.begin(now);
+            let report = reporter.next_report().expect("there is always one");
+            reporter.answered(&answer(false));
+            report.ranges.len()
+        };
+        let rounds = [frozen(0, "a"), frozen(500, "a"), frozen(900, "a"), frozen(1_000, "b"), having(&[(2, 1)])];
+        assert_eq!(rounds.map(&mut told), [1, 0, 0, 1, 1]);
     }
 
     #[test]

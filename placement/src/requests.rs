@@ -83,6 +83,7 @@ impl Service {
         }
         let split_bytes = request.split_bytes.unwrap_or(self.state.config.split_bytes);
         names::check_split_bytes(split_bytes)?;
+        names::check_split_load(request.split_queries_per_s, request.split_load_bytes_per_s)?;
         if let Some(constraints) = &request.constraints {
             constraints::check(&self.state, constraints, replicas, request.nodes_will_come)?;
         }
@@ -111,7 +112,8 @@ impl Service {
             version: 1,
             constraints: request.constraints,
             merge: Some(merge),
-            ..Default::default()
+            split_queries_per_s: request.split_queries_per_s,
+            split_load_bytes_per_s: request.split_load_bytes_per_s,
         };
         let births = self.births(&keyspace, ranges)?;
         let what = format!("keyspace {:?} (id {id}), {} replicas, ranges: {ranges}", keyspace.name, keyspace.replicas);
@@ -160,6 +162,7 @@ impl Service {
         };
         let mut now = keyspace.clone();
         let cuts = request.boundary.is_some() || request.split_bytes.is_some() || request.merge.is_some();
+        let cuts = cuts || request.split_queries_per_s.is_some() || request.split_load_bytes_per_s.is_some();
         if now.keyspace_id == SYSTEM_KEYSPACE.0 && cuts {
             let hint = "its number of replicas and its constraints can be set, and nothing else";
             return Err(Error::invalid("the system range is never split or merged", hint));
@@ -176,6 +179,9 @@ impl Service {
             names::check_split_bytes(split_bytes)?;
             now.split_bytes = split_bytes;
         }
+        names::check_split_load(request.split_queries_per_s, request.split_load_bytes_per_s)?;
+        now.split_queries_per_s = request.split_queries_per_s.or(now.split_queries_per_s);
+        now.split_load_bytes_per_s = request.split_load_bytes_per_s.or(now.split_load_bytes_per_s);
         if let Some(constraints) = &request.constraints {
             now.constraints = Some(constraints.clone());
         }
@@ -405,6 +411,10 @@ fn settings_changed(before: &v1::Keyspace, after: &v1::Keyspace) -> String {
     }
     if before.split_bytes != after.split_bytes {
         parts.push(format!("split at {} bytes instead of {}", after.split_bytes, before.split_bytes));
+    }
+    let load = |of: &v1::Keyspace| (of.split_queries_per_s, of.split_load_bytes_per_s);
+    if load(before) != load(after) {
+        parts.push("another load to split at".into());
     }
     if before.constraints != after.constraints {
         let words = after.constraints.as_ref().map(constraints::describe).unwrap_or_default();

@@ -15,6 +15,7 @@ use prost::Message;
 
 use self::compact::{Descriptor, Key, Members};
 use self::heard::hear;
+pub(crate) use self::led::Frozen;
 use self::led::Led;
 use crate::dense::Dense;
 
@@ -82,6 +83,11 @@ impl Route {
     /// Whether its leader does not hear of the node's replica.
     pub fn is_silent(&self, node: u64) -> bool {
         self.led.as_ref().is_some_and(|led| led.is_silent(&self.descriptor, node))
+    }
+
+    /// It stands still, to be taken in by its left neighbour, as its leader says.
+    pub fn frozen(&self) -> Option<&Frozen> {
+        self.led.as_ref().and_then(Led::frozen)
     }
 
     /// What its order waits for, as its leader says.
@@ -219,7 +225,7 @@ impl Table {
         if newer {
             route.led = route.led.take().map(|led| led.in_words(&route.descriptor));
         }
-        let heard = hear(&route, fresh.as_ref().unwrap_or(&route.descriptor), node, report);
+        let heard = hear(&route, fresh.as_ref().unwrap_or(&route.descriptor), node, report, now);
         let seen = newer || heard.seen(&route);
         let decided = seen || heard.led.is_some();
         let costs = heard.load.is_some();

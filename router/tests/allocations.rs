@@ -41,13 +41,7 @@ fn routes() -> Keyspaces {
         replicas: (1..=3).map(|node| v1::ReplicaDescriptor { replica_id: node, node_id: node, role: 0 }).collect(),
         ..Default::default()
     };
-    let status = v1::RangeStatus {
-        descriptor: Some(descriptor),
-        leader_node_id: 1,
-        term: 1,
-        data_bytes: 0,
-        ..Default::default()
-    };
+    let status = v1::RangeStatus { descriptor: Some(descriptor), leader_node_id: 1, term: 1, ..Default::default() };
     let mut keyspaces = Keyspaces::new(None);
     keyspaces
         .merge_all(&v1::ListRangesResponse { ranges: vec![status], ..Default::default() })

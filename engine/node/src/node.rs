@@ -263,6 +263,7 @@ impl<S: LocalStorage> Node<S> {
             last_heard_ms: 0,
             disk_full: self.inner.disk.is_full(),
             draining: self.inner.stopping.load(Ordering::Relaxed),
+            slow: self.inner.health.get().reason,
             ..Default::default()
         }
     }

@@ -37,7 +37,7 @@ impl Heard {
 
 /// Of two claims to lead, that of the larger term counts; what followers believe counts only where it is newer.
 /// `descriptor` is what the route will have.
-pub(super) fn hear(route: &Route, descriptor: &Descriptor, node: u64, report: &v1::RangeReport) -> Heard {
+pub(super) fn hear(route: &Route, descriptor: &Descriptor, node: u64, report: &v1::RangeReport, now_s: u32) -> Heard {
     let mut heard =
         Heard { leader: route.leader, term: route.term, data_bytes: route.data_bytes, led: None, load: None };
     let unled = || route.led.is_some().then_some(None);
@@ -47,7 +47,7 @@ pub(super) fn hear(route: &Route, descriptor: &Descriptor, node: u64, report: &v
         if size_moved(route.data_bytes, report.data_bytes) || route.led.is_none() {
             heard.data_bytes = report.data_bytes;
         }
-        let led = Led::of(descriptor, report, route.led.as_ref().map_or(0, Led::done));
+        let led = Led::of(descriptor, report, route.led.as_ref(), now_s);
         if route.led.as_ref() != Some(&led) {
             heard.led = Some(Some(led));
         }

@@ -22,6 +22,32 @@ pub(crate) struct Words {
     /// That order is fulfilled: the leader has nothing to do for it any more, and just has not said so yet.
     order_done: bool,
     order_waits: String,
+    frozen: Option<Frozen>,
+}
+
+/// The range stands still, to be taken in by its left neighbour.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Frozen {
+    pub target: u64,
+    /// Of the freeze in the range's log: with the range it names the merge.
+    index: u64,
+    /// In seconds.
+    pub since_s: u32,
+    pub waits: String,
+}
+
+impl Frozen {
+    /// As a leader says; how long it lasts was told when it was first heard of.
+    fn of(told: &v1::FrozenRange, before: Option<&Self>, now_s: u32) -> Self {
+        let known = before.filter(|before| before.index == told.freeze_index).map(|before| before.since_s);
+        let lasts = u32::try_from(told.frozen_ms / 1_000).unwrap_or(u32::MAX);
+        Self {
+            target: told.target_range_id,
+            index: told.freeze_index,
+            since_s: known.unwrap_or(now_s.saturating_sub(lasts)),
+            waits: told.waits.clone(),
+        }
+    }
 }
 
 fn bits(descriptor: &Descriptor, nodes: &[u64]) -> Option<u16> {
@@ -34,11 +60,13 @@ fn nodes(descriptor: &Descriptor, bits: u16) -> impl Iterator<Item = u64> + '_ {
 }
 
 impl Led {
-    /// What a leader says; `done` is the order that is known to be fulfilled, or 0.
-    pub fn of(descriptor: &Descriptor, report: &v1::RangeReport, done: u64) -> Self {
+    /// What a leader says at this time, in seconds; `before` is what one last said.
+    pub fn of(descriptor: &Descriptor, report: &v1::RangeReport, before: Option<&Self>, now_s: u32) -> Self {
+        let done = before.map_or(0, Self::done);
         let bits = |nodes| bits(descriptor, nodes);
         if report.order_id == 0
             && report.order_waits.is_empty()
+            && report.frozen.is_none()
             && let (Some(level), Some(silent)) = (bits(&report.level_nodes), bits(&report.silent_nodes))
         {
             return Self::Bits { level, silent };
@@ -49,6 +77,7 @@ impl Led {
             order_id: report.order_id,
             order_done: done != 0 && done == report.order_id,
             order_waits: report.order_waits.clone(),
+            frozen: report.frozen.as_ref().map(|told| Frozen::of(told, before.and_then(Self::frozen), now_s)),
         }))
     }
 
@@ -91,6 +120,13 @@ impl Led {
         }
     }
 
+    pub fn frozen(&self) -> Option<&Frozen> {
+        match self {
+            Self::Bits { .. } => None,
+            Self::Words(words) => words.frozen.as_ref(),
+        }
+    }
+
     /// Whether the leader has an order to carry out.
     pub fn is_busy(&self) -> bool {
         self.order_id() != 0 && self.done() == 0
@@ -127,7 +163,7 @@ mod tests {
     fn what_a_leader_said_stays_true_when_the_replicas_change() {
         let (before, after) = (descriptor(&[10, 20, 30]), descriptor(&[20, 30, 40]));
         let report = v1::RangeReport { level_nodes: vec![30, 10], silent_nodes: vec![20], ..Default::default() };
-        let led = Led::of(&before, &report, 0);
+        let led = Led::of(&before, &report, None, 5);
         assert!(matches!(led, Led::Bits { .. }));
         let level = |led: &Led, of: &Descriptor| [10, 20, 30, 40].map(|node| led.is_level(of, node));
         assert_eq!(level(&led, &before), [true, false, true, false]);
@@ -135,13 +171,28 @@ mod tests {
         assert_eq!(level(&words, &after), [true, false, true, false]);
         assert!(words.is_silent(&after, 20) && !words.is_silent(&after, 30));
         // Of a node that the descriptor does not know, and of an order.
-        assert!(matches!(Led::of(&after, &report, 0), Led::Words(_)));
+        assert!(matches!(Led::of(&after, &report, None, 5), Led::Words(_)));
         let report = v1::RangeReport { order_id: 3, ..Default::default() };
-        let mut led = Led::of(&after, &report, 0);
+        let mut led = Led::of(&after, &report, None, 5);
         assert!(led.is_busy());
         led.set_done(4);
         assert!(led.is_busy());
         led.set_done(3);
-        assert!(!led.is_busy() && Led::of(&after, &report, led.done()) == led);
+        assert!(!led.is_busy() && Led::of(&after, &report, Some(&led), 6) == led);
+    }
+
+    #[test]
+    fn a_standstill_lasts_since_it_was_first_heard_of() {
+        let of = descriptor(&[10, 20, 30]);
+        let frozen = |freeze_index, frozen_ms| v1::RangeReport {
+            frozen: Some(v1::FrozenRange { target_range_id: 4, freeze_index, frozen_ms, ..Default::default() }),
+            ..Default::default()
+        };
+        let since = |led: &Led| led.frozen().map(|frozen| frozen.since_s);
+        let first = Led::of(&of, &frozen(7, 2_500), None, 10);
+        assert_eq!(since(&first), Some(8));
+        assert_eq!(since(&Led::of(&of, &frozen(7, 9_000), Some(&first), 30)), Some(8));
+        assert_eq!(since(&Led::of(&of, &frozen(8, 0), Some(&first), 30)), Some(30));
+        assert_eq!(since(&Led::of(&of, &v1::RangeReport::default(), Some(&first), 30)), None);
     }
 }

@@ -5,6 +5,7 @@ use flotilla_proto::{Error, v1};
 
 use crate::growth::grown;
 use crate::toy::Toy;
+use crate::world::{World, script};
 
 fn explain(toy: &mut Toy, range_id: u64) -> Result<v1::RangeExplainResponse, Error> {
     match toy.ask(Request::Explain(v1::RangeExplainRequest { range_id, history: 0 }))? {
@@ -75,4 +76,43 @@ fn a_plan_tells_what_comes_next_and_changes_nothing() {
     }
     // Asking many times wrote nothing, and ordered nothing.
     assert_eq!((toy.records.all(), toy.notes.len()), (records, notes));
+}
+
+fn explained(world: &mut World, range_id: u64) -> v1::RangeExplainResponse {
+    match world.ask(Request::Explain(v1::RangeExplainRequest { range_id, history: 0 })).expect("there is such a range")
+    {
+        Response::Explain(answer) => *answer,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_range_that_stands_still_is_told_with_who_takes_it_in() {
+    let mut world = World::new(&script::spec("nodes=3 ranges=9"));
+    (0..5).for_each(|_| world.step());
+    assert!(explained(&mut world, 5).standstill.is_empty());
+    let group = world.groups[&5].clone();
+    let frozen = |frozen_ms, waits: &str| v1::RangeReport {
+        descriptor: Some(group.descriptor.clone()),
+        replica_id: 1,
+        term: group.term,
+        leader_node_id: group.leader,
+        frozen: Some(v1::FrozenRange { target_range_id: 4, freeze_index: 9, frozen_ms, waits: waits.into() }),
+        ..Default::default()
+    };
+    world.say(group.leader, vec![frozen(1_000, "the replicas on nodes [3] have not confirmed their standstill")]);
+    (0..3).for_each(|_| world.step());
+    world.say(group.leader, vec![frozen(4_000, "range 4 is asked to take it in")]);
+    let (right, left) = (explained(&mut world, 5), explained(&mut world, 4));
+    assert!(right.standstill.contains("by its left neighbour, range 4: range 4 is asked"), "{}", right.standstill);
+    assert!(left.standstill.contains("its right neighbour, range 5, serves nothing"), "{}", left.standstill);
+    assert_eq!(right.now_unix_ms - right.standstill_since_unix_ms, 4_000);
+    assert_eq!(left.standstill_since_unix_ms, right.standstill_since_unix_ms);
+    world.say(group.leader, vec![v1::RangeReport { frozen: None, ..frozen(0, "") }]);
+    assert!(explained(&mut world, 5).standstill.is_empty());
+    // Two of its three nodes go.
+    (1..=3).filter(|node| *node != group.leader).for_each(|node| world.kill(node));
+    (0..40).for_each(|_| world.step());
+    let problems = explained(&mut world, 5).problems;
+    assert!(problems.iter().any(|line| line.contains("`flotilla recover plan`")), "{problems:?}");
 }

@@ -115,6 +115,22 @@ fn keyspaces_that_cannot_be_are_refused() {
     let boundary = Some(v1::SplitBoundary { rule });
     assert!(refused(&mut toy, create(&|request| request.boundary = boundary)).contains("1 to 255"));
     assert!(refused(&mut toy, create(&|request| request.split_bytes = Some(3))).contains("3 bytes"));
+    let few = create(&|request| request.split_queries_per_s = Some(5));
+    assert!(refused(&mut toy, few).contains("at least 100 requests a second, or 0 for never"));
+    let set = |split_queries_per_s, split_load_bytes_per_s| {
+        let name = "default".into();
+        let all = v1::SetKeyspaceRequest { name, split_queries_per_s, split_load_bytes_per_s, ..Default::default() };
+        Request::SetKeyspace(all)
+    };
+    assert!(refused(&mut toy, set(None, Some(4_096))).contains("at least 1048576 bytes a second"));
+    assert!(refused(&mut toy, set(Some(1), None)).contains("at least 100"));
+    // What is not named stays.
+    assert!(toy.ask(set(Some(0), None)).is_ok());
+    let Ok(Response::SetKeyspace(now)) = toy.ask(set(None, Some(2 << 20))) else { panic!("it is allowed") };
+    let now = now.keyspace.expect("the keyspace");
+    assert_eq!((now.split_queries_per_s, now.split_load_bytes_per_s), (Some(0), Some(2 << 20)));
+    let cut = v1::SetKeyspaceRequest { name: "system".into(), split_queries_per_s: Some(0), ..Default::default() };
+    assert!(refused(&mut toy, Request::SetKeyspace(cut)).contains("never split"));
     let set = v1::SetKeyspaceRequest { name: "none".into(), ..Default::default() };
     assert!(matches!(toy.ask(Request::SetKeyspace(set)), Err(Error::KeyspaceNotFound { .. })));
     let set = v1::SetKeyspaceRequest { name: "system".into(), split_bytes: Some(0), ..Default::default() };

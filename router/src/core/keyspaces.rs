@@ -228,13 +228,7 @@ mod tests {
             epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
             ..Default::default()
         };
-        v1::RangeStatus {
-            descriptor: Some(descriptor),
-            leader_node_id: id,
-            term: 1,
-            data_bytes: 0,
-            ..Default::default()
-        }
+        v1::RangeStatus { descriptor: Some(descriptor), leader_node_id: id, term: 1, ..Default::default() }
     }
 
     fn list(keyspaces: Vec<v1::Keyspace>, ranges: Vec<v1::RangeStatus>) -> v1::ListRangesResponse {

@@ -252,13 +252,7 @@ impl Service {
     pub(super) fn status(&self, range: u64) -> v1::RangeStatus {
         let truth = self.world.truth();
         let descriptor = truth.ranges.get(&range).cloned();
-        v1::RangeStatus {
-            descriptor,
-            leader_node_id: truth.leaders[&range].0,
-            term: 1,
-            data_bytes: 0,
-            ..Default::default()
-        }
+        v1::RangeStatus { descriptor, leader_node_id: truth.leaders[&range].0, term: 1, ..Default::default() }
     }
 
     pub(super) fn lead(&self, range: u64) -> Result<(), Status> {

@@ -30,6 +30,8 @@ pub async fn run(args: CreateArgs, global: &Global) -> Result {
         constraints: places.constraints(None),
         merge: places.merge_policy(None),
         nodes_will_come: places.nodes_will_come,
+        split_queries_per_s: args.settings.split_queries,
+        split_load_bytes_per_s: args.settings.split_load,
     };
     let client = global.client().await?;
     let keyspace = client.create_keyspace(request).await.map_err(order_failure)?;

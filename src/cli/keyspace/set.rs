@@ -23,13 +23,13 @@ pub struct SetArgs {
 }
 
 pub async fn run(args: SetArgs, global: &Global) -> Result {
-    let Settings { replicas, boundary, split_bytes, places } = args.settings;
-    if replicas.is_none() && boundary.is_none() && split_bytes.is_none() && places.is_empty() {
+    if args.settings.is_empty() {
         return Err(Failure::usage("nothing to change was named").hint(
-            "name at least one of --replicas, --boundary, --split-bytes, --require-label, --forbid-label, \
-             --prefer-leaders, --no-constraints and --merge",
+            "name at least one of --replicas, --boundary, --split-bytes, --split-queries, --split-load, \
+             --require-label, --forbid-label, --prefer-leaders, --no-constraints and --merge",
         ));
     }
+    let Settings { replicas, boundary, split_bytes, split_queries, split_load, places } = args.settings;
     let client = global.client().await?;
     let known = client.list_keyspaces().await?.into_iter().find(|keyspace| keyspace.name == args.name);
     let now = replicas_now(&client, &args.name, known.as_ref()).await?;
@@ -55,6 +55,8 @@ pub async fn run(args: SetArgs, global: &Global) -> Result {
         constraints: places.constraints(known.as_ref().and_then(|keyspace| keyspace.constraints.as_ref())),
         merge: places.merge_policy(known.as_ref().and_then(|keyspace| keyspace.merge.as_ref())),
         nodes_will_come: places.nodes_will_come,
+        split_queries_per_s: split_queries,
+        split_load_bytes_per_s: split_load,
     };
     let keyspace = client.set_keyspace(request).await.map_err(order_failure)?;
     note_nodes(&client, &keyspace).await;

@@ -22,8 +22,24 @@ pub struct Settings {
     /// Split a range when it holds more, such as 64MiB; never: not by size [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_split_bytes)]
     pub split_bytes: Option<u64>,
+    /// Split a range that is asked for more requests in a second, where its load divides; never: not for that
+    /// [default: 3000]
+    #[arg(long, value_name = "N", value_parser = parse_split_queries)]
+    pub split_queries: Option<u64>,
+    /// The same for bytes that are read or written in a second, such as 64MiB [default: 30MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_split_bytes)]
+    pub split_load: Option<u64>,
     #[command(flatten)]
     pub places: Places,
+}
+
+impl Settings {
+    /// Whether nothing was named.
+    pub fn is_empty(&self) -> bool {
+        let numbers = [self.split_bytes, self.split_queries, self.split_load];
+        let cuts = self.boundary.is_some() || numbers.iter().any(Option::is_some);
+        self.replicas.is_none() && !cuts && self.places.is_empty()
+    }
 }
 
 /// Where replicas and leaders of a keyspace may be, and what becomes of small neighbours.
@@ -147,6 +163,30 @@ pub fn parse_split_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of requests a second, or `never`.
+pub fn parse_split_queries(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        _ if text == "never" => Ok(0),
+        Ok(0) => Err("every range is asked for more than 0; write never to split none for its requests".into()),
+        Ok(queries) => Ok(queries),
+        Err(_) => Err("write a number of requests a second, such as 3000, or never".into()),
+    }
+}
+
+/// The loads that a keyspace's ranges are split at, where it names any.
+fn load_text(keyspace: &v1::Keyspace) -> String {
+    let queries = keyspace.split_queries_per_s.map(|queries| match queries {
+        0 => "not for their requests".to_owned(),
+        queries => format!("at {queries} requests/s"),
+    });
+    let bytes = keyspace.split_load_bytes_per_s.map(|bytes| match bytes {
+        0 => "not for the bytes they are asked for".to_owned(),
+        bytes => format!("at {}/s", size(bytes)),
+    });
+    let named: Vec<String> = queries.into_iter().chain(bytes).collect();
+    if named.is_empty() { String::new() } else { format!("split {}", named.join(", ")) }
+}
+
 /// A number of bytes: `4096`, `64KiB`, `256MiB`, `1.5GiB`; `K`, `M` and `G` mean the same.
 fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
@@ -192,15 +232,12 @@ pub fn state_text(keyspace: &v1::Keyspace) -> &'static str {
 
 /// A keyspace for people, in one line.
 pub fn line(keyspace: &v1::Keyspace) -> String {
-    let mut more = constraints_text(keyspace.constraints.as_ref());
-    if keyspace.merge.as_ref().is_some_and(|merge| merge.off) {
-        more = [more, "not merged by themselves".into()]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join("; ");
-    }
-    let more = if more.is_empty() { more } else { format!("; {more}") };
+    let merged = match keyspace.merge.as_ref().is_some_and(|merge| merge.off) {
+        true => "not merged by themselves".into(),
+        false => String::new(),
+    };
+    let parts = [load_text(keyspace), constraints_text(keyspace.constraints.as_ref()), merged];
+    let more: String = parts.iter().filter(|part| !part.is_empty()).map(|part| format!("; {part}")).collect();
     format!(
         "keyspace \"{}\" (id {}): {} replicas, boundary {}, ranges split at {}{more}",
         keyspace.name,
@@ -228,6 +265,8 @@ pub fn to_json(keyspace: &v1::Keyspace) -> Value {
         "replicas": keyspace.replicas,
         "boundary": boundary,
         "split_bytes": keyspace.split_bytes,
+        "split_queries_per_s": keyspace.split_queries_per_s,
+        "split_load_bytes_per_s": keyspace.split_load_bytes_per_s,
         "state": state_text(keyspace),
         "version": keyspace.version,
         "constraints": {
@@ -266,6 +305,20 @@ mod tests {
         ] {
             assert!(parse_boundary(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn loads_to_split_at_are_numbers_or_never() {
+        assert_eq!(parse_split_queries("3000"), Ok(3_000));
+        assert_eq!(parse_split_queries("never"), Ok(0));
+        for bad in ["0", "-1", "3k", "", "1.5", "Never"] {
+            assert!(parse_split_queries(bad).is_err(), "{bad}");
+        }
+        let of = |split_queries_per_s, split_load_bytes_per_s| {
+            load_text(&v1::Keyspace { split_queries_per_s, split_load_bytes_per_s, ..Default::default() })
+        };
+        assert_eq!(of(None, None), "");
+        assert_eq!(of(Some(500), Some(0)), "split at 500 requests/s, not for the bytes they are asked for");
     }
 
     #[test]

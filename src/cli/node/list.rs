@@ -15,7 +15,7 @@ pub async fn run(global: &Global) -> Result {
     let mut rows = Vec::new();
     for node in client.list_nodes().await? {
         let status = ask(&client, &node).await;
-        rows.push((node, status));
+        rows.push((heard(node, status.as_ref()), status));
     }
     rows.sort_by_key(|(node, _)| node.node_id);
     if global.json() {
@@ -27,6 +27,14 @@ pub async fn run(global: &Global) -> Result {
 /// Each node speaks for itself; one that does not answer is shown as the others know it.
 pub async fn ask(client: &Client, node: &v1::NodeInfo) -> Option<v1::NodeStatusResponse> {
     if node.client_addr.is_empty() { None } else { client.node_status(NodeId(node.node_id)).await.ok() }
+}
+
+/// Whether it is slow against the others a node knows itself.
+pub fn heard(node: v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> v1::NodeInfo {
+    match status.and_then(|status| status.node.as_ref()) {
+        Some(own) if !own.slow.is_empty() => v1::NodeInfo { slow: own.slow.clone(), ..node },
+        _ => node,
+    }
 }
 
 fn table(rows: &[(v1::NodeInfo, Option<v1::NodeStatusResponse>)]) -> Table {
@@ -82,6 +90,7 @@ pub fn state(node: &v1::NodeInfo, answers: bool) -> &'static str {
         (true, _) if node.decommissioning => "decommissioning",
         (true, _) if node.maintenance_left_ms > 0 => "maintenance",
         (true, _) if node.draining => "draining",
+        (true, _) if !node.slow.is_empty() => "slow",
         (true, _) => "up",
         (false, _) if node.maintenance_left_ms > 0 => "maintenance, down",
         (false, true) => "no answer",
@@ -154,6 +163,11 @@ mod tests {
         assert_eq!(state(&node(true, true, true), true), "disk full");
         assert_eq!(state(&node(true, false, true), false), "no answer");
         assert_eq!(state(&node(false, false, true), false), "down");
+        let own = v1::NodeInfo { slow: "its disk takes 80 ms".into(), ..node(true, false, false) };
+        let said = v1::NodeStatusResponse { node: Some(own), ..Default::default() };
+        let slow = heard(node(true, false, false), Some(&said));
+        assert_eq!((state(&slow, true), &slow.slow[..]), ("slow", "its disk takes 80 ms"));
+        assert_eq!(state(&heard(node(true, false, false), None), true), "up");
         let leaving = v1::NodeInfo { decommissioning: true, live: true, draining: true, ..Default::default() };
         assert_eq!(state(&leaving, true), "decommissioning");
         let away = v1::NodeInfo { maintenance_left_ms: 5, ..Default::default() };

@@ -20,6 +20,7 @@ pub async fn run(args: &ShowArgs, global: &Global) -> Result {
     let client = global.client().await?;
     let node = super::find(&client, args.node).await?;
     let status = ask(&client, &node).await;
+    let node = list::heard(node, status.as_ref());
     if global.json() {
         let mut value = list::to_json(&node, status.as_ref());
         if let Some(counters) = status.and_then(|status| status.counters) {
@@ -47,6 +48,9 @@ fn text(node: &v1::NodeInfo, status: Option<&v1::NodeStatusResponse>) -> String 
             size(node.data_bytes)
         ),
     ];
+    if !node.slow.is_empty() {
+        lines.push(format!("slow: {}; it leads nothing while it is", node.slow));
+    }
     if !node.labels.is_empty() {
         lines.push(format!("labels {}", list::labels(node)));
     }

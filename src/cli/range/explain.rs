@@ -84,6 +84,11 @@ fn text(explained: &v1::RangeExplainResponse, replica: Option<&v1::ReplicaStatus
     let status = explained.status.clone().unwrap_or_default();
     let mut lines = vec![head(&status, explained.keyspace.as_ref(), style)];
     lines.extend(explained.problems.iter().map(|problem| format!("problem: {problem}")));
+    if !explained.standstill.is_empty() {
+        let since = explained.standstill_since_unix_ms;
+        let lasts = duration(Duration::from_millis(explained.now_unix_ms.saturating_sub(since)));
+        lines.push(format!("merge under way, for {lasts}, since {} (UTC): {}", utc(since), explained.standstill));
+    }
     lines.push(replicas(explained).to_string());
     lines.push(format!("leader: {}", explained.leader_why));
     lines.push(match &explained.order {
@@ -183,6 +188,11 @@ fn to_json(explained: &v1::RangeExplainResponse, leader: Option<&v1::ReplicaStat
     let mut value = status_json(&status);
     value["keyspace"] = json!(explained.keyspace.as_ref().map(|keyspace| keyspace.name.as_str()));
     value["load"] = load_json(status.load.as_ref());
+    value["standstill"] = match explained.standstill.as_str() {
+        "" => Value::Null,
+        what => what.into(),
+    };
+    value["standstill_since_unix_ms"] = explained.standstill_since_unix_ms.into();
     value["replicas"] = explained.replicas.iter().map(replica).collect();
     value["leader_why"] = json!(explained.leader_why);
     value["order"] = explained.order.as_ref().map_or(Value::Null, order);
@@ -262,6 +272,23 @@ lately: nothing is kept of it";
         assert_eq!(text(&explained(), Some(&replica), KeyStyle::default()), golden);
         let stale = v1::ReplicaStatus { order_id: 11, order_waits: "of another order".into(), ..Default::default() };
         assert!(text(&explained(), Some(&stale), KeyStyle::default()).contains("it waits: as reported"));
+    }
+
+    #[test]
+    fn a_merge_under_way_has_a_line() {
+        let frozen = v1::RangeExplainResponse {
+            standstill: "it serves nothing".into(),
+            standstill_since_unix_ms: 1_500,
+            ..explained()
+        };
+        let line = "\nmerge under way, for 2.00 s, since 1970-01-01 00:00:01.500 (UTC): it serves nothing\nNODE";
+        assert!(
+            text(&frozen, None, KeyStyle::default()).contains(line),
+            "{}",
+            text(&frozen, None, KeyStyle::default())
+        );
+        assert_eq!(to_json(&frozen, None)["standstill"], "it serves nothing");
+        assert!(to_json(&explained(), None)["standstill"].is_null());
     }
 
     #[test]
