@@ -13,7 +13,7 @@ CI_SEEDS := 1000
 MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
 	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed \
 	remove-before-voter orders-before-written \
-	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart merge-at-any-epoch \
+	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart \
 	merge-keeps-counter merged-outlives-snapshot
 # Those of recoveries: known bugs that the engine's storms of losses must find.
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \

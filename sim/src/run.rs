@@ -226,7 +226,6 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-thaw-without-proof"), "mutant-thaw-without-proof"),
         (cfg!(feature = "mutant-lease-over-freeze"), "mutant-lease-over-freeze"),
         (cfg!(feature = "mutant-merge-tombstone-apart"), "mutant-merge-tombstone-apart"),
-        (cfg!(feature = "mutant-merge-at-any-epoch"), "mutant-merge-at-any-epoch"),
         (cfg!(feature = "mutant-merge-keeps-counter"), "mutant-merge-keeps-counter"),
         (cfg!(feature = "mutant-merged-outlives-snapshot"), "mutant-merged-outlives-snapshot"),
     ]

@@ -74,8 +74,7 @@ impl RangeApply {
         let (Some(source), Some(frozen)) = (&merge.source, &merge.frozen) else {
             return Ok(Err(ApplyRefusal::Change));
         };
-        let named = self.is_named_by(frozen) || cfg!(feature = "mutant-merge-at-any-epoch");
-        if !named || merges::check(&self.descriptor, source).is_err() {
+        if !self.is_named_by(frozen) || merges::check(&self.descriptor, source).is_err() {
             return Ok(Err(ApplyRefusal::Change));
         }
         let theirs = stands_frozen(pass, source, frozen)?;
