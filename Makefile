@@ -19,7 +19,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench growth gray snapshot-memory sim mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray snapshot-memory sim mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -34,6 +34,10 @@ test: setup
 # Simulated clusters; repeat a failure with the line that it prints.
 sim: setup
 	$(CARGO) run $(CHECKED) --package flotilla-sim -- --seeds $(SEEDS) $(ARGS)
+
+# What idle ranges cost: three processes, RANGES ranges. Some minutes.
+idle: bin
+	BIN=$(FLOTILLA) scripts/idle.sh $(or $(RANGES),10000)
 
 # A part of the tests, told as it goes: a cluster takes 20,000 files, or those below TREE, grows, loses a node, and is
 # restarted node by node under load.

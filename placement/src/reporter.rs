@@ -3,6 +3,9 @@
 //! What has not changed since the last answered report is left out; a service that knows less asks for all, and so
 //! does a node that was not answered: whoever answers next may have heard less. A round is one report, or several if
 //! there is much to say; each waits for the answer to the one before.
+//!
+//! A node with many ranges, most of which sleep, names only those that may have changed ([`Reporter::begin_changes`]): what
+//! did not change costs nothing, neither time nor more memory than a checksum of what was said.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,14 +22,42 @@ pub struct Reporter {
     reign: u64,
     full: bool,
     /// What the service has been told of each range.
-    told: BTreeMap<u64, v1::RangeReport>,
+    told: BTreeMap<u64, Told>,
     round: Option<Round>,
+}
+
+/// What was said of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    /// A hash of all but the size, and for how long a standstill has gone on: that is no news.
+    rest: u64,
+    data_bytes: u64,
+}
+
+impl Told {
+    fn of(report: &v1::RangeReport) -> Self {
+        let frozen = report.frozen.clone().map(|frozen| v1::FrozenRange { frozen_ms: 0, ..frozen });
+        let rest = v1::RangeReport { data_bytes: 0, frozen, ..report.clone() }.encode_to_vec();
+        // FNV-1a, 64 bits (Fowler, Noll, Vo).
+        let rest = rest
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        Self { rest, data_bytes: report.data_bytes }
+    }
+
+    /// Whether `now` says something else; a size that moves a little is no news.
+    fn differs(self, now: Self) -> bool {
+        self.rest != now.rest || self.data_bytes.abs_diff(now.data_bytes) > self.data_bytes / 20
+    }
 }
 
 #[derive(Debug)]
 struct Round {
-    /// All replicas here.
-    now: BTreeMap<u64, v1::RangeReport>,
+    /// What the service knows of ranges when the round is over, and did not know before.
+    news: Vec<(u64, Told)>,
+    ended: Vec<u64>,
+    /// It is about everything.
+    complete: bool,
     pages: VecDeque<Vec<v1::RangeReport>>,
     gone: Vec<u64>,
     /// The next page begins a listing of everything.
@@ -40,13 +71,33 @@ impl Default for Reporter {
 }
 
 impl Reporter {
+    /// Whether the next round has to be one of everything.
+    pub fn wants_all(&self) -> bool {
+        self.full
+    }
+
     /// Begins a round: `now` is all that the node has, by range.
     pub fn begin(&mut self, now: BTreeMap<u64, v1::RangeReport>) {
+        let gone = self.told.keys().filter(|id| !now.contains_key(id)).copied().collect();
+        self.begin_changes(now, gone);
+    }
+
+    /// Begins a round: what may have changed since the last one was begun, by range, and what has gone. Only if
+    /// everything is wanted is it everything.
+    pub fn begin_changes(&mut self, changed: BTreeMap<u64, v1::RangeReport>, gone: Vec<u64>) {
         let full = self.full;
-        let news = now.iter().filter(|(id, report)| full || self.told.get(id).is_none_or(|told| differs(told, report)));
-        let pages = pages(news.map(|(_, report)| report.clone()));
-        let gone = self.told.keys().filter(|id| !full && !now.contains_key(id)).copied().collect();
-        self.round = Some(Round { now, pages, gone, full });
+        let ended: Vec<u64> = gone.into_iter().filter(|id| self.told.contains_key(id)).collect();
+        let mut news = Vec::new();
+        let mut reports = Vec::new();
+        for (id, report) in changed {
+            let now = Told::of(&report);
+            if full || self.told.get(&id).is_none_or(|told| told.differs(now)) {
+                news.push((id, now));
+                reports.push(report);
+            }
+        }
+        let gone = if full { Vec::new() } else { ended.clone() };
+        self.round = Some(Round { news, ended, complete: full, pages: pages(reports.into_iter()), gone, full });
     }
 
     /// The round's next report, to which the caller adds who the node is and how it is; `None`: the round is over.
@@ -73,7 +124,11 @@ impl Reporter {
         if let Some(round) = self.round.take_if(|round| round.pages.is_empty())
             && !self.full
         {
-            self.told = round.now;
+            if round.complete {
+                self.told.clear();
+            }
+            self.told.retain(|id, _| !round.ended.contains(id));
+            self.told.extend(round.news);
         }
     }
 
@@ -82,17 +137,6 @@ impl Reporter {
         self.full = true;
         self.round = None;
     }
-}
-
-/// Whether a report says something else than what the service was told; a size that moves a little is no news, nor that
-/// a standstill goes on.
-fn differs(told: &v1::RangeReport, now: &v1::RangeReport) -> bool {
-    let moved = told.data_bytes.abs_diff(now.data_bytes) > told.data_bytes / 20;
-    let frozen = told.frozen.clone().map(|told| v1::FrozenRange {
-        frozen_ms: now.frozen.as_ref().map_or(told.frozen_ms, |now| now.frozen_ms),
-        ..told
-    });
-    moved || v1::RangeReport { data_bytes: now.data_bytes, frozen, ..told.clone() } != *now
 }
 
 /// Reports in portions of a bounded size; one portion at least.
@@ -163,6 +207,25 @@ mod tests {
         };
         let rounds = [frozen(0, "a"), frozen(500, "a"), frozen(900, "a"), frozen(1_000, "b"), having(&[(2, 1)])];
         assert_eq!(rounds.map(&mut told), [1, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn of_what_may_have_changed_only_news_are_told_and_the_rest_is_remembered() {
+        let mut reporter = Reporter::default();
+        let mut report = |ranges: &[(u64, u64)], gone: &[u64]| {
+            reporter.begin_changes(having(ranges), gone.to_vec());
+            let report = reporter.next_report().expect("there is always one");
+            reporter.answered(&answer(false));
+            (report.full, terms(&report), report.gone)
+        };
+        assert_eq!(report(&[(2, 1), (3, 1), (4, 1)], &[]), (true, vec![1, 1, 1], vec![]));
+        assert_eq!(report(&[(3, 1)], &[]), (false, vec![], vec![]), "it woke, and fell asleep as it was");
+        assert_eq!(report(&[(3, 2)], &[4, 9]), (false, vec![2], vec![4]));
+        assert_eq!(report(&[(2, 1), (3, 2), (4, 1)], &[]), (false, vec![1], vec![]), "one has come back");
+        assert!(!reporter.wants_all());
+        reporter.begin_changes(having(&[(2, 3)]), vec![]);
+        reporter.failed();
+        assert!(reporter.wants_all());
     }
 
     #[test]

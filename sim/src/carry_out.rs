@@ -1,7 +1,7 @@
 //! From a turn's effects to events: the simulation's stand-in for a node's threads and transport.
 
 use flotilla_engine::apply::{ApplyTask, ApplyWork};
-use flotilla_engine::store::{Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
+use flotilla_engine::store::{Beat, Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
 use flotilla_engine::{membership, wire};
 use flotilla_proto::error::Action;
 use flotilla_proto::ids::SYSTEM_RANGE;
@@ -35,6 +35,13 @@ impl Cluster {
             let verdict = self.invariants.message(&envelope);
             self.check(verdict);
             self.send(envelope);
+        }
+        for Beat { to, leaving } in effects.beats.drain(..) {
+            if leaving {
+                self.marks.hit(Mark::NodeLeaves);
+            }
+            let (from, boot_id) = (id_of(index), self.nodes[index].life().number + 1);
+            self.tell_node(index, index_of(to), || Input::Beat { from, boot_id, leaving });
         }
         self.queue_applies(index, effects);
         self.answer_clients(index, effects);
@@ -383,6 +390,8 @@ impl Cluster {
             if self.ending.is_healed() {
                 self.ending.storms.handed_over(RangeId(message.range_id));
             }
+        } else if message.sleep_boot_id != 0 {
+            self.marks.hit(Mark::WordToSleep);
         } else if is(MessageType::MsgSnapshot) {
             self.marks.hit(Mark::SnapshotSent);
         } else if is(MessageType::MsgAppendResponse) && message.reject {

@@ -273,6 +273,7 @@ impl Cluster {
         // A seed of its own for each node, as in production.
         let mut config = self.knobs.config.clone();
         config.seed = config.seed.wrapping_add(index as u64);
+        config.boot_id = self.nodes[index].life().number + 1;
         let store = match Store::new(config, id_of(index), &boot, now) {
             Ok(store) => store,
             Err(what) => return self.check(Err(format!("n{} does not start: {what}", index + 1))),
@@ -371,6 +372,9 @@ impl Cluster {
             process.store.on(now, input, &mut effects);
         }
         process.store.end_turn(now, &mut effects);
+        if process.store.sleeping() > 0 {
+            self.marks.hit(Mark::RangeSleeps);
+        }
         self.carry_out(index, &mut effects);
         self.effects = effects;
     }

@@ -133,6 +133,7 @@ impl Knobs {
             knobs.gray = gray.chance(200).then(|| GrayKnobs::draw(gray, &knobs, false));
         }
         knobs.draw_ends(&mut Rng::new(seed, 9));
+        knobs.draw_sleep(&mut Rng::new(seed, 13));
         knobs
     }
 
@@ -174,6 +175,12 @@ impl Knobs {
     fn draw_ends(&mut self, rng: &mut Rng) {
         self.ttl_per_mille = rng.pick(&[0, 100, 300, 300, 700]);
         self.delete_span_per_mille = rng.pick(&[0, 5, 20, 20, 60]);
+    }
+
+    /// Ranges that fall asleep as soon as nothing is asked of them, in most runs; and that wake a few at a time.
+    fn draw_sleep(&mut self, rng: &mut Rng) {
+        self.config.idle_ticks = rng.pick(&[0, 1, 1, 2, 3, 6, 20]);
+        self.config.wakes_per_tick = rng.pick(&[1, 1, 3, 200]);
     }
 
     /// Splits and moves, in most runs.

@@ -91,7 +91,12 @@ impl Cluster {
             return self.respond(index, token, Err(self.no_range(index, token)));
         };
         match admission {
-            Admission::Refused(error) => self.respond(index, token, Err(error)),
+            Admission::Refused(error) => {
+                if view.asleep && matches!(error, Error::NotLeader { .. }) {
+                    self.give(index, Input::Wanted { range: view.range() });
+                }
+                self.respond(index, token, Err(error));
+            }
             Admission::Barrier => self.ask_barrier(index, token),
             Admission::Read => {
                 let answer = self.execute(index, token, &view);

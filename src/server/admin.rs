@@ -8,6 +8,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
 
 use super::check;
+use super::listing;
 use super::placement::{Handle, News};
 use super::table::RouteTable;
 
@@ -76,7 +77,7 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::ListRangesRequest>,
     ) -> Result<Response<v1::ListRangesResponse>, Status> {
-        let keyspace = request.into_inner().keyspace;
+        let v1::ListRangesRequest { keyspace, after } = request.into_inner();
         if !self.table.is_ready() {
             return Err(blank().into());
         }
@@ -89,6 +90,7 @@ impl v1::admin_server::Admin for Service {
             self.news.exchange().await;
             routes = self.routes_of(&keyspace)?;
         }
+        listing::cut(&mut routes, after.as_ref());
         Ok(Response::new(routes))
     }
 

@@ -15,6 +15,7 @@ mod check;
 mod details;
 mod http;
 mod kv;
+mod listing;
 mod logging;
 mod metrics;
 mod named;

@@ -98,7 +98,7 @@ impl RouteTable {
                 node.maintenance_left_ms = record.maintenance_left_ms;
             }
         }
-        v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: own.cluster_id }
+        v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: own.cluster_id, more: false }
     }
 
     /// The keyspaces that are known here.

@@ -104,8 +104,16 @@ impl Nodes {
         for node in nodes {
             let Some(mut admin) = self.admins.get(&node).cloned() else { continue };
             asked.spawn(async move {
-                let answer = admin.list_ranges(v1::ListRangesRequest::default()).await.ok()?.into_inner();
-                Some((node, answer.ranges))
+                let mut request = v1::ListRangesRequest::default();
+                let mut ranges: Vec<v1::RangeStatus> = Vec::new();
+                loop {
+                    let part = admin.list_ranges(request.clone()).await.ok()?.into_inner();
+                    ranges.extend(part.ranges);
+                    let last = ranges.last().and_then(|route| route.descriptor.as_ref()).filter(|_| part.more);
+                    let Some(last) = last else { return Some((node, ranges)) };
+                    let place = v1::RangePlace { keyspace_id: last.keyspace_id, start: last.start.clone() };
+                    request.after = Some(place);
+                }
             });
         }
         let mut views = Views::default();

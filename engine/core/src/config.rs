@@ -48,6 +48,13 @@ pub struct Config {
     pub snapshot_batch_bytes_max: usize,
     /// Size of the files that a larger one is cut into.
     pub snapshot_file_bytes: u64,
+    /// A range with nothing to do falls asleep after so many ticks; 0: never.
+    pub idle_ticks: usize,
+    /// Most sleeping ranges that are woken with one tick because their leader's node is dead, or not known: what a request
+    /// or a message wakes does not count.
+    pub wakes_per_tick: usize,
+    /// Names this run of the process: another one each time.
+    pub boot_id: u64,
     /// Seed of everything random.
     pub seed: u64,
 }
@@ -83,6 +90,9 @@ impl Default for Config {
             level_lag_entries: 128,
             snapshot_batch_bytes_max: 4 << 20,
             snapshot_file_bytes: 64 << 20,
+            idle_ticks: 20,
+            wakes_per_tick: 200,
+            boot_id: 1,
             seed: 0,
         }
     }
@@ -106,6 +116,9 @@ impl Config {
         let election_min = self.tick.saturating_mul(ticks);
         if self.election_ticks < 2 {
             return Err("the election time-out must be at least two heartbeats".into());
+        }
+        if self.idle_ticks > 0 && (self.boot_id == 0 || self.wakes_per_tick == 0) {
+            return Err("ranges that sleep need a boot id, and must be woken: wakes_per_tick must not be 0".into());
         }
         if self.vote_silence() >= election_min {
             return Err(format!(

@@ -44,6 +44,9 @@ impl<S: LocalStorage> StoreLoop<S> {
             self.health.note(&health);
             self.outgoing.tell(&health);
         }
+        if !effects.beats.is_empty() {
+            self.outgoing.beat(effects.beats.drain(..));
+        }
         effects.expiries_wanted.drain(..).for_each(|wanted| self.find_expiries(wanted));
         effects.fetches.drain(..).for_each(|fetch| self.fetch(fetch));
         effects.snapshots_wanted.drain(..).for_each(|range| self.make_snapshot(range));

@@ -92,6 +92,12 @@ pub(crate) fn make_room(directory: &StoreDirectory) {
     }
 }
 
+/// How large a range was when it was last looked at.
+struct Measured {
+    bytes: u64,
+    asleep: bool,
+}
+
 /// The watching thread.
 pub(crate) struct DiskWatch<S> {
     pub directory: Arc<StoreDirectory>,
@@ -126,14 +132,21 @@ impl<S: LocalStorage> DiskWatch<S> {
         }
     }
 
-    /// Tells the store of each range whose size has changed.
-    fn measure(&self, sizes: &mut BTreeMap<RangeId, u64>) {
-        let views = self.views.all();
+    /// Tells the store of each range whose size has changed. One that sleeps, and did so when it was last measured, has
+    /// not been written to.
+    fn measure(&self, sizes: &mut BTreeMap<RangeId, Measured>) {
+        let mut views = Vec::new();
+        self.views.each(|view| {
+            if !(view.asleep && sizes.get(&view.range()).is_some_and(|last| last.asleep)) {
+                views.push(Arc::clone(view));
+            }
+        });
         let spans: Vec<_> = views.iter().map(|view| snapshot::spans(&view.descriptor)).collect();
         let mut sizes_of_spans = self.storage.data_bytes(&spans.concat()).into_iter();
         for (view, spans) in views.iter().zip(&spans) {
             let bytes = sizes_of_spans.by_ref().take(spans.len()).sum();
-            if sizes.insert(view.range(), bytes) != Some(bytes) {
+            let before = sizes.insert(view.range(), Measured { bytes, asleep: view.asleep });
+            if before.is_none_or(|before| before.bytes != bytes) {
                 self.inbox.input(Input::RangeSize { range: view.range(), bytes });
             }
         }

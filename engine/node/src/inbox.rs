@@ -6,9 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use flotilla_engine::store::{
-    CheckStarted, Envelope, Input, MergeAnswer, RangeSummary, Recovered, SplitAnswer, SplitAt,
-};
+use flotilla_engine::store::{Changes, CheckStarted, Envelope, Input, MergeAnswer, Recovered, SplitAnswer, SplitAt};
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -43,8 +41,8 @@ pub(crate) enum Item {
     Check { range: RangeId, deadline: BootTime, reply: oneshot::Sender<Result<CheckStarted, Error>> },
     /// An order to go on with one replica of a range.
     Recover { order: Box<v1::RecoverReplica>, reply: oneshot::Sender<Result<Recovered, Error>> },
-    /// A question for the state of all replicas.
-    Summaries { reply: oneshot::Sender<Vec<RangeSummary>> },
+    /// A question for the state of the replicas that may have changed, or of all.
+    Changes { all: bool, reply: oneshot::Sender<Changes> },
     /// Hand leaders over, answer what is under way, then end.
     Stop,
     /// End at once.

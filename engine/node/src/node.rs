@@ -220,7 +220,13 @@ impl<S: LocalStorage> Node<S> {
     /// The ranges that have a replica here, as that replica knows them, and the nodes that this one has met.
     pub fn own_routes(&self) -> v1::ListRangesResponse {
         let ranges = self.inner.views.all().iter().map(|view| range_status(view)).collect();
-        v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces: Vec::new(), cluster_id: self.cluster_id() }
+        v1::ListRangesResponse {
+            ranges,
+            nodes: self.nodes(),
+            keyspaces: Vec::new(),
+            cluster_id: self.cluster_id(),
+            more: false,
+        }
     }
 
     /// What placement says of the nodes: connections follow it, and a restart begins with it.
@@ -328,8 +334,7 @@ impl<S: LocalStorage> Node<S> {
 
     /// Its state and figures, with a line for each thing that needs a person.
     pub fn status(&self) -> v1::NodeStatusResponse {
-        let views = self.inner.views.all();
-        let without_leader = views.iter().filter(|view| view.leader.is_none()).count();
+        let without_leader = self.inner.views.leaderless();
         let mut counters = self.inner.counters.to_wire();
         let storage = self.storage_statistics();
         counters.disk_bytes_written =
@@ -338,7 +343,7 @@ impl<S: LocalStorage> Node<S> {
             node: Some(self.own_info()),
             cluster_id: self.cluster_id(),
             uptime_ms: u64::try_from(clock::now().since(self.inner.started).as_millis()).unwrap_or(u64::MAX),
-            ranges: u32::try_from(views.len()).unwrap_or(u32::MAX),
+            ranges: u32::try_from(self.inner.views.len()).unwrap_or(u32::MAX),
             ranges_led: u32::try_from(self.inner.views.led()).unwrap_or(u32::MAX),
             ranges_without_leader: u32::try_from(without_leader).unwrap_or(u32::MAX),
             disk_free_bytes: self.inner.disk.free_bytes(),

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_engine::store::{CheckStarted, Input, RangeSummary, SplitAt};
+use flotilla_engine::store::{Changes, CheckStarted, Input, RangeSummary, SplitAt};
 use flotilla_proto::{Error, RangeId, v1};
 use tokio::sync::oneshot;
 
@@ -63,11 +63,17 @@ impl<S: LocalStorage> Node<S> {
         self.inner().events.of(range)
     }
 
-    /// All replicas of this node, by range id.
-    pub async fn summaries(&self) -> Result<Vec<RangeSummary>, Error> {
+    /// The replicas of this node that may have changed since the last call that asked for these, which is to have one
+    /// caller; or all of them.
+    pub async fn range_changes(&self, all: bool) -> Result<Changes, Error> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Item::Summaries { reply });
+        self.ask(Item::Changes { all, reply });
         answer.await.map_err(|_| self.closed())
+    }
+
+    /// All replicas of this node.
+    pub async fn summaries(&self) -> Result<Vec<RangeSummary>, Error> {
+        Ok(self.range_changes(true).await?.ranges)
     }
 
     /// Placement's orders for ranges that this node leads.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use flotilla_engine::config::ReadMode;
 use flotilla_engine::read::{self, Admission, ReadRequest};
 use flotilla_engine::storage::Read;
-use flotilla_engine::store::ReadView;
+use flotilla_engine::store::{Input, ReadView};
 use flotilla_proto::{Error, RangeId, v1};
 use tokio::runtime::Handle;
 
@@ -123,7 +123,16 @@ impl<S: LocalStorage> Reads<S> {
         match read::admit(&view, clock::now(), self.mode, header) {
             Admission::Read => {}
             Admission::Barrier => return Attempt::NeedsBarrier,
-            Admission::Refused(error) => return Attempt::refused(error),
+            Admission::Refused(error) => {
+                if view.asleep && matches!(error, Error::NotLeader { .. }) {
+                    // If nobody leads it, it is time to. One that is awake sees to it by itself.
+                    self.inbox.input(Input::Wanted { range });
+                }
+                return Attempt::refused(error);
+            }
+        }
+        if header.consistency() != v1::ReadConsistency::Stale {
+            self.views.note_read(range);
         }
         let result = read::execute(storage, &view.descriptor, view.clock.read(clock::now()), read);
         let incarnation = view.incarnation;
@@ -176,7 +185,7 @@ impl<S: LocalStorage> Reads<S> {
             Item::Check { reply, .. } => return drop(reply.send(Err(error))),
             Item::Recover { reply, .. } => return drop(reply.send(Err(error))),
             // Without an answer the asker knows that the loop has ended.
-            Item::Summaries { reply } => return drop(reply),
+            Item::Changes { reply, .. } => return drop(reply),
             Item::Offer { reply, .. } => return drop(reply),
             Item::Input(_) | Item::Frame(_) | Item::Snapshot(..) | Item::Stop | Item::Halt => return,
         };

@@ -14,6 +14,7 @@ use crate::node::Node;
 impl<S: LocalStorage> Node<S> {
     /// What the replicas here are, in the order of their ranges' ids, of those after one.
     pub async fn survey(&self, after: RangeId) -> Result<Vec<v1::SurveyedReplica>, Error> {
+        self.inner().inbox.input(Input::Survey);
         let mut summaries = self.summaries().await?;
         summaries.retain(|of| of.range > after);
         summaries.sort_by_key(|of| of.range);

@@ -268,7 +268,8 @@ fn own_hello(config: &NodeConfig, boot: &Boot) -> v1::Hello {
         node_id: boot.identity.node_id,
         protocol_min: transport::PROTOCOL_MIN,
         protocol_max: transport::PROTOCOL_MAX,
-        boot_id: clock::random_u64(),
+        // 0 stands for one that is not known.
+        boot_id: clock::random_u64().max(1),
         client_addr: config.client_addr.clone(),
         http_addr: config.http_addr.clone(),
         peer_addr: own_peer_addr(config, boot),
@@ -326,11 +327,12 @@ fn run<S: LocalStorage>(
     if engine.seed == 0 {
         engine.seed = clock::random_u64();
     }
+    let hello = own_hello(&config, boot);
+    engine.boot_id = hello.boot_id;
     let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
     let known_stores = KnownStores::load(&storage, &boot.known.nodes).map_err(|error| unusable(&config, error))?;
     let known_nodes = KnownNodes::new(storage.clone(), boot.known.clone());
     let shared = share(&config, storage, boot, &store);
-    let hello = own_hello(&config, boot);
     let nodes = others(&config, boot);
     let transport = Transport::start(transport::Setup {
         hello,

@@ -124,6 +124,9 @@ impl<S: LocalStorage> StoreLoop<S> {
             self.take(began, item, effects);
         }
         if began >= self.next_tick {
+            for range in self.views.take_read() {
+                self.store.on(began, Input::Read { range }, effects);
+            }
             self.store.on(began, Input::Tick, effects);
             self.next_tick = began + self.tick;
         }
@@ -174,7 +177,7 @@ impl<S: LocalStorage> StoreLoop<S> {
                 self.store.on(now, Input::Recover { token, order }, effects);
             }
             // An asker that is gone wants no answer.
-            Item::Summaries { reply } => drop(reply.send(self.store.ranges().collect())),
+            Item::Changes { all, reply } => drop(reply.send(self.store.changes(all))),
             Item::Stop => {
                 self.give_up_at = Some(now + self.drain_timeout);
                 self.led_at_stop = Some(self.views.led());
@@ -187,6 +190,10 @@ impl<S: LocalStorage> StoreLoop<S> {
     fn take_frame(&mut self, now: BootTime, frame: Frame, effects: &mut Effects) {
         let Frame { from, batch, memory } = frame;
         self.counters.raft_messages_received.add(batch.messages.len() as u64);
+        if batch.beat {
+            let beat = Input::Beat { from, boot_id: batch.boot_id, leaving: batch.leaving };
+            self.store.on(now, beat, effects);
+        }
         for message in batch.messages {
             let envelope = Envelope { from, to: self.node, message, disk_full: batch.disk_full, snapshot: None };
             self.store.on(now, Input::Message(envelope), effects);

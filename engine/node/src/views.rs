@@ -3,22 +3,39 @@
 //! The loop alone writes; any thread reads, and neither waits for the other.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
 use flotilla_engine::store::ReadView;
 use flotilla_proto::RangeId;
 use tokio::sync::watch;
 
-type Cells = HashMap<RangeId, Arc<ArcSwap<ReadView>>>;
+type Cells = HashMap<RangeId, Arc<Cell>>;
+
+/// A range's newest view.
+#[derive(Debug)]
+struct Cell {
+    view: ArcSwap<ReadView>,
+    /// It was read by the lease since the loop last asked.
+    read: AtomicBool,
+}
+
+impl Cell {
+    fn new(view: Arc<ReadView>) -> Arc<Self> {
+        Arc::new(Self { view: ArcSwap::new(view), read: AtomicBool::new(false) })
+    }
+}
 
 /// The newest view of each range of this store.
 #[derive(Debug)]
 pub struct Views {
     cells: ArcSwap<Cells>,
     led: AtomicUsize,
+    leaderless: AtomicUsize,
     changes: watch::Sender<u64>,
+    /// The ranges that were read by the lease since the loop last asked.
+    read: Mutex<Vec<RangeId>>,
 }
 
 fn leads(view: &ReadView) -> bool {
@@ -31,9 +48,11 @@ impl Views {
         let views = Self {
             cells: ArcSwap::default(),
             led: AtomicUsize::new(initial.iter().filter(|view| leads(view)).count()),
+            leaderless: AtomicUsize::new(initial.iter().filter(|view| view.leader.is_none()).count()),
             changes: watch::Sender::new(0),
+            read: Mutex::default(),
         };
-        let cells = initial.into_iter().map(|view| (view.range(), Arc::new(ArcSwap::new(view)))).collect::<Cells>();
+        let cells = initial.into_iter().map(|view| (view.range(), Cell::new(view))).collect::<Cells>();
         views.cells.store(Arc::new(cells));
         views
     }
@@ -46,12 +65,13 @@ impl Views {
         for view in views {
             let known = cells.get(&view.range()).or_else(|| grown.as_ref()?.get(&view.range()));
             if let Some(cell) = known {
-                self.replace(cell, view);
+                self.replace(&cell.view, view);
                 continue;
             }
             self.led.fetch_add(usize::from(leads(&view)), Ordering::Relaxed);
+            self.leaderless.fetch_add(usize::from(view.leader.is_none()), Ordering::Relaxed);
             let grown = grown.get_or_insert_with(|| Cells::clone(&cells));
-            grown.insert(view.range(), Arc::new(ArcSwap::new(view)));
+            grown.insert(view.range(), Cell::new(view));
         }
         if let Some(grown) = grown {
             self.cells.store(Arc::new(grown));
@@ -64,6 +84,10 @@ impl Views {
         if leads(&old) != leads(&view) {
             self.led.fetch_add(usize::from(leads(&view)), Ordering::Relaxed);
             self.led.fetch_sub(usize::from(leads(&old)), Ordering::Relaxed);
+        }
+        if old.leader.is_none() != view.leader.is_none() {
+            self.leaderless.fetch_add(usize::from(view.leader.is_none()), Ordering::Relaxed);
+            self.leaderless.fetch_sub(usize::from(old.leader.is_none()), Ordering::Relaxed);
         }
         if old.leader != view.leader || !Arc::ptr_eq(&old.descriptor, &view.descriptor) {
             self.changed();
@@ -82,13 +106,34 @@ impl Views {
             }
             let left = left.get_or_insert_with(|| Cells::clone(&cells));
             if let Some(cell) = left.remove(&range) {
-                self.led.fetch_sub(usize::from(leads(&cell.load())), Ordering::Relaxed);
+                let view = cell.view.load();
+                self.led.fetch_sub(usize::from(leads(&view)), Ordering::Relaxed);
+                self.leaderless.fetch_sub(usize::from(view.leader.is_none()), Ordering::Relaxed);
             }
         }
         if let Some(left) = left {
             self.cells.store(Arc::new(left));
             self.changed();
         }
+    }
+
+    /// A range was read by the leader's lease, which the loop has no part in: it is not idle.
+    pub fn note_read(&self, range: RangeId) {
+        let cells = self.cells.load();
+        let Some(cell) = cells.get(&range) else { return };
+        if !cell.read.load(Ordering::Relaxed) && !cell.read.swap(true, Ordering::Relaxed) {
+            self.read.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+        }
+    }
+
+    /// The ranges that were read by the lease since the last call.
+    pub fn take_read(&self) -> Vec<RangeId> {
+        let read = std::mem::take(&mut *self.read.lock().unwrap_or_else(PoisonError::into_inner));
+        let cells = self.cells.load();
+        for cell in read.iter().filter_map(|range| cells.get(range)) {
+            cell.read.store(false, Ordering::Relaxed);
+        }
+        read
     }
 
     fn changed(&self) {
@@ -102,14 +147,29 @@ impl Views {
 
     /// The newest view of a range; `None`: no replica here.
     pub fn get(&self, range: RangeId) -> Option<Guard<Arc<ReadView>>> {
-        self.cells.load().get(&range).map(|cell| cell.load())
+        self.cells.load().get(&range).map(|cell| cell.view.load())
     }
 
     /// The newest views of all ranges, by range id.
     pub fn all(&self) -> Vec<Arc<ReadView>> {
-        let mut views: Vec<_> = self.cells.load().values().map(|cell| cell.load_full()).collect();
+        let mut views: Vec<_> = self.cells.load().values().map(|cell| cell.view.load_full()).collect();
         views.sort_by_key(|view| view.range());
         views
+    }
+
+    /// Shows the newest view of each range, in no order.
+    pub fn each(&self, mut see: impl FnMut(&Arc<ReadView>)) {
+        self.cells.load().values().for_each(|cell| see(&cell.view.load()));
+    }
+
+    /// How many replicas are here.
+    pub fn len(&self) -> usize {
+        self.cells.load().len()
+    }
+
+    /// How many of them know no leader.
+    pub fn leaderless(&self) -> usize {
+        self.leaderless.load(Ordering::Relaxed)
     }
 
     /// Whether there is no replica here.

@@ -223,7 +223,22 @@ pub(super) fn admin(channel: NamedChannel) -> Admin {
 }
 
 impl Endpoints {
-    async fn list(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
+    /// All ranges, in as many parts as it takes.
+    async fn list(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+        let mut request = v1::ListRangesRequest { keyspace: keyspace.into(), after: None };
+        let mut routes = self.list_part(&request).await?;
+        while std::mem::take(&mut routes.more) {
+            let last = routes.ranges.last().and_then(|route| route.descriptor.as_ref());
+            request.after =
+                last.map(|range| v1::RangePlace { keyspace_id: range.keyspace_id, start: range.start.clone() });
+            let part = self.list_part(&request).await?;
+            routes.ranges.extend(part.ranges);
+            routes.more = part.more;
+        }
+        Ok(routes)
+    }
+
+    async fn list_part(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
         let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.list_ranges(request).await }
@@ -238,12 +253,12 @@ impl Endpoints {
 
 impl RouteSource for Endpoints {
     async fn routes(&self) -> Result<v1::ListRangesResponse> {
-        self.list(&v1::ListRangesRequest::default()).await
+        self.list("").await
     }
 
     /// A node that is asked for the ranges of one keyspace asks placement before it says that there is none.
     async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
-        self.list(&v1::ListRangesRequest { keyspace: keyspace.into() }).await
+        self.list(keyspace).await
     }
 }
 

@@ -35,7 +35,7 @@ impl Admin for Service {
         let mut keyspaces: Vec<v1::Keyspace> = self.world.truth().keyspaces.values().cloned().collect();
         keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
         let cluster_id = self.world.truth().cluster;
-        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces, cluster_id }))
+        Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces, cluster_id, more: false }))
     }
 
     async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Rpc<v1::GetRangeResponse> {

@@ -81,15 +81,16 @@ impl Cluster {
             return;
         };
         let own = id_of(life.node);
-        let lasting = process.store.ranges().filter(|summary| summary.is_lasting);
+        let changes = process.store.changes(process.agent.reporter.wants_all());
+        let lasting = changes.ranges.iter().filter(|summary| summary.is_lasting);
         let now: BTreeMap<u64, v1::RangeReport> =
             lasting.map(|summary| (summary.range.0, summary.report(own))).collect();
         // What is about to last is reported soon.
-        let soon = now.len() < process.store.ranges().count();
+        let soon = now.len() < changes.ranges.len();
         process.agent.interval = if soon { INTERVAL_MIN } else { INTERVAL };
         process.agent.began = self.now;
         process.agent.busy = true;
-        process.agent.reporter.begin(now);
+        process.agent.reporter.begin_changes(now, changes.gone.iter().map(|range| range.0).collect());
         self.send_report(life);
     }
 

@@ -145,13 +145,14 @@ impl Agent {
     /// One report, or several if it is large.
     async fn round(&mut self) -> Told {
         let began = Instant::now();
-        let Ok(summaries) = self.node.summaries().await else { return Told::Nothing };
+        let Ok(changes) = self.node.range_changes(self.reporter.wants_all()).await else { return Told::Nothing };
+        let summaries = changes.ranges;
         let lasting = summaries.iter().filter(|summary| summary.is_lasting);
         let now: BTreeMap<u64, v1::RangeReport> =
             lasting.map(|summary| (summary.range.0, summary.report(self.node.node_id()))).collect();
         // What is about to last is reported soon.
         self.interval = if now.len() < summaries.len() { INTERVAL_MIN } else { INTERVAL };
-        self.reporter.begin(now);
+        self.reporter.begin_changes(now, changes.gone.iter().map(|range| range.0).collect());
         self.looking = began.elapsed();
         let mut again = false;
         while let Some(report) = self.reporter.next_report() {

@@ -115,7 +115,8 @@ fn an_unknown_keyspace_is_refused() {
         assert_eq!((error.kind(), error.action()), (v1::ErrorKind::KeyspaceNotFound, v1::ErrorAction::Fail));
         assert!(status.message().contains("elsewhere"), "{status:?}");
         let mut admin = super::admin(shared(), place.other).await;
-        let status = admin.list_ranges(v1::ListRangesRequest { keyspace: "elsewhere".into() }).await;
+        let status =
+            admin.list_ranges(v1::ListRangesRequest { keyspace: "elsewhere".into(), ..Default::default() }).await;
         assert_eq!(details(&status.expect_err("no such keyspace")).kind(), v1::ErrorKind::KeyspaceNotFound);
         let header = Some(v1::RequestHeader { keyspace: "default".into(), ..Default::default() });
         kv.get(v1::GetRequest { header, ..get_request("0keyspace/a") }).await.expect("the one that there is");

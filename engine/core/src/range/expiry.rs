@@ -47,6 +47,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_proto::v1;
@@ -251,6 +252,44 @@ impl Expiry {
         let late = now_ms.saturating_sub(self.time_ms) >= quarter.clamp(NOTE_MS.0, NOTE_MS.1);
         let low = self.bound_ms <= now_ms && (next_ms == 0 || next_ms > now_ms);
         self.bound_ms != 0 && (late || low && now_ms.saturating_sub(reign.noted_ms) >= RAISE_MS)
+    }
+
+    /// Whether nothing is under way, and what comes next is known by the bound alone.
+    pub(super) fn is_idle(&self) -> bool {
+        let idle = |reign: &Reign| reign.proposed.is_none() && reign.pass.is_none() && reign.resume.is_none();
+        self.reign.as_ref().map_or(self.bound_ms == 0, idle)
+    }
+
+    /// When a leader that knows no more than the bound has something to do: a key may be due, or the time is to be noted.
+    pub(super) fn next_alarm(&self, drift: f64) -> Option<BootTime> {
+        let reign = self.reign.as_ref().filter(|_| self.bound_ms != 0)?;
+        // When a quarter of what is then left to the bound has passed since the time was noted.
+        let quarter = self.bound_ms.saturating_sub(self.time_ms) / 5;
+        let note_ms = self.time_ms.saturating_add(quarter.clamp(NOTE_MS.0, NOTE_MS.1));
+        let left_ms = self.bound_ms.min(note_ms).saturating_sub(reign.began_ms);
+        Some(reign.began + Duration::from_millis(left_ms.saturating_add(1)).mul_f64(1.0 + drift))
+    }
+
+    pub(super) fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    pub(super) fn bound_ms(&self) -> u64 {
+        self.bound_ms
+    }
+
+    /// When the leader began to count, and from what on.
+    pub(super) fn reign_began(&self) -> Option<(BootTime, u64)> {
+        self.reign.as_ref().map(|reign| (reign.began, reign.began_ms))
+    }
+
+    /// The leader of this term counts on, and knows of its keys what the bound says.
+    pub(super) fn lead_on(&mut self, term: u64, version: u64, began: Option<(BootTime, u64)>) {
+        let Some((began, began_ms)) = began else { return };
+        self.begin_reign(term, version, began);
+        if let Some(reign) = &mut self.reign {
+            reign.began_ms = began_ms;
+        }
     }
 
     fn clock(&self) -> RangeClock {

@@ -50,6 +50,11 @@ impl Lease {
         self.end();
     }
 
+    /// Whether there is none in the rest of this term.
+    pub(crate) fn is_void(&self) -> bool {
+        self.void
+    }
+
     /// The voters have changed: only what they acknowledge of messages sent from `now` on counts.
     pub(crate) fn restart(&mut self, now: BootTime) {
         self.floor = now;

@@ -140,6 +140,21 @@ impl RangeLog {
         self.last_index
     }
 
+    /// Whether entries were asked for that have not come yet.
+    pub(crate) fn is_fetching(&self) -> bool {
+        !self.fetches.borrow().open.is_empty()
+    }
+
+    /// The log's terms, as a boot record has them.
+    pub(crate) fn terms(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.terms.iter().copied()
+    }
+
+    /// The sizes of the log's entries, as a boot record has them.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = u32> {
+        self.sizes.iter().copied()
+    }
+
     pub(crate) fn log_bytes(&self) -> u64 {
         self.log_bytes
     }

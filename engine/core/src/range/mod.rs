@@ -31,6 +31,8 @@ mod recovery;
 mod removal;
 mod setup;
 mod shared;
+mod sleep;
+mod sleeper;
 mod slow;
 mod split;
 mod status;
@@ -51,7 +53,7 @@ use crate::load::Load;
 use crate::membership;
 use crate::read;
 use crate::recover::RangeBoot;
-use crate::store::{RangeClock, ReadBarrier, ReadView, SnapshotData, TransferLeader};
+use crate::store::{ReadBarrier, ReadView, SnapshotData, TransferLeader};
 use crate::time::BootTime;
 use absorb::Ending;
 use barriers::Barriers;
@@ -67,8 +69,10 @@ use offer::SnapshotsSent;
 use proposals::Proposals;
 use removal::Doom;
 pub(crate) use removal::joined;
-use setup::{discard, raft_config};
+use setup::{discard, initial_view, raft_config, silence};
 pub(crate) use shared::{Born, RangeIds, Shared, Turn};
+use sleep::Rest;
+pub(crate) use sleeper::{Reaches, Sleeper};
 use split::{Finding, Size};
 use transfer::ToldToLead;
 
@@ -168,6 +172,7 @@ pub(crate) struct Range {
     snapshot_age_ticks: u32,
     /// When it went on without its majority: hardly ever.
     recoveries: Vec<v1::RangeRecovery>,
+    rest: Rest,
     #[cfg(feature = "fault-late-proposals")]
     late: Vec<(u64, Vec<v1::WriteRequest>)>,
 }
@@ -182,24 +187,8 @@ impl Range {
         let voters = membership::voters(&boot.descriptor.replicas);
         let raft = RawNode::new(&raft_config(&shared.config, replica, boot), log, &discard())
             .map_err(|error| format!("range {id}: {error}"))?;
-        // A replica that never heard of a leader has promised nothing to one.
-        let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
-        // Its own promise alone never lets another lead.
-        let silent_until =
-            if promised && !is_alone(boot, replica) { now + shared.config.vote_silence() } else { BootTime::default() };
-        let view = ReadView {
-            own_node: shared.node,
-            descriptor: boot.descriptor.clone(),
-            siblings: Arc::default(),
-            term: raft.raft.term,
-            leader: None,
-            serves: false,
-            lease_until: BootTime::default(),
-            clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
-            incarnation: shared.incarnations,
-            tally: None,
-            frozen: boot.merge.as_ref().is_some_and(|merge| merge.frozen.is_some()),
-        };
+        let silent_until = silence(shared, boot, replica, now);
+        let view = initial_view(shared, boot);
         let merge = boot.merge.as_deref().cloned().unwrap_or_default();
         let mut range = Self {
             id,
@@ -261,6 +250,7 @@ impl Range {
             snapshots_sent: SnapshotsSent::default(),
             snapshot_age_ticks: 0,
             recoveries: boot.recoveries.recoveries.clone(),
+            rest: Rest::default(),
             #[cfg(feature = "fault-late-proposals")]
             late: Vec::new(),
         };
@@ -441,7 +431,10 @@ impl Range {
             return;
         }
         let silent = turn.now < self.silent_until || turn.shared.draining || self.installs_snapshot();
-        if self.leads() || !(silent || self.lets_others_lead(turn)) {
+        if self.leader_sleeps(turn.shared) {
+            // The leader could be asked: no campaign, and no vote for another.
+            self.raft.raft.election_elapsed = 0;
+        } else if self.leads() || !(silent || self.lets_others_lead(turn)) {
             self.raft.tick();
             self.draw_election_timeout(&turn.shared.config);
         } else {

@@ -162,6 +162,7 @@ impl Range {
     /// The apply stage has got to an index; what it did can be read.
     pub(crate) fn applied(&mut self, turn: &mut Turn<'_>, done: Applied) {
         self.applies_open -= 1;
+        self.stir();
         self.applied = (done.index, done.term);
         self.checksum = done.checksum;
         self.size.grew(done.bytes);
@@ -306,7 +307,7 @@ impl Range {
         self.raft.mut_store().drop_fetched();
     }
 
-    fn publish(&mut self, turn: &mut Turn<'_>) {
+    pub(super) fn publish(&mut self, turn: &mut Turn<'_>) {
         if self.unborn || self.ingest.is_some() {
             return;
         }
@@ -319,6 +320,7 @@ impl Range {
             term: self.term(),
             leader: self.leader(),
             serves: self.serves(),
+            asleep: self.rest.asleep,
             lease_until,
             clock: self.range_clock(),
             incarnation: self.incarnation,

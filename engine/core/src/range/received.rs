@@ -32,6 +32,9 @@ impl Range {
     fn step(&mut self, turn: &mut Turn<'_>, envelope: Envelope) -> Result<(), String> {
         let (stamp, ack_stamp) = (envelope.message.stamp, envelope.message.ack_stamp);
         let sender = envelope.message.from_replica;
+        let sleep_boot_id = envelope.message.sleep_boot_id;
+        let sleep =
+            (sleep_boot_id != 0).then_some((sleep_boot_id, (envelope.message.index, envelope.message.log_term)));
         self.check_sender(turn, sender, envelope.from, last_of_candidate(&envelope.message))?;
         if envelope.message.to_replica != self.replica {
             return Err(format!("it is for replica {}, this is {}", envelope.message.to_replica, self.replica));
@@ -48,6 +51,10 @@ impl Range {
         self.check_message(turn, &message, envelope.snapshot.as_ref())?;
         self.bring_snapshot(envelope.snapshot);
         let (from, term) = (message.from, message.term);
+        if asks_for_vote(kind) && from == self.raft.raft.leader_id && term > self.term() {
+            // Who led, and said that it sleeps, leads no more.
+            self.forget_word();
+        }
         let stepped = self.raft.step(message).map_err(|error| error.to_string());
         self.draw_election_timeout(&turn.shared.config);
         stepped?;
@@ -56,6 +63,7 @@ impl Range {
         }
         let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
         if heard && term == self.term() && self.raft.raft.leader_id == from {
+            self.heard_of_sleep(stamp, sleep.filter(|_| kind == MessageType::MsgHeartbeat));
             let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
             self.leader_stamp = (term, stamp.max(known));
         }
@@ -145,6 +153,10 @@ impl Range {
     fn apply_backlog(&self) -> usize {
         self.apply_bytes.iter().map(|(_, bytes)| bytes).sum()
     }
+}
+
+fn asks_for_vote(kind: MessageType) -> bool {
+    matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote)
 }
 
 /// Where a candidate's log ends, if its message tells.

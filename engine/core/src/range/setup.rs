@@ -1,9 +1,15 @@
-//! How raft-rs is set up for a replica, and why not with its defaults.
+//! How raft-rs is set up for a replica, and why not with its defaults; what else a replica begins with.
+
+use std::sync::Arc;
 
 use raft::ReadOnlyOption;
 
+use super::{Shared, is_alone};
+use crate::bootstrap::INITIAL_TERM;
 use crate::config::Config;
 use crate::recover::RangeBoot;
+use crate::store::{RangeClock, ReadView};
+use crate::time::BootTime;
 
 pub(super) fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> raft::Config {
     raft::Config {
@@ -33,4 +39,30 @@ pub(super) fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> ra
 /// raft-rs wants a logger; what matters leaves as events.
 pub(super) fn discard() -> slog::Logger {
     slog::Logger::root(slog::Discard, slog::o!())
+}
+
+/// Until when a replica that begins with a process, or with a range, grants no vote.
+pub(super) fn silence(shared: &Shared, boot: &RangeBoot, replica: u64, now: BootTime) -> BootTime {
+    // A replica that never heard of a leader has promised nothing to one.
+    let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
+    // Its own promise alone never lets another lead.
+    if promised && !is_alone(boot, replica) { now + shared.config.vote_silence() } else { BootTime::default() }
+}
+
+/// What readers may know of a replica that begins, as the newest incarnation.
+pub(super) fn initial_view(shared: &Shared, boot: &RangeBoot) -> ReadView {
+    ReadView {
+        own_node: shared.node,
+        descriptor: boot.descriptor.clone(),
+        siblings: Arc::default(),
+        term: boot.raft.term,
+        leader: None,
+        serves: false,
+        asleep: false,
+        lease_until: BootTime::default(),
+        clock: RangeClock { ms: boot.applied.range_time_ms, at: BootTime(u64::MAX) },
+        incarnation: shared.incarnations,
+        tally: None,
+        frozen: boot.merge.as_ref().is_some_and(|merge| merge.frozen.is_some()),
+    }
 }

@@ -7,7 +7,7 @@ use flotilla_proto::{NodeId, v1};
 use crate::config::Config;
 use crate::health::Health;
 use crate::recover::RangeBoot;
-use crate::store::{Effects, LogItem, Wish};
+use crate::store::{Effects, Liveness, LogItem, Wish};
 use crate::time::BootTime;
 
 /// What the ranges of a store share.
@@ -28,8 +28,17 @@ pub(crate) struct Shared {
     pub range_ids: RangeIds,
     /// How fast this node is, and the others.
     pub health: Health,
+    /// Which other nodes are alive.
+    pub liveness: Liveness,
     /// Counts the replicas that this process has had: what belongs to a former one is not taken for a later one's.
     pub incarnations: u64,
+}
+
+impl Shared {
+    /// Whether one of these nodes is alive, and said lately that it is not slow.
+    pub(crate) fn could_lead(&self, now: BootTime, nodes: impl IntoIterator<Item = NodeId>) -> bool {
+        nodes.into_iter().any(|node| self.liveness.is_live(node) && self.health.is_well_there(now, node))
+    }
 }
 
 /// Ids for new ranges that this node holds.

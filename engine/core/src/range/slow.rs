@@ -42,6 +42,14 @@ impl Range {
         }
     }
 
+    /// Whether it leads on a slow node while a voter is on one that is well: it does not fall asleep before it has
+    /// been handed over.
+    pub(super) fn is_to_leave(&self, turn: &Turn<'_>) -> bool {
+        let shared = &turn.shared;
+        let others = self.voters.iter().filter(|id| **id != self.replica).filter_map(|id| self.node_of(*id));
+        shared.health.is_slow() && shared.could_lead(turn.now, others)
+    }
+
     /// Whether a replica is on a node that said lately that it is slow.
     pub(super) fn is_slow_there(&self, turn: &Turn<'_>, replica: u64) -> bool {
         self.node_of(replica).is_some_and(|node| turn.shared.health.is_slow_there(turn.now, node))

@@ -18,7 +18,7 @@ const PARTS_MAX: u32 = 1_024;
 const PARTS_BY_SIZE_MAX: u64 = 16;
 
 /// About how large a range is.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Size {
     /// As the disk says.
     measured: u64,
@@ -182,6 +182,12 @@ impl Range {
 
     fn split_bytes(&self, turn: &Turn<'_>) -> u64 {
         turn.shared.keyspaces.get(&self.descriptor.keyspace_id).map_or(0, |keyspace| keyspace.split_bytes)
+    }
+
+    /// Whether it is too large, and was not found to be one that cannot be cut.
+    pub(super) fn wants_split(&self, turn: &Turn<'_>) -> bool {
+        let (limit, bytes) = (self.split_bytes(turn), self.size.bytes());
+        limit != 0 && bytes > limit && bytes / 2 >= self.too_large_to_split
     }
 
     /// Begins to split a range that has grown too large.

@@ -109,6 +109,7 @@ impl Range {
             order_waits: order_waits.into(),
             frozen: self.frozen_report(now),
             is_lasting: true,
+            asleep: false,
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct Effects {
     /// To be sent, in this order for each node. None of them needs to wait for [`Effects::log`]:
     /// the store holds back what must.
     pub messages: Vec<Envelope>,
+    /// Nodes that are to be told that this one lives ([`super::Input::Beat`]), or that it stops.
+    pub beats: Vec<Beat>,
     /// Committed entries for the apply stage; answered by [`super::Input::Applied`].
     pub applies: Vec<ApplyTask>,
     /// Answers to writes.
@@ -109,6 +111,7 @@ impl Effects {
         self.views.is_empty()
             && self.log.is_none()
             && self.messages.is_empty()
+            && self.beats.is_empty()
             && self.applies.is_empty()
             && self.writes.is_empty()
             && self.barriers.is_empty()
@@ -129,6 +132,16 @@ impl Effects {
             && self.events.is_empty()
             && self.fatal.is_none()
     }
+}
+
+/// A sign of life for a node that shares sleeping ranges with this one; the caller adds
+/// [`crate::config::Config::boot_id`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// The node.
+    pub to: NodeId,
+    /// This process stops.
+    pub leaving: bool,
 }
 
 /// What one turn wants in the log: atomic, and durable before anything that depends on it leaves.
@@ -245,6 +258,8 @@ pub struct ReadView {
     pub leader: Option<NodeId>,
     /// Whether this replica leads and has applied an entry of its own term.
     pub serves: bool,
+    /// Whether it sleeps.
+    pub asleep: bool,
     /// Until when a read here sees every write acknowledged before; zero: no lease.
     pub lease_until: BootTime,
     /// The range's own time, which keys end by.

@@ -34,6 +34,25 @@ pub enum Input {
     },
     /// A message from another node.
     Message(Envelope),
+    /// Another node lives, or stops: [`super::Effects::beats`] of its store.
+    Beat {
+        /// The node.
+        from: NodeId,
+        /// Its process.
+        boot_id: u64,
+        /// It stops.
+        leaving: bool,
+    },
+    /// A range was read here by the leader's lease since the last tick: it is not idle.
+    Read {
+        /// The range.
+        range: RangeId,
+    },
+    /// Somebody asked for a range here, and was told that this replica does not lead: if nobody leads, it is time to.
+    Wanted {
+        /// The range.
+        range: RangeId,
+    },
     /// Time has passed; at least every [`crate::config::Config::tick`].
     Tick,
     /// Every log batch up to this sequence number is durable.
@@ -141,6 +160,9 @@ pub enum Input {
         /// The order.
         order: Box<v1::RecoverReplica>,
     },
+    /// What became of the ranges here is asked because a majority may be lost: a leader that sleeps without one wakes, and
+    /// finds out.
+    Survey,
     /// What another survivor of a range that lost its majority knows to be committed.
     Committed(v1::CommittedEntry),
     /// Every replica of a range is to compute its checksum at one index. Answered by [`super::Effects::checks`].

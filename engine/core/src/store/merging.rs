@@ -51,6 +51,9 @@ pub(crate) enum Wish {
 impl Store {
     /// An order to merge a range, which this node leads, into its left neighbour.
     pub(super) fn merge(&mut self, now: BootTime, merge: Merge, effects: &mut Effects) {
+        if let Err(error) = self.rouse_leader(now, merge.range, None, effects) {
+            return effects.merges.push((merge.token, Err(error)));
+        }
         let target = self.target(merge.target);
         let asker = Asker { token: merge.token, deadline: merge.deadline };
         let mut begun = Err(self.missing(merge.range));
@@ -64,6 +67,9 @@ impl Store {
 
     /// A range that others may be merged into.
     fn target(&self, id: RangeId) -> Option<v1::RangeDescriptor> {
+        if let Some(asleep) = self.sleepers.get(id) {
+            return Some((**asleep.descriptor()).clone());
+        }
         let range = self.ranges.get(&id).filter(|range| !range.is_unborn() && !range.is_doomed())?;
         range.frozen().is_none().then(|| range.descriptor().clone())
     }
@@ -111,6 +117,7 @@ impl Store {
             return told(true);
         }
         let target = RangeId(frozen.target_range_id);
+        self.rouse(now, target, false, effects);
         if self.ranges.get(&target).is_some_and(|range| !range.is_unborn() && !range.is_doomed()) {
             let mut merged = None;
             self.with(now, target, effects, |range, turn| merged = range.merge_asked(turn, ask.clone()));
@@ -126,6 +133,7 @@ impl Store {
         }
         // It was taken in itself, and decided nothing more before that; whoever did knows all that it had taken in.
         let heir = self.heir(target)?;
+        self.rouse(now, heir, false, effects);
         let knows = self.ranges.get(&heir).filter(|range| range.has_absorbed(target))?;
         told(knows.has_absorbed(source))
     }
@@ -139,7 +147,8 @@ impl Store {
                 return None;
             }
             id = RangeId(into);
-            if self.ranges.get(&id).is_some_and(|range| !range.is_unborn() && !range.is_doomed()) {
+            let awake = self.ranges.get(&id).is_some_and(|range| !range.is_unborn() && !range.is_doomed());
+            if awake || self.sleepers.contains(id) {
                 return Some(id);
             }
         }
@@ -148,8 +157,8 @@ impl Store {
 
     /// What a request is told for a range that is not here.
     pub(super) fn missing(&self, range: RangeId) -> Error {
-        match self.heir(range).and_then(|heir| self.ranges.get(&heir)) {
-            Some(heir) => Error::EpochMismatch { range, descriptors: vec![heir.descriptor().clone()] },
+        match self.heir(range).and_then(|heir| self.descriptor_here(heir)) {
+            Some(heir) => Error::EpochMismatch { range, descriptors: vec![heir.clone()] },
             None => Error::RangeNotFound { range },
         }
     }
@@ -198,9 +207,9 @@ impl Store {
     fn is_needed(&self, id: RangeId) -> bool {
         let Some(frozen) = self.ranges.get(&id).and_then(|range| range.frozen()) else { return false };
         let target = RangeId(frozen.target_range_id);
-        match self.ranges.get(&target) {
+        match self.descriptor_here(target) {
             Some(target) => {
-                let (epoch, named) = (target.descriptor().epoch, frozen.target_epoch);
+                let (epoch, named) = (target.epoch, frozen.target_epoch);
                 !merges::is_past(epoch.unwrap_or_default(), named.unwrap_or_default())
             }
             None => !self.tombstones.contains_key(&target),
@@ -217,8 +226,9 @@ impl Store {
         let may_bear = |other: &v1::RangeDescriptor| {
             other.keyspace_id == source.keyspace_id && !other.end.is_empty() && other.end == source.start
         };
-        let is_here = self.ranges.contains_key(&RangeId(frozen.target_range_id));
-        self.is_needed(id) && (is_here || self.ranges.values().any(|range| may_bear(range.descriptor())))
+        let target = RangeId(frozen.target_range_id);
+        let is_here = self.descriptor_here(target).is_some();
+        self.is_needed(id) && (is_here || self.descriptors_here().any(|(_, other)| may_bear(other)))
     }
 
     /// The range that some replicas were held for has none here any more.
@@ -264,6 +274,7 @@ impl Store {
     fn ended(&mut self, now: BootTime, source: RangeId, into: RangeId, effects: &mut Effects) {
         self.with(now, source, effects, |range, turn| range.end_with_target(turn));
         self.ranges.remove(&source);
+        self.gone.insert(source);
         self.held.remove(&source);
         self.dirty.remove(&source);
         self.doomed.remove(&source);
@@ -273,7 +284,7 @@ impl Store {
     /// Replicas here that a snapshot of range `id` puts an end to.
     pub(super) fn ends_of(&self, id: RangeId, header: &v1::SnapshotHeader) -> Vec<RangeId> {
         let absorbed = header.merge.iter().flat_map(|merge| &merge.absorbed).map(|of| RangeId(*of));
-        absorbed.filter(|of| *of != id && self.ranges.contains_key(of)).collect()
+        absorbed.filter(|of| *of != id && self.descriptor_here(*of).is_some()).collect()
     }
 
     /// A snapshot was brought: what its range has taken in stands still, to end with it.
@@ -283,6 +294,7 @@ impl Store {
         }
         for source in &sources {
             self.held.insert(*source);
+            self.rouse(now, *source, false, effects);
             self.with(now, *source, effects, |range, turn| range.hold(turn, id));
         }
         self.with(now, id, effects, |range, _| range.end_with_snapshot(sources));

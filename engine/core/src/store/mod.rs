@@ -8,8 +8,10 @@
 
 mod effects;
 mod input;
+mod liveness;
 mod merging;
 mod recovery;
+mod sleepers;
 mod unknown;
 
 use std::cell::Cell;
@@ -20,17 +22,19 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 pub use crate::snapshot::SnapshotData;
 pub use effects::{
-    CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, MergeAnswer, RangeClock, ReadView, Recovered,
-    Recovers, SplitAnswer, SplitKeysWanted, TransferAnswer, WriteAnswer,
+    Beat, CheckStarted, Destroy, Effects, Event, FetchLog, LogBatch, LogItem, MergeAnswer, RangeClock, ReadView,
+    Recovered, Recovers, SplitAnswer, SplitKeysWanted, TransferAnswer, WriteAnswer,
 };
 pub use input::{Envelope, Input, Merge, ReadBarrier, Split, SplitAt, SplitKeys, Token, TransferLeader, Write};
+pub(crate) use liveness::Liveness;
 
 use crate::config::Config;
 use crate::health::Health;
-use crate::range::{Born, Range, RangeIds, Shared, Turn};
+use crate::range::{Born, Range, RangeIds, Shared, Sleeper, Turn};
 use crate::recover::Boot;
 use crate::time::BootTime;
 pub(crate) use merging::Wish;
+use sleepers::Sleepers;
 use unknown::Unknown;
 
 /// A slow node hands over so many ranges at most with each tick: nobody is to be flooded with elections.
@@ -92,6 +96,8 @@ pub struct RangeSummary {
     /// Whether a crash cannot undo that the range began here by placement's word. Before that placement must not be
     /// told of it: it would take the range for born, and not let it begin again.
     pub is_lasting: bool,
+    /// Whether it sleeps.
+    pub asleep: bool,
 }
 
 impl RangeSummary {
@@ -117,7 +123,9 @@ impl RangeSummary {
 /// See the module.
 pub struct Store {
     shared: Shared,
+    /// The replicas that are awake.
     ranges: BTreeMap<RangeId, Range>,
+    sleepers: Sleepers,
     /// Ranges that something happened to in this turn.
     dirty: BTreeSet<RangeId>,
     last_sequence: u64,
@@ -139,6 +147,17 @@ pub struct Store {
     newborn: BTreeMap<RangeId, u64>,
     /// Ranges that go on without their majority, the log batch that says so, and who is to be told when it is durable.
     recovering: Vec<(u64, RangeId, Token)>,
+    /// Ranges that have gone since [`Store::changes`] was last asked.
+    gone: BTreeSet<RangeId>,
+}
+
+/// See [`Store::changes`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// What may have changed.
+    pub ranges: Vec<RangeSummary>,
+    /// What has gone.
+    pub gone: Vec<RangeId>,
 }
 
 impl Store {
@@ -155,14 +174,22 @@ impl Store {
             keyspaces: BTreeMap::new(),
             range_ids: RangeIds::default(),
             health: Health::default(),
+            liveness: Liveness::default(),
             incarnations: 0,
         };
-        let mut ranges = BTreeMap::new();
+        let (mut ranges, mut sleepers) = (BTreeMap::new(), Sleepers::default());
         for boot in &boot.ranges {
+            let id = RangeId(boot.descriptor.range_id);
+            if let Some(sleeper) = Sleeper::at_start(&mut shared, boot, now) {
+                sleepers.insert(id, sleeper, None);
+                continue;
+            }
             let mut range = Range::new(&mut shared, boot, now)?;
             range.lead_if_alone(boot);
-            ranges.insert(RangeId(boot.descriptor.range_id), range);
+            ranges.insert(id, range);
         }
+        let all = sleepers.iter().map(|(id, _)| id).collect();
+        sleepers.queue_orphans(node, None, all);
         let dirty = ranges.keys().copied().collect();
         // Replicas whose removal was applied before the process ended, and whose data is still here.
         let removed = boot.removed.iter().map(|removed| {
@@ -172,6 +199,7 @@ impl Store {
         Ok(Self {
             shared,
             ranges,
+            sleepers,
             dirty,
             last_sequence: 0,
             last_tick: now,
@@ -185,16 +213,39 @@ impl Store {
             doomed: BTreeSet::new(),
             newborn: BTreeMap::new(),
             recovering: Vec::new(),
+            gone: BTreeSet::new(),
         })
     }
 
     /// What readers may see before the first turn.
     pub fn initial_views(&self) -> Vec<Arc<ReadView>> {
-        self.ranges.values().map(|range| range.view().clone()).collect()
+        let sleepers = self.sleepers.iter().map(|(_, sleeper)| sleeper.view());
+        self.ranges.values().map(Range::view).chain(sleepers).cloned().collect()
     }
 
     /// All replicas, by range id.
     pub fn ranges(&self) -> impl Iterator<Item = RangeSummary> + '_ {
+        let mut all: Vec<_> =
+            self.awake_summaries().chain(self.sleepers.iter().map(|(_, sleeper)| sleeper.summary())).collect();
+        all.sort_by_key(|summary| summary.range);
+        all.into_iter()
+    }
+
+    /// The replicas whose state may be another one than at the last call, and those that have gone since; or all there
+    /// are. Of what sleeps only that which has fallen asleep in between: what does not change costs nothing.
+    pub fn changes(&mut self, all: bool) -> Changes {
+        if all {
+            return Changes { ranges: self.ranges().collect(), gone: Vec::new() };
+        }
+        let fell_asleep = self.sleepers.take_changed();
+        let gone = std::mem::take(&mut self.gone);
+        let sleepers = fell_asleep.into_iter().filter_map(|id| self.sleepers.get(id)).map(Sleeper::summary);
+        let ranges: Vec<_> = self.awake_summaries().chain(sleepers).collect();
+        let gone = gone.into_iter().filter(|id| !self.ranges.contains_key(id) && !self.sleepers.contains(*id));
+        Changes { gone: gone.collect(), ranges }
+    }
+
+    fn awake_summaries(&self) -> impl Iterator<Item = RangeSummary> + '_ {
         let lives = |range: &&Range| !range.is_unborn() && !range.is_merged_away();
         self.ranges.values().filter(lives).map(|range| RangeSummary {
             is_lasting: !self.newborn.contains_key(&RangeId(range.descriptor().range_id)),
@@ -212,27 +263,45 @@ impl Store {
         match input {
             Input::Write(write) => {
                 let (token, range) = (write.token, write.range);
-                if !self.with(now, range, effects, |range, turn| range.write(turn, write)) {
+                if let Err(error) = self.rouse_leader(now, range, Some(&write.epoch), effects) {
+                    effects.writes.push((token, Err(error)));
+                } else if !self.with(now, range, effects, |range, turn| range.write(turn, write)) {
                     effects.writes.push((token, Err(self.missing(range))));
                 }
             }
             Input::ReadBarrier(barrier) => {
                 let (token, range) = (barrier.token, barrier.range);
-                if !self.with(now, range, effects, |range, turn| range.barrier(turn, barrier)) {
+                if let Err(error) = self.rouse_leader(now, range, Some(&barrier.epoch), effects) {
+                    effects.barriers.push((token, Err(error)));
+                } else if !self.with(now, range, effects, |range, turn| range.barrier(turn, barrier)) {
                     effects.barriers.push((token, Err(self.missing(range))));
                 }
             }
             Input::TransferLeader(order) => {
-                if !self.with(now, order.range, effects, |range, turn| range.transfer_leader(turn, order)) {
+                if let Err(error) = self.rouse_leader(now, order.range, None, effects) {
+                    effects.transfers.push((order.token, Err(error)));
+                } else if !self.with(now, order.range, effects, |range, turn| range.transfer_leader(turn, order)) {
                     effects.transfers.push((order.token, Err(Error::RangeNotFound { range: order.range })));
                 }
             }
             Input::Status { token, range } => {
                 let node = self.shared.node.0;
                 let status = self.ranges.get(&range).map(|of| of.status(node, now));
+                let status = status.or_else(|| self.sleepers.get(range).map(|of| of.status(node)));
                 effects.statuses.push((token, status.ok_or(Error::RangeNotFound { range })));
             }
             Input::Message(envelope) => self.message(now, envelope, effects),
+            Input::Beat { from, boot_id, leaving } => self.beat(now, from, boot_id, leaving, effects),
+            Input::Read { range } => {
+                if let Some(range) = self.ranges.get_mut(&range) {
+                    range.stir();
+                }
+            }
+            Input::Wanted { range } => {
+                if self.sleepers.get(range).is_some_and(Sleeper::is_orphan) {
+                    self.rouse_for(now, range, effects);
+                }
+            }
             Input::Tick => self.tick(now, effects),
             Input::Persisted { sequence } => self.persisted(now, sequence, effects),
             Input::Applied(done) => {
@@ -257,11 +326,15 @@ impl Store {
             Input::DiskSpace { has_room } => self.disk_space(self.shared.node, has_room),
             Input::Health { from, health } => self.shared.health.heard(now, from, health),
             Input::RangeSize { range, bytes } => {
-                self.with(now, range, effects, |range, _| range.told_size(bytes));
+                if !self.told_size_of_sleeper(now, range, bytes, effects) {
+                    self.with(now, range, effects, |range, _| range.told_size(bytes));
+                }
             }
             Input::Split(split) => {
                 let (token, range) = (split.token, split.range);
-                if !self.with(now, range, effects, |range, turn| range.split(turn, split)) {
+                if let Err(error) = self.rouse_leader(now, range, None, effects) {
+                    effects.splits.push((token, Err(error)));
+                } else if !self.with(now, range, effects, |range, turn| range.split(turn, split)) {
                     effects.splits.push((token, Err(Error::RangeNotFound { range })));
                 }
             }
@@ -273,26 +346,38 @@ impl Store {
                 self.with(now, answer.range, effects, |range, turn| range.expiries_found(turn, answer));
             }
             Input::Order(order) => {
-                self.with(now, RangeId(order.range_id), effects, |range, _| range.order(order));
+                let id = RangeId(order.range_id);
+                // Nothing is in force where it sleeps.
+                if order.order_id != 0 && self.sleepers.get(id).is_some_and(Sleeper::leads) {
+                    self.rouse_for(now, id, effects);
+                }
+                self.with(now, id, effects, |range, _| range.order(order));
             }
             Input::Remove { range, replica_id } => self.remove(now, range, replica_id, effects),
             Input::Births(descriptors) => self.births(now, descriptors, effects),
             Input::Keyspaces(keyspaces) => {
-                self.shared.keyspaces =
-                    keyspaces.into_iter().map(|keyspace| (keyspace.keyspace_id, keyspace)).collect();
+                let keyspaces = keyspaces.into_iter().map(|keyspace| (keyspace.keyspace_id, keyspace)).collect();
+                if keyspaces != self.shared.keyspaces {
+                    self.shared.keyspaces = keyspaces;
+                    self.rouse_too_large(now, effects);
+                }
             }
             Input::RangeIds { first, count } => self.shared.range_ids.add(first, count),
+            Input::Survey => self.rouse_in_doubt(now, effects),
             Input::Recover { token, order } => self.recover(now, token, &order, effects),
             Input::Committed(entry) => {
                 self.with(now, RangeId(entry.range_id), effects, |range, _| range.told_committed(&entry));
             }
             Input::Check { token, range, deadline } => {
-                if !self.with(now, range, effects, |range, turn| range.check(turn, token, deadline)) {
+                if let Err(error) = self.rouse_leader(now, range, None, effects) {
+                    effects.checks.push((token, Err(error)));
+                } else if !self.with(now, range, effects, |range, turn| range.check(turn, token, deadline)) {
                     effects.checks.push((token, Err(Error::RangeNotFound { range })));
                 }
             }
             Input::Drain => {
                 self.shared.draining = true;
+                self.leave_sleepers(effects);
                 self.with_all(now, effects, |range, turn| range.hand_over(turn));
             }
         }
@@ -324,7 +409,7 @@ impl Store {
         }
     }
 
-    /// Runs `act` on a range, which then has a turn; false: there is no such range.
+    /// Runs `act` on a range that is awake, which then has a turn; false: there is no such range.
     fn with(
         &mut self,
         now: BootTime,
@@ -345,7 +430,7 @@ impl Store {
         true
     }
 
-    fn with_all(&mut self, now: BootTime, effects: &mut Effects, act: impl Fn(&mut Range, &mut Turn<'_>)) {
+    fn with_all(&mut self, now: BootTime, effects: &mut Effects, mut act: impl FnMut(&mut Range, &mut Turn<'_>)) {
         let sequence = self.last_sequence + 1;
         for (id, range) in &mut self.ranges {
             let (shared, items, born) = (&mut self.shared, &mut self.items, &mut self.born);
@@ -390,14 +475,24 @@ impl Store {
         effects.health = told.or(effects.health.take());
         let (draining, slow) = (self.shared.draining, self.shared.health.is_slow());
         let budget = Cell::new(SLOW_HAND_OVERS_PER_TICK);
+        let mut tired = Vec::new();
         self.with_all(now, effects, |range, turn| {
             if draining {
                 range.hand_over(turn);
             } else if slow {
                 range.leave_to_faster(turn, &budget);
             }
-            range.tick(turn);
+            if range.falls_asleep(turn) {
+                tired.push(RangeId(range.descriptor().range_id));
+            } else {
+                range.tick(turn);
+            }
         });
+        self.put_to_bed(now, tired);
+        if slow && !draining {
+            self.rouse_to_leave(now, budget.get(), effects);
+        }
+        self.tick_sleepers(now, effects);
         self.unknown.forget_old(now, self.shared.config.election_timeout());
         effects.range_ids_wanted |= self.shared.range_ids.run_short();
     }

@@ -11,6 +11,7 @@ impl Store {
     /// Carries an order out, or refuses it; answered when it is durable.
     pub(super) fn recover(&mut self, now: BootTime, token: Token, order: &v1::RecoverReplica, effects: &mut Effects) {
         let id = RangeId(order.range_id);
+        self.rouse(now, id, false, effects);
         let mut outcome = Err(Error::RangeNotFound { range: id });
         self.with(now, id, effects, |range, turn| outcome = range.recover(turn, order));
         match outcome {

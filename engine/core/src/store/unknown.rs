@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
@@ -82,6 +83,11 @@ impl Store {
     pub(super) fn message(&mut self, now: BootTime, envelope: Envelope, effects: &mut Effects) {
         let (from, range) = (envelope.from, RangeId(envelope.message.range_id));
         self.disk_space(from, !envelope.disk_full);
+        let boot_id = Some(envelope.message.sleep_boot_id).filter(|id| *id != 0);
+        self.heard(now, from, boot_id, effects);
+        if self.rouse_by_message(now, &envelope, effects) {
+            return;
+        }
         let done = match self.merge_message(now, &envelope, effects) {
             Some(done) => done,
             None => self.route(now, range, envelope, effects),
@@ -153,7 +159,14 @@ impl Store {
     /// the replica which is here was removed.
     pub fn admit_snapshot(&self, message: &v1::PeerMessage, header: &v1::SnapshotHeader) -> Result<(), String> {
         let (id, to) = (RangeId(message.range_id), message.to_replica);
+        let asleep = self.sleepers.get(id);
         match self.ranges.get(&id) {
+            None if asleep.is_some_and(|range| range.replica() != to) => {
+                return Err(format!("it is for replica {to}, and another one is here"));
+            }
+            None if asleep.is_some() => {
+                asleep.map_or(Ok(()), |range| snapshot::check_header(header, range.descriptor()))?;
+            }
             Some(range) if range.replica() != to => {
                 return Err(format!("it is for replica {to}, and replica {} is here", range.replica()));
             }
@@ -186,8 +199,8 @@ impl Store {
         }
         // Those that the range has taken in end with the snapshot.
         let absorbed = header.merge.as_ref().map_or(&[][..], |merge| &merge.absorbed);
-        let others = self.ranges.iter().filter(|(other, _)| **other != id && !absorbed.contains(&other.0));
-        match others.map(|(_, range)| range.descriptor()).find(|other| overlap(other, descriptor)) {
+        let mut others = self.descriptors_here().filter(|(other, _)| *other != id && !absorbed.contains(&other.0));
+        match others.find(|(_, other)| overlap(other, descriptor)).map(|(_, other)| other) {
             Some(other) => Err(format!("the snapshot overlaps with range {}, which is here", other.range_id)),
             None => Ok(()),
         }
@@ -295,6 +308,9 @@ impl Store {
 
     /// Placement's proof that replicas are gone.
     pub(super) fn remove(&mut self, now: BootTime, id: RangeId, upto: u64, effects: &mut Effects) {
+        if self.sleepers.get(id).is_some_and(|range| range.replica() <= upto) {
+            self.rouse_for(now, id, effects);
+        }
         if self.ranges.get(&id).is_some_and(|range| range.replica() <= upto) && !self.is_needed_all_the_same(id) {
             self.with(now, id, effects, |range, turn| range.told_to_go(turn, upto));
         }
@@ -302,14 +318,20 @@ impl Store {
 
     /// Ranges that placement lets begin here, with one replica.
     pub(super) fn births(&mut self, now: BootTime, descriptors: Vec<v1::RangeDescriptor>, effects: &mut Effects) {
+        let mut spans = Spans::default();
+        if !descriptors.is_empty() {
+            self.descriptors_here().for_each(|(_, of)| spans.add(of));
+        }
         for descriptor in descriptors {
             let id = RangeId(descriptor.range_id);
             let sole = matches!(&descriptor.replicas[..], [of] if of.node_id == self.shared.node.0);
-            let taken = self.ranges.values().any(|range| overlap(range.descriptor(), &descriptor));
+            let taken = spans.overlap(&descriptor);
             let own = own_replica(&descriptor, self.shared.node.0).unwrap_or_default();
-            if !sole || taken || self.ranges.contains_key(&id) || self.is_gone(id, own) {
+            let is_here = self.ranges.contains_key(&id) || self.sleepers.contains(id);
+            if !sole || taken || is_here || self.is_gone(id, own) {
                 continue;
             }
+            spans.add(&descriptor);
             let applied = initial_applied();
             let boot = RangeBoot::initial(Arc::new(descriptor), applied);
             self.items.push(LogItem { begins: Some(boot.descriptor.clone()), ..LogItem::new(id) });
@@ -351,12 +373,32 @@ impl Store {
             self.dirty.remove(&id);
             if let Some(gone) = ended {
                 self.ranges.remove(&id);
+                self.gone.insert(id);
                 self.doomed.remove(&id);
                 let all = joined(self.tombstones.get(&id), &gone);
                 self.tombstones.insert(id, all);
                 self.let_go(id);
             }
         }
+    }
+}
+
+/// The spans of ranges that do not overlap: (keyspace, start) and end.
+#[derive(Debug, Default)]
+struct Spans(BTreeMap<(u64, Bytes), Bytes>);
+
+impl Spans {
+    fn add(&mut self, of: &v1::RangeDescriptor) {
+        self.0.insert((of.keyspace_id, of.start.clone()), of.end.clone());
+    }
+
+    /// Whether a range shares keys with any of them: only its neighbours can.
+    fn overlap(&self, of: &v1::RangeDescriptor) -> bool {
+        let start = (of.keyspace_id, of.start.clone());
+        let before = self.0.range(..&start).next_back().filter(|((keyspace, _), _)| *keyspace == of.keyspace_id);
+        let reaches_in = before.is_some_and(|(_, end)| end.is_empty() || *end > of.start);
+        let next = self.0.range(&start..).next().filter(|((keyspace, _), _)| *keyspace == of.keyspace_id);
+        reaches_in || next.is_some_and(|((_, start), _)| of.end.is_empty() || *start < of.end)
     }
 }
 

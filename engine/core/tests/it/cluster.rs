@@ -12,8 +12,8 @@ use flotilla_engine::config::Config;
 use flotilla_engine::expiry::{self, ExpiryFound};
 use flotilla_engine::storage::{Direction, Family, Read, Storage};
 use flotilla_engine::store::{
-    CheckStarted, Effects, Envelope, Event, Input, LogBatch, LogItem, MergeAnswer, RangeSummary, ReadBarrier, ReadView,
-    Recovered, SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
+    Beat, CheckStarted, Effects, Envelope, Event, Input, LogBatch, LogItem, MergeAnswer, RangeSummary, ReadBarrier,
+    ReadView, Recovered, SplitAnswer, Store, Token, TransferAnswer, TransferLeader, Write, WriteAnswer,
 };
 use flotilla_engine::time::BootTime;
 use flotilla_engine::{bootstrap, keys, log_writer, recover, snapshot, split_keys};
@@ -51,6 +51,10 @@ pub struct Cluster {
     pub now: BootTime,
     pub nodes: BTreeMap<u64, Node>,
     pub network: VecDeque<Envelope>,
+    /// Signs of life on their way: sender, its process, and what it says.
+    pub beats: VecDeque<(u64, u64, Beat)>,
+    /// How often each node has started.
+    pub starts: BTreeMap<u64, u64>,
     /// All messages that ever left.
     pub sent: Vec<Envelope>,
     /// Nodes whose log writer stands still.
@@ -96,8 +100,17 @@ impl Cluster {
         Self::with_empty(config, replicas, 0)
     }
 
+    /// One whose ranges fall asleep when they were idle for a few ticks; in all others none does.
+    pub fn sleepy(config: Config, replicas: u64, empty: u64) -> Self {
+        Self::with_ranges(config, replicas, empty)
+    }
+
     /// Nodes with a replica of [`RANGE`], and behind them nodes that hold nothing.
     pub fn with_empty(config: Config, replicas: u64, empty: u64) -> Self {
+        Self::with_ranges(Config { idle_ticks: 0, ..config }, replicas, empty)
+    }
+
+    fn with_ranges(config: Config, replicas: u64, empty: u64) -> Self {
         let members: Vec<_> = (1..=replicas).map(|id| (NodeId(id), format!("127.0.0.1:{id}"))).collect();
         let layout = flotilla_placement::layout("test", &members, 1, members.len()).expect("valid");
         let now = BootTime(1_000_000_000);
@@ -127,6 +140,8 @@ impl Cluster {
             config,
             now,
             network: VecDeque::new(),
+            beats: VecDeque::new(),
+            starts: BTreeMap::new(),
             sent: Vec::new(),
             disk_held: BTreeSet::new(),
             apply_held: BTreeSet::new(),
@@ -218,6 +233,8 @@ impl Cluster {
         node.view = node.views.get(&RANGE).cloned();
         node.log.extend(effects.log.clone());
         node.applies.extend(effects.applies.iter().cloned());
+        let boot_id = 1 + self.starts.get(&id).copied().unwrap_or_default();
+        self.beats.extend(effects.beats.iter().map(|beat| (id, boot_id, *beat)));
         self.network.extend(effects.messages.iter().cloned());
         self.sent.extend(effects.messages.iter().cloned());
         self.writes.extend(effects.writes.iter().map(|(token, answer)| (token.0, answer.clone())));
@@ -307,6 +324,13 @@ impl Cluster {
 
     /// Delivers the oldest message. False: there is none.
     pub fn deliver(&mut self) -> bool {
+        if let Some((from, boot_id, Beat { to, leaving })) = self.beats.pop_front() {
+            let apart = self.cut_off.contains(&from) || self.cut_off.contains(&to.0);
+            if !apart && self.nodes.contains_key(&to.0) {
+                self.turn(to.0, vec![Input::Beat { from: NodeId(from), boot_id, leaving }]);
+            }
+            return true;
+        }
         let Some(envelope) = self.network.pop_front() else { return false };
         let (from, to) = (envelope.from.0, envelope.to.0);
         let deaf = self.deaf.contains(&(to, RangeId(envelope.message.range_id)));
@@ -386,7 +410,9 @@ impl Cluster {
 
     /// The process ends: what was not written is lost; and starts again.
     pub fn restart(&mut self, id: u64) {
-        let (config, now) = (self.config.clone(), self.clock(id));
+        let start = self.starts.entry(id).or_default();
+        *start += 1;
+        let (config, now) = (Config { boot_id: 1 + *start, ..self.config.clone() }, self.clock(id));
         let node = self.nodes.get_mut(&id).expect("it exists");
         (node.store, node.apply) = boot_store(&config, id, &node.disk, now);
         node.log.clear();

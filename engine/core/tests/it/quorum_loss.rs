@@ -58,7 +58,7 @@ fn recover(cluster: &mut Cluster, id: u64, token: u64, order: &v1::RecoverReplic
 }
 
 /// The one answer to an order.
-fn answer(cluster: &Cluster, token: u64) -> Result<Recovered, Error> {
+pub fn answer(cluster: &Cluster, token: u64) -> Result<Recovered, Error> {
     let answers: Vec<_> = cluster.recoveries.iter().filter(|(of, _)| *of == token).collect();
     assert_eq!(answers.len(), 1, "order {token} is answered once: {answers:?}");
     answers[0].1.clone()

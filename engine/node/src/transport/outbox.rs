@@ -45,7 +45,18 @@ struct State {
     disk_full: bool,
     /// What this node is to say of itself with the next frame.
     health: Option<v1::NodeHealth>,
+    /// A sign of life is to be sent: of this process, which stops perhaps.
+    beat: Option<Sign>,
     waker: Option<Waker>,
+}
+
+/// What a sign of life says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sign {
+    /// The process.
+    pub boot_id: u64,
+    /// It stops.
+    pub leaving: bool,
 }
 
 fn bytes_of(message: &v1::PeerMessage) -> usize {
@@ -81,6 +92,20 @@ impl Outbox {
             waker.wake();
         }
         dropped
+    }
+
+    /// Sends a sign of life, with whatever else waits. One that has not left yet is replaced.
+    pub fn beat(&self, sign: Sign) {
+        let mut state = self.lock();
+        if !state.open {
+            return;
+        }
+        state.beat = Some(sign);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Tells the node how fast this one is, with what goes to it next, or by itself.
@@ -151,7 +176,7 @@ impl Frames {
         if state.ended {
             return Poll::Ready(state.last_words.take());
         }
-        if state.messages.is_empty() && state.health.is_none() {
+        if state.messages.is_empty() && state.health.is_none() && state.beat.is_none() {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -166,9 +191,14 @@ impl Frames {
         state.bytes -= bytes;
         let messages: Vec<_> = state.messages.drain(..count).collect();
         let (disk_full, health) = (state.disk_full, state.health.take());
+        let sign = state.beat.take();
         drop(state);
         self.counters.raft_messages_sent.add(count as u64);
-        Poll::Ready(Some(Frame::Batch(v1::PeerBatch { messages, disk_full, health }).encode()))
+        let mut batch = v1::PeerBatch { messages, disk_full, health, ..Default::default() };
+        if let Some(Sign { boot_id, leaving }) = sign {
+            (batch.boot_id, batch.beat, batch.leaving) = (boot_id, true, leaving);
+        }
+        Poll::Ready(Some(Frame::Batch(batch).encode()))
     }
 }
 
@@ -222,6 +252,27 @@ mod tests {
         assert_eq!(take(&mut frames).await, Some(4));
         assert_eq!(take(&mut frames).await, Some(2));
         assert_eq!(outbox.push(messages(40, 1 << 20), false), 9, "what is too much is dropped");
+    }
+
+    #[tokio::test]
+    async fn a_sign_of_life_is_a_frame_by_itself_or_goes_with_messages() {
+        let outbox = Arc::new(Outbox::default());
+        let mut frames = connect(&outbox);
+        frames.next().await;
+        outbox.open();
+        let next = async |frames: &mut Frames| match Frame::decode(frames.next().await.expect("open")).expect("a frame")
+        {
+            Frame::Batch(batch) => (batch.messages.len(), batch.beat, batch.boot_id, batch.leaving),
+            other => panic!("{other:?}"),
+        };
+        outbox.beat(Sign { boot_id: 7, leaving: false });
+        assert_eq!(next(&mut frames).await, (0, true, 7, false));
+        outbox.push(messages(2, 1), false);
+        outbox.beat(Sign { boot_id: 7, leaving: false });
+        outbox.beat(Sign { boot_id: 7, leaving: true });
+        assert_eq!(next(&mut frames).await, (2, true, 7, true));
+        outbox.push(messages(1, 1), false);
+        assert_eq!(next(&mut frames).await, (1, false, 0, false), "it is said once");
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! Clusters of nodes in one process, on free ports of loopback.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::TcpListener;
@@ -136,8 +137,9 @@ impl<S: LocalStorage> Cluster<S> {
 
     /// The range of a key.
     pub fn range_of(&self, key: &[u8]) -> v1::RangeDescriptor {
-        let routes = self.running().next().expect("a node runs").own_routes();
-        let mut descriptors = routes.ranges.into_iter().filter_map(|range| range.descriptor);
+        // A node that installs a snapshot does not show the range meanwhile; the others do.
+        let routes = self.running().flat_map(|node| node.own_routes().ranges);
+        let mut descriptors = routes.filter_map(|range| range.descriptor);
         let holds =
             |range: &v1::RangeDescriptor| key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..]);
         descriptors.find(holds).expect("ranges cover all keys")
@@ -203,11 +205,11 @@ impl<S: LocalStorage> Cluster<S> {
     /// Waits until all running replicas of every range have applied the same, and compares.
     pub async fn level(&self) {
         let deadline = Instant::now() + DEADLINE;
-        for range in self.node_of_any().own_routes().ranges.iter().filter_map(|range| range.descriptor.clone()) {
+        for range in self.shown() {
             loop {
                 let mut replicas = Vec::new();
                 for node in self.running() {
-                    let status = node.range_status(RangeId(range.range_id)).await.expect("it has a replica");
+                    let status = node.range_status(range).await.expect("it has a replica");
                     let replica = status.replica.expect("it tells of it");
                     replicas.push((replica.applied_index, replica.applied_checksum));
                 }
@@ -215,14 +217,22 @@ impl<S: LocalStorage> Cluster<S> {
                     assert!(replicas.iter().all(|replica| *replica == replicas[0]), "{replicas:?}");
                     break;
                 }
-                assert!(Instant::now() < deadline, "range {}: {replicas:?}", range.range_id);
+                assert!(Instant::now() < deadline, "{range}: {replicas:?}");
                 sleep_until(Instant::now() + GLANCE).await;
             }
         }
+        // What is installed is shown a moment later.
+        eventually("every node shows every range", || {
+            let all = self.shown().len();
+            self.running().all(|node| node.own_routes().ranges.len() == all)
+        })
+        .await;
     }
 
-    fn node_of_any(&self) -> &Node<S> {
-        self.running().next().expect("a node runs")
+    /// The ranges that any running node shows.
+    fn shown(&self) -> BTreeSet<RangeId> {
+        let routes = self.running().flat_map(|node| node.own_routes().ranges);
+        routes.filter_map(|range| range.descriptor).map(|range| RangeId(range.range_id)).collect()
     }
 }
 
