@@ -443,7 +443,7 @@ impl Range {
         }
         let election = turn.shared.config.election_timeout();
         let before = self.proposals.bytes();
-        self.proposals.expire(turn.now, &mut turn.effects.writes);
+        self.proposals.expire(turn.now, self.raft.raft.raft_log.last_index(), &mut turn.effects.writes);
         self.release_bytes(turn, before);
         self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
         self.expire_transfer(turn);

@@ -176,8 +176,10 @@ impl Proposals {
         }
     }
 
-    /// Answers those whose deadline has passed. Queued ones wait longer than a turn behind a split.
-    pub(crate) fn expire(&mut self, now: BootTime, answers: &mut Answers) {
+    /// Answers those whose deadline has passed. Queued ones wait longer than a turn behind a split. What nobody waits
+    /// for any more and is not in the log, which ends at `last`, is let go: another leader's log took its place, and its
+    /// index may not be applied for as long as nobody writes.
+    pub(crate) fn expire(&mut self, now: BootTime, last: u64, answers: &mut Answers) {
         let bytes = &mut self.bytes;
         self.queue.retain(|write| {
             let late = write.deadline <= now;
@@ -193,6 +195,10 @@ impl Proposals {
                     answers.push((token, Err(unknown("the deadline passed after the write was proposed"))));
                 }
             }
+        }
+        let cut_off = |of: &Pending| of.index > last && of.waiting.iter().all(Option::is_none);
+        while self.pending.back().is_some_and(cut_off) {
+            self.bytes -= self.pending.pop_back().map_or(0, |gone| gone.bytes);
         }
     }
 }
@@ -272,7 +278,7 @@ mod tests {
         let mut proposals = pending(&[7, 8]);
         let mut answers = vec![];
         proposals.leapt(7, &mut answers);
-        proposals.expire(BootTime(100), &mut answers);
+        proposals.expire(BootTime(100), 8, &mut answers);
         let actions: Vec<_> = answers.iter().map(|(_, answer)| answer.as_ref().map_err(Error::action)).collect();
         assert!(matches!(actions[..], [Err(Action::Ambiguous), Err(Action::Ambiguous)]));
         proposals.applied(8, vec![entry(8, 6)], [&overwritten(), &overwritten()], &mut answers);

@@ -34,6 +34,28 @@ fn writes_of_one_turn_share_an_entry_and_each_gets_its_own_answer() {
     assert!(versions.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{versions:?}");
 }
 
+/// Its index may not be applied for as long as nobody writes; its bytes would count all that time, and leave no room for
+/// others (seed 456 of the simulation: the placement service could not write any more).
+#[test]
+fn what_fell_out_of_the_log_counts_no_more_when_its_deadline_has_passed() {
+    let mut cluster = Cluster::led_by_1(Config::default());
+    cluster.cut_off.insert(1);
+    let deadline = cluster.now + cluster.config.election_timeout() * 4;
+    for token in 1..6 {
+        let request = request(vec![put("k", "lost")]);
+        let write = Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline };
+        cluster.turn(1, vec![Input::Write(write)]);
+    }
+    let before = cluster.summary(1).last_index;
+    other_leader(&mut cluster);
+    cluster.cut_off.clear();
+    cluster.tick_until(|cluster| cluster.summary(1).last_index < before);
+    cluster.tick_until(|cluster| cluster.now > deadline);
+    cluster.tick();
+    assert_eq!(cluster.summary(1).proposal_bytes, 0);
+    assert_eq!(action(&cluster, 5), Some(Action::Ambiguous));
+}
+
 #[test]
 fn an_overwritten_proposal_is_answered_not_leader() {
     let mut cluster = Cluster::led_by_1(Config::default());
