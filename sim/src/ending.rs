@@ -3,7 +3,8 @@
 //! 1. All faults end, all nodes run. Within ten election time-outs every range takes a write (I13).
 //! 2. Clients finish what they began; keys with a ttl end in time (I14).
 //! 3. All replicas become level, and hold equal data (I4, I3), with an expiry index that fits it (I14).
-//! 4. Every key is read. The history is linearizable, nothing acknowledged is lost, nothing was seen
+//! 4. All ranges fall asleep, and nothing is said about them any more (`quiet.rs`).
+//! 5. Every key is read. The history is linearizable, nothing acknowledged is lost, nothing was seen
 //!    that nobody wrote (I12).
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use crate::clock::{Nanos, ms, us};
 use crate::cluster::Cluster;
 use crate::gray::Storms;
 use crate::node::Node;
+use crate::quiet::Rest;
 use crate::schedule::Event;
 use crate::territory::{self, Territory};
 
@@ -37,6 +39,8 @@ enum Phase {
     Settling,
     Expiring,
     Levelling,
+    /// Ranges fall asleep.
+    Resting,
     Reading,
     Done,
 }
@@ -45,7 +49,7 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Ending {
     phase: Phase,
-    began: Nanos,
+    pub began: Nanos,
     last_recovery: Nanos,
     /// Applied indexes and epochs, all added up, and the replicas: whether what lags comes on.
     progress: (u64, u64, usize),
@@ -54,6 +58,12 @@ pub(crate) struct Ending {
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
     pub storms: Storms,
+    /// Since when all ranges sleep.
+    pub rest: Option<Rest>,
+    /// How few replicas were awake so far while all were to fall asleep.
+    pub awake: Option<usize>,
+    /// How often somebody woke then.
+    pub stirs: usize,
 }
 
 impl Ending {
@@ -153,7 +163,16 @@ impl Cluster {
                 self.check_territory();
                 let verdict = self.check_expiry_index();
                 self.check(verdict);
-                self.read_all();
+                if self.comes_to_rest() {
+                    self.next_phase(Phase::Resting);
+                } else {
+                    self.read_all();
+                }
+            }
+            Phase::Resting => {
+                if self.rested(late) {
+                    self.read_all();
+                }
             }
             Phase::Reading if self.ending.readers.iter().all(|client| self.clients[*client].is_idle()) => {
                 self.judge();

@@ -30,6 +30,7 @@ mod network;
 mod node;
 mod ops;
 mod placement;
+mod quiet;
 mod recorder;
 mod rng;
 pub mod run;

@@ -60,6 +60,7 @@ marks! {
     RangeSleeps: "a range sleeps",
     WordToSleep: "a leader tells a follower that it sleeps",
     NodeLeaves: "a node says that it stops, for its sleeping ranges",
+    AllAsleep: "all ranges sleep, and nothing is said about them",
     SnapshotOverlap: "a snapshot is refused: another range holds part of its span",
     MergeOrdered: "placement orders a merge",
     RangeFrozen: "a range is frozen",
