@@ -10,6 +10,7 @@ mod embed;
 mod gray;
 mod growth;
 mod grpc;
+mod hot;
 mod links;
 mod living;
 mod merge_steps;

@@ -72,7 +72,9 @@ impl OpenError {
         match error.kind() {
             _ if is_no_space(&cause) => Self::NoSpace { cause },
             ErrorKind::Corruption => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
-            ErrorKind::IOError if is_missing(&cause) => Self::Corrupt { file: file_named_in(folder, &cause), what: cause },
+            ErrorKind::IOError if is_missing(&cause) => {
+                Self::Corrupt { file: file_named_in(folder, &cause), what: cause }
+            }
             _ => Self::Io { cause },
         }
     }
