@@ -199,12 +199,17 @@ impl Service {
     /// may also be that `by` is to get a replica there by a log that begins before the merge: so it stays as long as
     /// the descriptor names the node and the node has not reported.
     fn is_swallowed(&self, node: u64, by: u64, version: u64, seen_version: u64) -> bool {
-        if seen_version >= version {
-            return false;
-        }
-        match self.state.reports.get(node, by) {
-            Some(own) => own.version >= version,
-            None => self.state.table.get(by).is_some_and(|route| !holds(&route.descriptor, node)),
+        seen_version < version && self.is_past(node, by, version)
+    }
+
+    /// Whether a range has no replica on a node, and is to get none there, that is older than this version.
+    fn is_past(&self, node: u64, range: u64, version: u64) -> bool {
+        let table = &self.state.table;
+        match (self.state.reports.get(node, range), table.get(range)) {
+            (Some(own), _) => own.version >= version,
+            (None, Some(route)) => !holds(&route.descriptor, node),
+            // It was merged away itself: then the range that has its place tells.
+            (None, None) => table.absorbed(range).is_some_and(|(next, version)| self.is_past(node, next, version)),
         }
     }
 }

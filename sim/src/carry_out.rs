@@ -36,12 +36,12 @@ impl Cluster {
             self.check(verdict);
             self.send(envelope);
         }
-        for Beat { to, leaving } in effects.beats.drain(..) {
+        for Beat { to, leaving, hears_nothing } in effects.beats.drain(..) {
             if leaving {
                 self.marks.hit(Mark::NodeLeaves);
             }
             let (from, boot_id) = (id_of(index), self.nodes[index].life().number + 1);
-            self.tell_node(index, index_of(to), || Input::Beat { from, boot_id, leaving });
+            self.tell_node(index, index_of(to), || Input::Beat { from, boot_id, leaving, hears_nothing });
         }
         self.queue_applies(index, effects);
         self.answer_clients(index, effects);

@@ -191,7 +191,8 @@ impl<S: LocalStorage> StoreLoop<S> {
         let Frame { from, batch, memory } = frame;
         self.counters.raft_messages_received.add(batch.messages.len() as u64);
         if batch.beat {
-            let beat = Input::Beat { from, boot_id: batch.boot_id, leaving: batch.leaving };
+            let v1::PeerBatch { boot_id, leaving, hears_nothing, .. } = batch;
+            let beat = Input::Beat { from, boot_id, leaving, hears_nothing };
             self.store.on(now, beat, effects);
         }
         for message in batch.messages {

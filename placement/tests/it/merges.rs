@@ -52,6 +52,31 @@ fn it_stays_where_the_merge_is_yet_to_be_applied() {
     assert_eq!(removed(&answer), [3]);
 }
 
+/// Where the range that took it in was merged away too, before it began on this node (seed 403).
+#[test]
+fn it_goes_where_the_range_that_took_it_in_never_was_and_is_gone_too() {
+    for reported_before in [false, true] {
+        let mut world = World::new(&spec("nodes=5 ranges=4"));
+        (0..5).for_each(|_| world.step());
+        let stale = world.groups[&4].descriptor.clone();
+        let holders = world.groups[&2].nodes();
+        let outside = (1..=5).find(|node| !holders.contains(node)).expect("three of five hold it");
+        let merge = |world: &mut World, left_range_id, right_range_id| {
+            let request = v1::MergeRangesRequest { left_range_id, right_range_id, timeout_ms: 60_000 };
+            world.ask(Request::MergeRanges(request)).expect("merged");
+            (0..5).for_each(|_| world.step());
+        };
+        merge(&mut world, 3, 4);
+        if reported_before {
+            world.say(outside, vec![replica(&stale, 9)]);
+        }
+        merge(&mut world, 2, 3);
+        assert!(!world.groups[&2].nodes().contains(&outside), "it has nothing of the range that is left");
+        let news = if reported_before { vec![] } else { vec![replica(&stale, 9)] };
+        assert_eq!(removed(&world.say(outside, news)), [4], "reported before: {reported_before}");
+    }
+}
+
 /// A service that begins after the merge knows of it by the same proof, whatever it is told first.
 #[test]
 fn a_service_that_begins_later_finds_it_out() {

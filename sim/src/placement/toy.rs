@@ -43,17 +43,6 @@ pub(super) struct Merged {
     pub by: v1::RangeDescriptor,
 }
 
-impl Merged {
-    /// Whether a node's replica of it is of no use any more. The range that took it in may still have to apply the merge
-    /// there, or to begin there, from what the replica holds.
-    fn is_over(&self, summary: &RangeSummary, node: usize, there: &[RangeSummary]) -> bool {
-        let by = there.iter().find(|of| of.range.0 == self.by.range_id);
-        let holds = self.by.replicas.iter().any(|of| of.node_id == id_of(node).0);
-        let past = by.map_or(!holds, |by| age(&by.descriptor).0 >= age(&self.by).0);
-        past && age(&summary.descriptor).0 < age(&self.by).0
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Ordered {
     pub order: v1::RangeOrder,
@@ -117,6 +106,28 @@ impl Placement {
         self.known.iter().map(status).collect()
     }
 
+    /// Whether a node's replica of a range that was merged away is of no use any more. The range that took it in may still
+    /// have to apply the merge there, or to begin there, from what the replica holds.
+    fn is_over(&self, merged: &Merged, summary: &RangeSummary, node: usize, there: &[RangeSummary]) -> bool {
+        let version = age(&merged.by).0;
+        age(&summary.descriptor).0 < version && self.is_past(&merged.by, version, node, there)
+    }
+
+    /// Whether a range has no replica on a node, and is to get none there, that is older than this version.
+    fn is_past(&self, range: &v1::RangeDescriptor, version: u64, node: usize, there: &[RangeSummary]) -> bool {
+        let id = RangeId(range.range_id);
+        if let Some(own) = there.iter().find(|of| of.range == id) {
+            return age(&own.descriptor).0 >= version;
+        }
+        match self.merged.get(&id) {
+            Some(next) => self.is_past(&next.by, age(&next.by).0, node, there),
+            None => {
+                let newest = self.known.get(&id).map_or(range, |known| &known.descriptor);
+                newest.replicas.iter().all(|of| of.node_id != id_of(node).0)
+            }
+        }
+    }
+
     /// Takes in what a node says of a replica, of those that are there; returns the replica's id if it is surely gone.
     fn report(&mut self, node: usize, summary: &RangeSummary, there: &[RangeSummary]) -> Option<u64> {
         let descriptor = &*summary.descriptor;
@@ -125,10 +136,12 @@ impl Placement {
             (age(newest).1 > age(descriptor).1 && !named).then_some(summary.replica_id)
         };
         if let Some(merged) = self.merged.get(&summary.range) {
-            // Those that were voters in the end ask the others, and go by themselves; a learner asks nobody, and the
-            // leader that removed it may have gone before it could say so.
+            // Those that were voters in the end ask the others, and go by themselves. A learner asks nobody, and the
+            // leader that removed it may have gone before it could say so; one that stands still waits for a target that
+            // may have gone before it began there.
             let role = descriptor.replicas.iter().find(|of| of.replica_id == summary.replica_id).map(|of| of.role());
-            let waits = role == Some(v1::ReplicaRole::Learner) && merged.is_over(summary, node, there);
+            let asks_nobody = role == Some(v1::ReplicaRole::Learner) || summary.frozen.is_some();
+            let waits = asks_nobody && self.is_over(merged, summary, node, there);
             return is_former(&merged.last).or_else(|| waits.then_some(summary.replica_id));
         }
         let known = self.known.entry(summary.range).or_insert_with(|| Known {

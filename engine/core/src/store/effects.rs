@@ -142,6 +142,8 @@ pub struct Beat {
     pub to: NodeId,
     /// This process stops.
     pub leaving: bool,
+    /// Nothing was heard of that node for an election time-out.
+    pub hears_nothing: bool,
 }
 
 /// What one turn wants in the log: atomic, and durable before anything that depends on it leaves.

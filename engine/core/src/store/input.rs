@@ -42,6 +42,8 @@ pub enum Input {
         boot_id: u64,
         /// It stops.
         leaving: bool,
+        /// It has heard nothing of this node for an election time-out.
+        hears_nothing: bool,
     },
     /// A range was read here by the leader's lease since the last tick: it is not idle.
     Read {

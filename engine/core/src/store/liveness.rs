@@ -9,6 +9,7 @@
 //! silent for an election time-out ─▶ dead ─▶ the sleeping ranges it led wake here, spread over time (sleepers.rs)
 //! another boot id ────────────────▶ the same at once: that process leads nothing any more
 //! it says that it stops ──────────▶ the same at once
+//! it hears nothing of this node ──▶ the same after an election time-out: it could not lead
 //! heard of again ─────────────────▶ ranges that are led here, and fell asleep without it, wake
 //! ```
 //! **What hangs on it.** Only when ranges wake; never whether a lease holds or a vote may be given. A beat promises nothing to
@@ -43,6 +44,9 @@ struct Sign {
     boot_id: u64,
     silent_ticks: usize,
     dead: bool,
+    /// For so many ticks it has said that it hears nothing of this node.
+    deaf_ticks: Option<usize>,
+    deaf: bool,
     /// The process with this boot id has said that it stops.
     leaving: bool,
 }
@@ -50,7 +54,14 @@ struct Sign {
 impl Liveness {
     /// Something came from a node; with its boot id, if that was said.
     pub(crate) fn heard(&mut self, node: NodeId, boot_id: Option<u64>) -> Heard {
-        let new = Sign { boot_id: boot_id.unwrap_or(0), silent_ticks: 0, dead: true, leaving: false };
+        let new = Sign {
+            boot_id: boot_id.unwrap_or(0),
+            silent_ticks: 0,
+            dead: true,
+            deaf_ticks: None,
+            deaf: false,
+            leaving: false,
+        };
         let sign = self.nodes.entry(node).or_insert(new);
         let mut heard = Heard::default();
         if let Some(boot_id) = boot_id.filter(|id| *id != sign.boot_id) {
@@ -58,10 +69,26 @@ impl Liveness {
             (sign.boot_id, sign.leaving) = (boot_id, false);
         }
         if !sign.leaving {
-            heard.came_back = std::mem::take(&mut sign.dead);
+            heard.came_back = !sign.deaf && std::mem::take(&mut sign.dead);
             sign.silent_ticks = 0;
         }
         heard
+    }
+
+    /// The node says whether it hears this one. True: it does again, and lives.
+    pub(crate) fn hears_this_node(&mut self, node: NodeId, hears: bool) -> bool {
+        let Some(sign) = self.nodes.get_mut(&node) else { return false };
+        if !hears {
+            sign.deaf_ticks.get_or_insert(0);
+            return false;
+        }
+        sign.deaf_ticks = None;
+        std::mem::take(&mut sign.deaf) && !sign.leaving && std::mem::take(&mut sign.dead)
+    }
+
+    /// Whether anything came from a node within an election time-out.
+    pub(crate) fn is_heard(&self, node: NodeId, election_ticks: usize) -> bool {
+        self.nodes.get(&node).is_some_and(|sign| sign.silent_ticks <= election_ticks)
     }
 
     /// The node says that its process stops.
@@ -78,7 +105,9 @@ impl Liveness {
         let mut died = Vec::new();
         for (node, sign) in &mut self.nodes {
             sign.silent_ticks = sign.silent_ticks.saturating_add(1);
-            if !sign.dead && sign.silent_ticks > election_ticks {
+            sign.deaf_ticks = sign.deaf_ticks.map(|ticks| ticks.saturating_add(1));
+            sign.deaf = sign.deaf_ticks.is_some_and(|ticks| ticks > election_ticks);
+            if !sign.dead && (sign.deaf || sign.silent_ticks > election_ticks) {
                 sign.dead = true;
                 died.push(*node);
             }
@@ -119,6 +148,23 @@ mod tests {
         assert!(!liveness.is_live(OTHER));
         assert_eq!(liveness.heard(OTHER, None), Heard { came_back: true, lost_its_ranges: false });
         assert!(liveness.is_same(OTHER, 7));
+    }
+
+    #[test]
+    fn a_node_that_is_heard_and_hears_nothing_is_dead_after_as_long() {
+        let mut liveness = Liveness::default();
+        liveness.heard(OTHER, Some(7));
+        let mut says = |hears| {
+            liveness.heard(OTHER, Some(7));
+            let came_back = liveness.hears_this_node(OTHER, hears);
+            (liveness.tick(10), came_back)
+        };
+        assert!((0..10).all(|_| says(false).0.is_empty()));
+        assert_eq!(says(false).0, [OTHER]);
+        assert_eq!(says(false), (vec![], false), "told once");
+        assert_eq!(says(true), (vec![], true));
+        assert!((0..10).all(|_| says(false).0.is_empty()), "it is counted anew");
+        assert!(liveness.is_live(OTHER));
     }
 
     #[test]

@@ -291,7 +291,10 @@ impl Store {
                 effects.statuses.push((token, status.ok_or(Error::RangeNotFound { range })));
             }
             Input::Message(envelope) => self.message(now, envelope, effects),
-            Input::Beat { from, boot_id, leaving } => self.beat(now, from, boot_id, leaving, effects),
+            Input::Beat { from, boot_id, leaving, hears_nothing } => {
+                self.beat(now, from, boot_id, leaving, effects);
+                self.hears_this_node(now, from, !hears_nothing, effects);
+            }
             Input::Read { range } => {
                 if let Some(range) = self.ranges.get_mut(&range) {
                     range.stir();

@@ -142,6 +142,12 @@ impl Store {
         self.follow_heard(now, from, heard, effects);
     }
 
+    /// Another node says whether it hears this one.
+    pub(super) fn hears_this_node(&mut self, now: BootTime, node: NodeId, hears: bool, effects: &mut Effects) {
+        let came_back = self.shared.liveness.hears_this_node(node, hears);
+        self.follow_heard(now, node, Heard { came_back, lost_its_ranges: false }, effects);
+    }
+
     /// Something came from another node.
     pub(super) fn heard(&mut self, now: BootTime, from: NodeId, boot_id: Option<u64>, effects: &mut Effects) {
         let heard = self.shared.liveness.heard(from, boot_id);
@@ -298,7 +304,8 @@ impl Store {
             others.extend(awake.map(|of| NodeId(of.node_id)));
         }
         others.remove(&own);
-        effects.beats.extend(others.into_iter().map(|to| Beat { to, leaving }));
+        let hears_nothing = |of: NodeId| !self.shared.liveness.is_heard(of, self.shared.config.election_ticks);
+        effects.beats.extend(others.into_iter().map(|to| Beat { to, leaving, hears_nothing: hears_nothing(to) }));
     }
 
     /// This process is to end: what sleeps here is led by others from now on, whoever is asked for it first. Nothing is
@@ -313,7 +320,7 @@ impl Store {
             }
         }
         let others = self.sleepers.shared_with.keys().filter(|node| **node != own);
-        effects.beats.extend(others.map(|to| Beat { to: *to, leaving: true }));
+        effects.beats.extend(others.map(|to| Beat { to: *to, leaving: true, hears_nothing: false }));
     }
 
     /// The sizes at which ranges are split have changed.

@@ -324,10 +324,11 @@ impl Cluster {
 
     /// Delivers the oldest message. False: there is none.
     pub fn deliver(&mut self) -> bool {
-        if let Some((from, boot_id, Beat { to, leaving })) = self.beats.pop_front() {
-            let apart = self.cut_off.contains(&from) || self.cut_off.contains(&to.0);
+        if let Some((from, boot_id, Beat { to, leaving, hears_nothing })) = self.beats.pop_front() {
+            let apart =
+                self.cut_links.contains(&(from, to.0)) || self.cut_off.contains(&from) || self.cut_off.contains(&to.0);
             if !apart && self.nodes.contains_key(&to.0) {
-                self.turn(to.0, vec![Input::Beat { from: NodeId(from), boot_id, leaving }]);
+                self.turn(to.0, vec![Input::Beat { from: NodeId(from), boot_id, leaving, hears_nothing }]);
             }
             return true;
         }

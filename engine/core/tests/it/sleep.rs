@@ -68,7 +68,8 @@ fn beats_are_one_for_each_node_however_many_ranges_sleep() {
     assert!(effects.is_empty(), "{effects:?}");
     cluster.now = cluster.now + cluster.config.tick;
     let effects = cluster.turn(leader, vec![Input::Tick]);
-    let wanted: Vec<_> = others(leader).iter().map(|to| Beat { to: NodeId(*to), leaving: false }).collect();
+    let wanted: Vec<_> =
+        others(leader).iter().map(|to| Beat { to: NodeId(*to), leaving: false, hears_nothing: false }).collect();
     assert_eq!(effects.beats, wanted);
     assert!(effects.messages.is_empty() && effects.log.is_none());
 }
@@ -173,7 +174,7 @@ fn a_follower_that_has_just_fallen_asleep_gives_no_vote() {
     cluster.tick_until(all_asleep);
     cluster.cut_off.insert(leader);
     // Whatever is said about the leader's node.
-    let gone = Input::Beat { from: NodeId(leader), boot_id: 1, leaving: true };
+    let gone = Input::Beat { from: NodeId(leader), boot_id: 1, leaving: true, hears_nothing: false };
     let state = cluster.summary(candidate);
     let message = v1::PeerMessage {
         range_id: RANGE.0,
@@ -200,18 +201,33 @@ fn a_follower_that_has_just_fallen_asleep_gives_no_vote() {
 
 #[test]
 fn when_the_leaders_node_dies_the_range_is_led_again() {
+    is_led_elsewhere(|cluster, leader| {
+        cluster.cut_off.insert(leader);
+    });
+}
+
+/// Its signs of life come through, and it could do nothing for the range.
+#[test]
+fn when_the_leaders_node_hears_nobody_the_range_is_led_elsewhere() {
+    is_led_elsewhere(|cluster, leader| {
+        cluster.cut_links.extend(others(leader).map(|from| (from, leader)));
+    });
+}
+
+fn is_led_elsewhere(fails: impl Fn(&mut Cluster, u64)) {
     for seed in 0..10 {
         let (mut cluster, leader) = asleep_with(Config { seed, ..config() });
-        cluster.cut_off.insert(leader);
+        fails(&mut cluster, leader);
         let ids = others(leader);
         let mut waited = 0;
         while !ids.iter().any(|id| cluster.summary(*id).leads) {
             cluster.tick();
             waited += 1;
-            assert!(waited < 4 * cluster.config.election_ticks, "seed {seed}");
+            assert!(waited < 6 * cluster.config.election_ticks, "seed {seed}");
         }
         assert!(waited > cluster.config.election_ticks, "a short silence is no death");
         cluster.cut_off.clear();
+        cluster.cut_links.clear();
         cluster.tick_until(|cluster| all_asleep(cluster) && !cluster.summary(leader).leads);
     }
 }
@@ -224,7 +240,7 @@ fn a_request_wakes_a_range_whose_leader_is_dead_at_once() {
     cluster.cut_off.insert(leader);
     // As if thousands came before it.
     for id in [one, two] {
-        let gone = Input::Beat { from: NodeId(leader), boot_id: 1, leaving: true };
+        let gone = Input::Beat { from: NodeId(leader), boot_id: 1, leaving: true, hears_nothing: false };
         cluster.now = cluster.now + cluster.config.election_timeout();
         cluster.turn(id, vec![gone]);
     }

@@ -198,7 +198,7 @@ fn a_follower_is_recovered_from_its_sleep() {
     cluster.cut_off.extend([leader, other]);
     cluster.now = cluster.now + cluster.config.election_timeout();
     for id in [leader, other] {
-        cluster.turn(survivor, vec![Input::Beat { from: NodeId(id), boot_id: 1, leaving: true }]);
+        cluster.turn(survivor, vec![Input::Beat { from: NodeId(id), boot_id: 1, leaving: true, hears_nothing: false }]);
     }
     assert!(sleeps(&cluster, survivor) && !cluster.summary(survivor).hears_leader);
     recover_on(&mut cluster, survivor, &[leader, other]);

@@ -132,9 +132,9 @@ impl Outgoing {
     /// Tells other nodes that this one lives, or stops.
     pub fn beat(&self, beats: impl Iterator<Item = Beat>) {
         let boot_id = self.context.hello.boot_id;
-        for Beat { to, leaving } in beats {
+        for Beat { to, leaving, hears_nothing } in beats {
             if let Some(peer) = self.context.peers.get(to) {
-                peer.outbox.beat(Sign { boot_id, leaving });
+                peer.outbox.beat(Sign { boot_id, leaving, hears_nothing });
             }
         }
     }

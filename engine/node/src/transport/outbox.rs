@@ -57,6 +57,8 @@ pub(crate) struct Sign {
     pub boot_id: u64,
     /// It stops.
     pub leaving: bool,
+    /// It has heard nothing of the other node for an election time-out.
+    pub hears_nothing: bool,
 }
 
 fn bytes_of(message: &v1::PeerMessage) -> usize {
@@ -195,8 +197,9 @@ impl Frames {
         drop(state);
         self.counters.raft_messages_sent.add(count as u64);
         let mut batch = v1::PeerBatch { messages, disk_full, health, ..Default::default() };
-        if let Some(Sign { boot_id, leaving }) = sign {
+        if let Some(Sign { boot_id, leaving, hears_nothing }) = sign {
             (batch.boot_id, batch.beat, batch.leaving) = (boot_id, true, leaving);
+            batch.hears_nothing = hears_nothing;
         }
         Poll::Ready(Some(Frame::Batch(batch).encode()))
     }
@@ -265,11 +268,11 @@ mod tests {
             Frame::Batch(batch) => (batch.messages.len(), batch.beat, batch.boot_id, batch.leaving),
             other => panic!("{other:?}"),
         };
-        outbox.beat(Sign { boot_id: 7, leaving: false });
+        outbox.beat(Sign { boot_id: 7, leaving: false, hears_nothing: false });
         assert_eq!(next(&mut frames).await, (0, true, 7, false));
         outbox.push(messages(2, 1), false);
-        outbox.beat(Sign { boot_id: 7, leaving: false });
-        outbox.beat(Sign { boot_id: 7, leaving: true });
+        outbox.beat(Sign { boot_id: 7, leaving: false, hears_nothing: false });
+        outbox.beat(Sign { boot_id: 7, leaving: true, hears_nothing: false });
         assert_eq!(next(&mut frames).await, (2, true, 7, true));
         outbox.push(messages(1, 1), false);
         assert_eq!(next(&mut frames).await, (1, false, 0, false), "it is said once");
