@@ -170,7 +170,8 @@ impl Cluster {
                 }
             }
             Phase::Resting => {
-                if self.rested(late) {
+                let rested = self.rested(late);
+                if rested {
                     self.read_all();
                 }
             }

@@ -45,7 +45,7 @@ async fn work(client: Client, id: u64, keys: u64, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
         serial += CLIENTS;
         let key = format!("key/{:04}", serial * 7 % keys);
-        if serial % 4 == 0 {
+        if serial.is_multiple_of(4) {
             client.put(key, "value").await.expect("the cluster serves");
         } else {
             client.get(key).await.expect("the cluster serves");

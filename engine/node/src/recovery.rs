@@ -18,25 +18,7 @@ impl<S: LocalStorage> Node<S> {
         let mut summaries = self.summaries().await?;
         summaries.retain(|of| of.range > after);
         summaries.sort_by_key(|of| of.range);
-        let own = self.node_id();
-        let replicas = summaries.into_iter().map(|of| v1::SurveyedReplica {
-            descriptor: Some((*of.descriptor).clone()),
-            replica_id: of.replica_id,
-            term: of.term,
-            last_term: of.last_term,
-            last_index: of.last_index,
-            commit_index: of.commit,
-            commit_term: of.commit_term,
-            applied_index: of.applied,
-            leader_node_id: match (of.leads, of.hears_leader) {
-                (true, _) => own.0,
-                (false, true) => of.leader.unwrap_or_default().0,
-                (false, false) => 0,
-            },
-            data_bytes: of.data_bytes,
-            frozen_for_range_id: of.frozen.map_or(0, |frozen| frozen.target_range_id),
-        });
-        Ok(replicas.collect())
+        Ok(summaries.into_iter().map(|of| of.surveyed(self.node_id())).collect())
     }
 
     /// The nodes that were given up for good.

@@ -139,7 +139,7 @@ impl<'a> Search<'a> {
         let route = self.pick(loads, from, to, |_| true)?;
         let reason =
             format!("balance: node {} has {} replicas, node {} has {}", from.node, from.replicas, to.node, to.replicas);
-        Some(moving(self.state, route, from.node, to.node, OrderKind::BalanceReplicas, reason))
+        Some(Decision::to_move(self.state, route, from.node, to.node, OrderKind::BalanceReplicas, reason))
     }
 
     /// A move, or an exchange of a large range for a small one where a move alone would make the counts more unequal.
@@ -149,11 +149,18 @@ impl<'a> Search<'a> {
         let large = self.pick(loads, from, to, worth)?;
         let reason = format!("balance: node {} has {gap} bytes more than node {}", from.node, to.node);
         let kind = OrderKind::BalanceBytes;
-        let mut decisions = vec![moving(self.state, large, from.node, to.node, kind, reason.clone())];
+        let mut decisions = vec![Decision::to_move(self.state, large, from.node, to.node, kind, reason.clone())];
         if from.replicas <= to.replicas {
             let is_small = |size: i64| size <= large.data_bytes as i64 / 4;
             let small = self.pick(loads, to, from, is_small)?;
-            decisions.push(moving(self.state, small, to.node, from.node, kind, format!("{reason}; in exchange")));
+            decisions.push(Decision::to_move(
+                self.state,
+                small,
+                to.node,
+                from.node,
+                kind,
+                format!("{reason}; in exchange"),
+            ));
         }
         Some(decisions)
     }
@@ -210,16 +217,4 @@ fn keeps_preference(state: &State, route: &Route, from: &Load, to: &Load) -> boo
     let keyspace = route.descriptor.keyspace_id;
     let after = voters(&route.descriptor).filter(|node| *node != from.node).chain([to.node]);
     state.places.best_rank(keyspace, after) <= state.places.best_rank(keyspace, voters(&route.descriptor))
-}
-
-fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Decision {
-    Decision {
-        range: route.descriptor.range_id,
-        add: vec![to],
-        remove: vec![from],
-        kind,
-        reason,
-        limit: state.config.order_time_limit,
-        ..Decision::default()
-    }
 }

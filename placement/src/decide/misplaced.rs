@@ -37,15 +37,7 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route, voters: &[u64]) 
 }
 
 fn moving(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Look {
-    Look::Act(Box::new(Decision {
-        range: route.descriptor.range_id,
-        add: vec![to],
-        remove: vec![from],
-        kind,
-        reason,
-        limit: state.config.order_time_limit,
-        ..Decision::default()
-    }))
+    Look::Act(Box::new(Decision::to_move(state, route, from, to, kind, reason)))
 }
 
 /// One replica for another on a node that may have it.

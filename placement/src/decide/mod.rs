@@ -37,6 +37,19 @@ pub(crate) struct Decision {
 }
 
 impl Decision {
+    /// One replica comes for another.
+    pub fn to_move(state: &State, route: &Route, from: u64, to: u64, kind: OrderKind, reason: String) -> Self {
+        Self {
+            range: route.descriptor.range_id,
+            add: vec![to],
+            remove: vec![from],
+            kind,
+            reason,
+            limit: state.config.order_time_limit,
+            ..Self::default()
+        }
+    }
+
     /// Without an id.
     pub fn order(&self) -> v1::RangeOrder {
         v1::RangeOrder {

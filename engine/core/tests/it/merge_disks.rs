@@ -14,19 +14,25 @@ use crate::merges::{assert_well, frozen, merge_input, merged_on, split, split_wi
 use crate::ranges::{CHILD, message, whole};
 use crate::snapshots::small_log;
 
+/// Two ranges, merged while node 3 hears nothing, and written to until it can only get a snapshot.
+fn merged_without_3() -> Cluster {
+    let mut cluster = split_with(small_log(), 0);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.step_until(|cluster| merged_on(cluster, &[1]));
+    cluster.cut_off.insert(3);
+    cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
+    for token in 10..50 {
+        write_and_settle(&mut cluster, 1, token, RANGE, if token % 2 == 0 { "b" } else { "q" });
+    }
+    cluster
+}
+
 /// cockroach#36611, tikv#7027: a replica of the target that is sent a snapshot has the frozen source beside it. Both change in
 /// one batch, and a crash before leaves both as they were.
 #[test]
 fn a_snapshot_of_the_merged_range_ends_the_source_beside_it() {
     for crash in [false, true] {
-        let mut cluster = split_with(small_log(), 0);
-        cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
-        cluster.step_until(|cluster| merged_on(cluster, &[1]));
-        cluster.cut_off.insert(3);
-        cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
-        for token in 10..50 {
-            write_and_settle(&mut cluster, 1, token, RANGE, if token % 2 == 0 { "b" } else { "q" });
-        }
+        let mut cluster = merged_without_3();
         assert!(cluster.summary(1).truncated > cluster.summary(3).last_index);
         let (before, held) = (cluster.summary(3).applied, rows(&cluster.node(3).disk, &whole()));
         cluster.disk_held.insert(3);
@@ -53,14 +59,7 @@ fn a_snapshot_of_the_merged_range_ends_the_source_beside_it() {
 /// A large one likewise: the source stands still until nothing of it is under way, and ends by the intent.
 #[test]
 fn a_large_snapshot_of_the_merged_range_ends_the_source_beside_it() {
-    let mut cluster = split_with(small_log(), 0);
-    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
-    cluster.step_until(|cluster| merged_on(cluster, &[1]));
-    cluster.cut_off.insert(3);
-    cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
-    for token in 10..50 {
-        write_and_settle(&mut cluster, 1, token, RANGE, if token % 2 == 0 { "b" } else { "q" });
-    }
+    let mut cluster = merged_without_3();
     // What the log writer still has of the source comes before anything is installed.
     cluster.disk_held.insert(3);
     let ask = v1::PeerMessage { index: 1_000, log_term: 9, ..message(3, 2, MessageType::MsgRequestVote, 30) };

@@ -13,20 +13,7 @@ use crate::ranges::{CHILD, begun, nodes_of, order, serves, write_at};
 
 /// What a node says of its replicas.
 pub fn survey(cluster: &Cluster, id: u64) -> v1::SurveyResponse {
-    let replica = |of: flotilla_engine::store::RangeSummary| v1::SurveyedReplica {
-        descriptor: Some((*of.descriptor).clone()),
-        replica_id: of.replica_id,
-        term: of.term,
-        last_term: of.last_term,
-        last_index: of.last_index,
-        commit_index: of.commit,
-        commit_term: of.commit_term,
-        applied_index: of.applied,
-        leader_node_id: of.leader.filter(|_| of.hears_leader).unwrap_or_default().0,
-        data_bytes: of.data_bytes,
-        frozen_for_range_id: of.frozen.map_or(0, |frozen| frozen.target_range_id),
-    };
-    let replicas = cluster.node(id).store.ranges().map(replica).collect();
+    let replicas = cluster.node(id).store.ranges().map(|of| of.surveyed(NodeId(id))).collect();
     v1::SurveyResponse { cluster_id: 1, node_id: id, boot_id: id, replicas, ..Default::default() }
 }
 
