@@ -60,6 +60,8 @@ pub struct Store {
     wishes: Vec<Wish>,
     /// Replicas that end with a snapshot of the range that took theirs in.
     held: BTreeSet<RangeId>,
+    /// What snapshots that are being put in place will write and delete, by their ranges ([`Store::claim`]).
+    claims: BTreeMap<RangeId, Vec<Arc<v1::RangeDescriptor>>>,
     /// Replicas that are gone from this store for good.
     tombstones: BTreeMap<RangeId, v1::Tombstone>,
     unknown: Unknown,
@@ -130,6 +132,7 @@ impl Store {
             born: Vec::new(),
             wishes: Vec::new(),
             held: BTreeSet::new(),
+            claims: BTreeMap::new(),
             tombstones: boot.tombstones.clone(),
             unknown: Unknown::default(),
             doomed: BTreeSet::new(),

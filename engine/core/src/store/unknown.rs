@@ -115,13 +115,14 @@ impl Store {
             self.with(now, id, effects, |range, turn| told = range.told_removed(turn, newer, entry, common));
             return told;
         }
-        let mut ends = None;
+        let mut brought = None;
         if let Some(header) = envelope.snapshot.as_ref().map(|data| &data.header) {
             self.check_overlap(id, header)?;
-            ends = Some(self.ends_of(id, header));
+            brought = Some((self.ends_of(id, header), header.descriptor.clone().unwrap_or_default()));
         }
         self.with(now, id, effects, |range, turn| range.message(turn, envelope));
-        if let Some(ends) = ends {
+        if let Some((ends, descriptor)) = brought {
+            self.claim(id, Arc::new(descriptor), &ends);
             self.hold_for(now, id, ends, effects);
         }
         Ok(())
@@ -200,10 +201,28 @@ impl Store {
         // Those that the range has taken in end with the snapshot.
         let absorbed = header.merge.as_ref().map_or(&[][..], |merge| &merge.absorbed);
         let mut others = self.descriptors_here().filter(|(other, _)| *other != id && !absorbed.contains(&other.0));
-        match others.find(|(_, other)| overlap(other, descriptor)).map(|(_, other)| other) {
-            Some(other) => Err(format!("the snapshot overlaps with range {}, which is here", other.range_id)),
+        if let Some((_, other)) = others.find(|(_, other)| overlap(other, descriptor)) {
+            return Err(format!("the snapshot overlaps with range {}, which is here", other.range_id));
+        }
+        let under_way = |other: &RangeId| self.ranges.get(other).is_some_and(Range::brings_snapshot);
+        let mut claimed = self.claims.iter().filter(|(other, _)| **other != id && under_way(other));
+        match claimed.find(|(_, spans)| spans.iter().any(|span| overlap(span, descriptor))) {
+            Some((other, _)) => Err(format!("the snapshot overlaps with what is being put in place of range {other}")),
             None => Ok(()),
         }
+    }
+
+    /// A snapshot was brought: until it is durable it writes its own span, and deletes those of the replicas that end with
+    /// it. They are no replicas here any more long before: another snapshot's data would go with theirs (seed 106).
+    fn claim(&mut self, id: RangeId, span: Arc<v1::RangeDescriptor>, ends: &[RangeId]) {
+        let Self { claims, ranges, .. } = self;
+        claims.retain(|of, _| ranges.get(of).is_some_and(Range::brings_snapshot));
+        if !self.ranges.get(&id).is_some_and(Range::brings_snapshot) {
+            return;
+        }
+        let ended = ends.iter().filter_map(|of| self.descriptor_here(*of)).map(|of| Arc::new(of.clone()));
+        let spans: Vec<_> = std::iter::once(span).chain(ended).collect();
+        self.claims.entry(id).or_default().extend(spans);
     }
 
     fn message_to_unknown(
@@ -292,11 +311,12 @@ impl Store {
         self.check_overlap(id, &header)?;
         self.check_own(id, envelope.message.to_replica, &header)?;
         let ends = self.ends_of(id, &header);
-        let descriptor = header.descriptor.unwrap_or_default();
-        let boot = RangeBoot::blank(Arc::new(descriptor));
+        let descriptor = Arc::new(header.descriptor.unwrap_or_default());
+        let boot = RangeBoot::blank(Arc::clone(&descriptor));
         let range = Range::new(&mut self.shared, &boot, now)?;
         self.ranges.insert(id, range);
         self.with(now, id, effects, |range, turn| range.message(turn, envelope));
+        self.claim(id, descriptor, &ends);
         self.hold_for(now, id, ends, effects);
         if self.ranges.get(&id).is_some_and(|range| !range.brings_snapshot()) {
             // Refused: nothing of it is anywhere.
