@@ -245,7 +245,11 @@ impl Invariants {
                 self.unproven.remove(&(item.range, entry.index, entry.term));
             }
         }
-        self.applied_synced[node].extend(applied);
+        for (range, index) in applied {
+            // The apply stage may not have heard yet of a snapshot that was durable before.
+            let synced = self.applied_synced[node].entry(range).or_default();
+            *synced = index.max(*synced);
+        }
         // What a snapshot brought is applied with it; the apply stage hears of that later.
         for item in batches.iter().flat_map(|batch| &batch.items) {
             if let Some(brought) = item.snapshot.as_ref().and_then(|data| data.header.applied) {

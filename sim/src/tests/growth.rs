@@ -144,7 +144,7 @@ fn a_crash_at_the_end_of_a_move_does_not_wait_for_voters_that_are_gone() {
     // The old voter goes as soon as it knows that the joint configuration is left; the new one crashes at many moments
     // around that, and has then lost that it is.
     let mut told = 0;
-    for step in 0..40 {
+    for step in 0..80 {
         let mut scenario = growing(|knobs| {
             (knobs.nodes, knobs.members) = (2, 1);
             knobs.sync = ms(4);
