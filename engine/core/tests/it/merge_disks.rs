@@ -2,16 +2,16 @@
 
 use flotilla_engine::config::Config;
 use flotilla_engine::storage::Storage;
-use flotilla_engine::store::{Envelope, Input, Token, TransferLeader};
-use flotilla_engine::{log_writer, recover};
-use flotilla_proto::{NodeId, v1};
+use flotilla_engine::store::{Envelope, Event, Input, LogItem, Token, TransferLeader};
+use flotilla_engine::{log_writer, recover, snapshot};
+use flotilla_proto::{NodeId, RangeId, v1};
 use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, LATER, RANGE, rows};
 use crate::installs::{install, received, snapshot_to_3};
 use crate::merge_bugs::{level, write_and_settle};
 use crate::merges::{assert_well, frozen, merge_input, merged_on, split, split_with};
-use crate::ranges::{CHILD, message, whole};
+use crate::ranges::{CHILD, message, serves, split_input, whole};
 use crate::snapshots::small_log;
 
 /// Two ranges, merged while node 3 hears nothing, and written to until it can only get a snapshot.
@@ -56,6 +56,26 @@ fn a_snapshot_of_the_merged_range_ends_the_source_beside_it() {
     }
 }
 
+/// Writes what node 3 has for its log, until it has a snapshot installed.
+fn ingest_on_3(cluster: &mut Cluster) -> LogItem {
+    loop {
+        cluster.now = cluster.now + cluster.config.tick;
+        let input = match cluster.nodes.get_mut(&3).expect("it exists").log.pop_front() {
+            Some(log) => {
+                let disk = cluster.node(3).disk.clone();
+                let mut batch = disk.batch();
+                log_writer::fill(&mut batch, &log).expect("sound");
+                disk.write(batch).expect("the disk is well");
+                Input::Persisted { sequence: log.sequence }
+            }
+            None => Input::Tick,
+        };
+        if let Some(item) = cluster.turn(3, vec![input]).ingests.pop() {
+            return item;
+        }
+    }
+}
+
 /// A large one likewise: the source stands still until nothing of it is under way, and ends by the intent.
 #[test]
 fn a_large_snapshot_of_the_merged_range_ends_the_source_beside_it() {
@@ -70,22 +90,7 @@ fn a_large_snapshot_of_the_merged_range_ends_the_source_beside_it() {
     assert!(cluster.turn(3, vec![snapshot_to_3(data, term)]).ingests.is_empty());
     assert!(cluster.summary_of(3, CHILD).is_none(), "it takes part in nothing");
     cluster.disk_held.clear();
-    let mut item = None;
-    while item.is_none() {
-        cluster.now = cluster.now + cluster.config.tick;
-        let input = match cluster.nodes.get_mut(&3).expect("it exists").log.pop_front() {
-            Some(log) => {
-                let disk = cluster.node(3).disk.clone();
-                let mut batch = disk.batch();
-                log_writer::fill(&mut batch, &log).expect("sound");
-                disk.write(batch).expect("the disk is well");
-                Input::Persisted { sequence: log.sequence }
-            }
-            None => Input::Tick,
-        };
-        item = cluster.turn(3, vec![input]).ingests.pop();
-    }
-    let item = item.expect("just seen");
+    let item = ingest_on_3(&mut cluster);
     assert_eq!(item.ends.len(), 1);
     assert!(rows(&cluster.node(3).disk, &whole()).iter().any(|(key, _)| key.contains(&b'x')), "not before the intent");
     install(&mut cluster, &item);
@@ -94,6 +99,38 @@ fn a_large_snapshot_of_the_merged_range_ends_the_source_beside_it() {
     cluster.tick_until(level);
     cluster.restart(3);
     cluster.tick_until(level);
+    assert_well(&cluster);
+}
+
+/// The range that took another one in is split again, and its child's snapshot comes while that of the range itself, with
+/// which the other one's data goes, is not durable yet (a seed of the simulation).
+#[test]
+fn a_childs_snapshot_waits_for_one_under_way_that_deletes_its_span() {
+    const NEW: RangeId = RangeId(CHILD.0 + 1);
+    let mut cluster = merged_without_3();
+    cluster.turn(1, vec![split_input(900, "m")]);
+    cluster.tick_until(|cluster| serves(cluster, NEW) == Some(1));
+    let (data, term) = (received(&cluster), cluster.summary(1).term);
+    let at_once = cluster.turn(3, vec![snapshot_to_3(data, term)]).ingests.pop();
+    let item = at_once.unwrap_or_else(|| ingest_on_3(&mut cluster));
+    assert_eq!(item.ends.len(), 1);
+    assert!(cluster.summary_of(3, CHILD).is_none(), "it is no replica here any more, and has data");
+
+    let made = snapshot::make(&*cluster.node(1).disk, NEW).expect("it can be made");
+    let term = cluster.summary_of(1, NEW).expect("it leads it").term;
+    let Input::Message(mut brought) = snapshot_to_3(made, term) else { unreachable!("it is a message") };
+    brought.message.range_id = NEW.0;
+    let effects = cluster.turn(3, vec![Input::Message(brought)]);
+    let refused =
+        |event: &Event| matches!(event, Event::MessageRefused { reason, .. } if reason.contains("put in place"));
+    assert!(effects.events.iter().any(refused), "{:?}", effects.events);
+    assert!(cluster.summary_of(3, NEW).is_none());
+
+    install(&mut cluster, &item);
+    cluster.turn(3, vec![Input::Ingested { range: RANGE }]);
+    cluster.cut_off.clear();
+    let same = |cluster: &Cluster| rows(&cluster.node(3).disk, &whole()) == rows(&cluster.node(1).disk, &whole());
+    cluster.tick_until(|cluster| cluster.summary_of(3, NEW).is_some() && same(cluster));
     assert_well(&cluster);
 }
 
