@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use flotilla_proto::{RangeId, v1};
+use flotilla_proto::{NodeId, RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 
 use crate::living::{descriptor, ranges, replicas_agree};
@@ -79,7 +79,16 @@ async fn cut(client: &Client, start: &str, end: &str) -> Pair {
         made = pair(client, start).await;
         tokio::task::yield_now().await;
     }
-    made.expect("just seen")
+    let made = made.expect("just seen");
+    // A follower that has not split yet lists no range that begins there, as if it had been taken in.
+    let cut = RangeId(made.right.range_id);
+    for node in (1..=NODES).map(NodeId) {
+        eventually_async("the range to begin on every node", || async {
+            client.get_range(cut, Some(node)).await.is_ok()
+        })
+        .await;
+    }
+    made
 }
 
 /// Orders a merge until nothing begins at this key any more.
