@@ -1,8 +1,8 @@
 //! From a turn's effects to events: the simulation's stand-in for a node's threads and transport.
 
 use flotilla_engine::apply::{ApplyTask, ApplyWork};
-use flotilla_engine::store::{Beat, Effects, Envelope, Event as CoreEvent, Input, LogBatch, LogItem};
-use flotilla_engine::{membership, wire};
+use flotilla_engine::membership;
+use flotilla_engine::store::{Beat, Effects, Envelope, Event as CoreEvent, Input, LogBatch};
 use flotilla_proto::error::Action;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, RangeId, v1};
@@ -16,6 +16,7 @@ use crate::network::Fate;
 use crate::node::{id_of, index_of};
 use crate::schedule::{Event, Inner, Life};
 use crate::territory;
+use crate::trace::{message_words, words};
 
 impl Cluster {
     /// Carries a turn's effects out, the views first, and leaves `effects` empty.
@@ -337,7 +338,7 @@ impl Cluster {
         self.tally.node_messages += 1;
         if let Fate::Arrives(at, again) = self.network.send(self.now, from, to, 0) {
             for at in std::iter::once(at).chain(again) {
-                self.schedule.at(at, Event::Told { to, what: Box::new(what()) });
+                self.schedule.at(at, Event::Told { to, sent: self.now, what: Box::new(what()) });
             }
         }
     }
@@ -467,44 +468,4 @@ fn mark_of_refusal(reason: &str) -> Mark {
         ("goes as soon as", Mark::SuccessorWaits),
     ];
     known.into_iter().find(|(words, _)| reason.contains(words)).map_or(Mark::MessageRefused, |(_, mark)| mark)
-}
-
-/// A log batch for people.
-fn words(batch: &LogBatch) -> String {
-    let item = |item: &LogItem| {
-        let entries: Vec<(u64, u64)> = item.entries.iter().map(|entry| (entry.index, entry.term)).collect();
-        let snapshot = item.snapshot.as_ref().map(|data| data.header.applied);
-        format!(
-            "{} {:?} entries {entries:?} remove {:?} snapshot {snapshot:?} begins {} destroy {:?}",
-            item.range,
-            item.raft_state,
-            item.remove,
-            item.begins.is_some(),
-            item.destroy.as_ref().map(|destroy| destroy.tombstone.replica_id)
-        )
-    };
-    batch.items.iter().map(item).collect::<Vec<_>>().join(", ")
-}
-
-/// A message for people.
-fn message_words(envelope: &Envelope) -> String {
-    let of = &envelope.message;
-    let kind = wire::from_wire(of.clone()).map(|message| message.get_msg_type());
-    format!(
-        "{} to {} {} ({} to {}{}): {kind:?} term {} log term {} index {} entries {:?} commit {} reject {} stamp {} ack {}",
-        envelope.from,
-        envelope.to,
-        RangeId(of.range_id),
-        of.from_replica,
-        of.to_replica,
-        if of.removed.is_some() { ", removed" } else { "" },
-        of.term,
-        of.log_term,
-        of.index,
-        of.entries.iter().map(|entry| entry.index).collect::<Vec<_>>(),
-        of.commit,
-        of.reject,
-        of.stamp,
-        of.ack_stamp
-    )
 }

@@ -196,8 +196,14 @@ impl Cluster {
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Inner(life, inner) => self.dispatch_inner(life, inner),
-            Event::Deliver(envelope, sender, sent) => self.deliver(*envelope, sender, sent),
-            Event::Told { to, what } => self.give(to, *what),
+            Event::Deliver(envelope, sender, sent) => {
+                self.note_late(sent);
+                self.deliver(*envelope, sender, sent);
+            }
+            Event::Told { to, sent, what } => {
+                self.note_late(sent);
+                self.give(to, *what);
+            }
             Event::SlowPhaseEnds => self.judge_slow_phase(),
             Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
             Event::Answer { reply_to, outcome } => self.client_outcome(reply_to, *outcome),

@@ -58,11 +58,13 @@ pub(crate) struct Ending {
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
     pub storms: Storms,
+    /// Since when nothing goes wrong with what is sent.
+    pub calm_since: Nanos,
     /// Since when all ranges sleep.
     pub rest: Option<Rest>,
     /// How few replicas were awake so far while all were to fall asleep.
     pub awake: Option<usize>,
-    /// How often somebody woke then.
+    /// How often somebody woke then whom no late message had reached.
     pub stirs: usize,
 }
 
@@ -103,6 +105,7 @@ impl Cluster {
         }
         self.trace.note(self.now, "heal", &[]);
         self.network.become_calm();
+        self.ending.calm_since = self.now;
         for undo in std::mem::take(&mut self.undo).into_values() {
             self.undo_fault(undo);
         }

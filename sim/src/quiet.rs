@@ -5,13 +5,15 @@ use flotilla_engine::store::Input;
 use flotilla_proto::v1;
 
 use crate::clock::{Nanos, ms, nanos};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Tally};
 use crate::marks::Mark;
 
 /// For so long nobody may say anything about a range.
 const QUIET: Nanos = ms(3_000);
 
-/// Messages that were late wake somebody so often at most.
+/// So often may somebody wake after all slept: for the last orders of the placement, which may be late, and because a
+/// node has found out only now that it was slow. What a message leads to that was sent before the healing does not
+/// count: with thousands of them, seconds late, some come to every sleeping range.
 const STIRS_MAX: usize = 10;
 
 /// What was counted when all ranges were asleep.
@@ -20,6 +22,8 @@ pub(crate) struct Rest {
     since: Nanos,
     messages: u64,
     node_messages: u64,
+    /// Something has arrived that was sent before the healing: it wakes whom it is for.
+    late: bool,
 }
 
 impl Cluster {
@@ -30,16 +34,16 @@ impl Cluster {
 
     /// Waits until all ranges sleep, and then whether nobody stirs; true: that is over.
     pub(crate) fn rested(&mut self, late: bool) -> bool {
-        let counted = Rest { since: self.now, messages: self.tally.messages, node_messages: self.tally.node_messages };
+        let Tally { messages, node_messages, .. } = self.tally;
+        let counted = Rest { since: self.now, messages, node_messages, late: false };
         let Some(rest) = self.ending.rest else {
             self.wait_for_sleep(counted, late);
             return false;
         };
         let said = counted.messages - rest.messages;
         if said > 0 {
-            // What was under way for long may arrive now, and wakes whom it is for.
             (self.ending.rest, self.ending.awake) = (None, None);
-            self.ending.stirs += 1;
+            self.ending.stirs += usize::from(!rest.late);
             if self.ending.stirs > STIRS_MAX {
                 self.check(Err(format!("I13: all ranges slept, and {said} messages about them were sent, once more")));
             }
@@ -67,6 +71,13 @@ impl Cluster {
         }
         true
     }
+    /// Something arrives that was sent then.
+    pub(crate) fn note_late(&mut self, sent: Nanos) {
+        if let Some(rest) = self.ending.rest.as_mut().filter(|_| sent < self.ending.calm_since) {
+            rest.late = true;
+        }
+    }
+
     fn wait_for_sleep(&mut self, counted: Rest, late: bool) {
         self.take_orders_back();
         let processes = self.nodes.iter().filter_map(|node| node.process.as_ref());

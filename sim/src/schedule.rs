@@ -51,6 +51,7 @@ pub(crate) enum Event {
     /// One node tells another something that is about no range.
     Told {
         to: usize,
+        sent: Nanos,
         what: Box<Input>,
     },
     /// The slow phase of a node is about to end.

@@ -5,6 +5,10 @@
 
 use std::fmt::Write;
 
+use flotilla_engine::store::{Envelope, LogBatch, LogItem};
+use flotilla_engine::wire;
+use flotilla_proto::RangeId;
+
 use crate::clock::Nanos;
 
 #[derive(Debug, Default)]
@@ -65,4 +69,44 @@ impl Trace {
     fn mix(&mut self, word: u64) {
         self.hash = (self.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
+}
+
+/// A log batch for people.
+pub(crate) fn words(batch: &LogBatch) -> String {
+    let item = |item: &LogItem| {
+        let entries: Vec<(u64, u64)> = item.entries.iter().map(|entry| (entry.index, entry.term)).collect();
+        let snapshot = item.snapshot.as_ref().map(|data| data.header.applied);
+        format!(
+            "{} {:?} entries {entries:?} remove {:?} snapshot {snapshot:?} begins {} destroy {:?}",
+            item.range,
+            item.raft_state,
+            item.remove,
+            item.begins.is_some(),
+            item.destroy.as_ref().map(|destroy| destroy.tombstone.replica_id)
+        )
+    };
+    batch.items.iter().map(item).collect::<Vec<_>>().join(", ")
+}
+
+/// A message for people.
+pub(crate) fn message_words(envelope: &Envelope) -> String {
+    let of = &envelope.message;
+    let kind = wire::from_wire(of.clone()).map(|message| message.get_msg_type());
+    format!(
+        "{} to {} {} ({} to {}{}): {kind:?} term {} log term {} index {} entries {:?} commit {} reject {} stamp {} ack {}",
+        envelope.from,
+        envelope.to,
+        RangeId(of.range_id),
+        of.from_replica,
+        of.to_replica,
+        if of.removed.is_some() { ", removed" } else { "" },
+        of.term,
+        of.log_term,
+        of.index,
+        of.entries.iter().map(|entry| entry.index).collect::<Vec<_>>(),
+        of.commit,
+        of.reject,
+        of.stamp,
+        of.ack_stamp
+    )
 }

@@ -12,9 +12,11 @@
 //! - *stalls*: by how much ticks came too late, if by much; time heals it, at a twentieth of its pace.
 //!
 //! When it is slow: a figure is above its floor and at least three times as large as the same figure of a majority of all
-//! nodes that are heard of (itself counted among them), for two seconds on end and in a few further samples: a node with
-//! little to do says no more by being silent for two seconds. So where most are slow nobody is: the
-//! leaders would have nowhere better to go. With two nodes nobody ever is. It is well again when no figure has
+//! nodes that are heard of and have one (itself counted among them), for two seconds on end and in a few further samples:
+//! a node with little to do says no more by being silent for two seconds. So where most are slow nobody is: the
+//! leaders would have nowhere better to go. Nodes that write nothing have no such figure: they speak neither for nor
+//! against, or a slow disk among the few that work would hide behind the many that rest. With two nodes, or two that
+//! write, nobody ever is. It is well again when no figure has
 //! been twice as large for ten seconds. The rule is like that of TiKV's and PD's slow scores in its purpose; the figures
 //! here are compared between nodes, not with a fixed bound.
 //!
@@ -297,9 +299,9 @@ impl Health {
         if own_us < floor {
             return None;
         }
-        let fresh = || self.peers.values().filter(|peer| now.since(peer.heard) <= FRESH);
-        let majority = fresh().count().div_ceil(2) + 1;
-        let mut better: Vec<u64> = fresh().filter_map(|peer| figure(&peer.health)).collect();
+        let fresh = self.peers.values().filter(|peer| now.since(peer.heard) <= FRESH);
+        let mut better: Vec<u64> = fresh.filter_map(|peer| figure(&peer.health)).collect();
+        let majority = better.len().div_ceil(2) + 1;
         better.retain(|us| own_us >= us.saturating_mul(factor));
         better.sort_unstable();
         if better.len() < majority {
@@ -321,22 +323,31 @@ mod tests {
 
     const TICK: Duration = Duration::from_millis(100);
 
-    /// A node whose two peers have fast disks.
+    /// A node with peers that have fast disks: two, unless a test says otherwise; and some that write nothing.
     struct Bench {
         health: Health,
+        writing: Vec<u64>,
+        idle: Vec<u64>,
         now: BootTime,
         batches: u64,
     }
 
     impl Bench {
         fn new() -> Self {
-            Self { health: Health::default(), now: BootTime(60_000_000_000), batches: 0 }
+            Self {
+                health: Health::default(),
+                writing: vec![2, 3],
+                idle: vec![],
+                now: BootTime(60_000_000_000),
+                batches: 0,
+            }
         }
 
         fn tick(&mut self) {
             self.now = self.now + TICK;
-            for peer in [2, 3] {
-                let health = v1::NodeHealth { sync_us: 1_000, ..Default::default() };
+            let writing = self.writing.iter().map(|peer| (*peer, 1_000));
+            for (peer, sync_us) in writing.chain(self.idle.iter().map(|peer| (*peer, 0))) {
+                let health = v1::NodeHealth { sync_us, ..Default::default() };
                 self.health.heard(self.now, NodeId(peer), health);
             }
             self.health.tick(self.now, TICK, TICK);
@@ -371,6 +382,17 @@ mod tests {
         );
         bench.slow_batches(5);
         assert!(bench.health.is_slow(), "further samples say the same");
+    }
+
+    /// Seed 2815: of five nodes two wrote nothing, and two that are better were no majority of five.
+    #[test]
+    fn a_slow_disk_does_not_hide_behind_nodes_that_write_nothing() {
+        let mut bench = Bench { idle: vec![4, 5, 6, 7], ..Bench::new() };
+        bench.slow_batches(40);
+        assert!(bench.health.is_slow());
+        let mut bench = Bench { writing: vec![2], idle: vec![3, 4, 5], ..Bench::new() };
+        bench.slow_batches(40);
+        assert!(!bench.health.is_slow(), "against a single other one nobody is");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use flotilla_engine::apply::Applied;
 use flotilla_engine::command;
 use flotilla_placement::{Change, Counter, Response};
+use flotilla_proto::ids::SYSTEM_KEYSPACE;
 use flotilla_proto::{Result, v1};
 use raft::eraftpb::Entry;
 use v1::write_op::Op;
@@ -103,6 +104,11 @@ impl Ledger {
         if let Some((name, next)) = before.iter().find(|(name, next)| self.next.get(*name) < Some(*next)) {
             return Err(format!("ids of {name} go back below {next}"));
         }
+        let next = self.next_id(Counter::Keyspace);
+        let beyond = |id: &&u64| **id != SYSTEM_KEYSPACE.0 && **id >= next;
+        if let Some(id) = self.keyspaces.keys().rfind(beyond) {
+            return Err(format!("keyspace {id} is written, and the next id is {next}: it would be given out again"));
+        }
         Ok(())
     }
 
@@ -157,7 +163,9 @@ impl Ledger {
         let id = record.keyspace_id;
         let known = self.keyspaces.insert(id, record.clone());
         match known {
-            None if dropped => Err(format!("keyspace {id} begins as dropped")),
+            // Created and dropped in one write, if both were asked for while the write before theirs was under way: both
+            // are answered, in their order, and nobody had heard of it before. Its id is used up all the same.
+            None if dropped => Ok(None),
             None => Ok(Some(News::Created(record))),
             Some(known) if known.name != record.name => Err(format!("keyspace id {id} is given to a second name")),
             Some(known) if known.state() == v1::KeyspaceState::Dropped && !dropped => {
@@ -197,6 +205,10 @@ impl Ledger {
         }
     }
 
+    fn next_id(&self, counter: Counter) -> u64 {
+        self.next.get(&format!("{counter:?}")).copied().unwrap_or(0)
+    }
+
     fn check_report(&mut self, answer: &v1::ReportResponse) -> Check {
         for order in answer.orders.iter().filter(|order| order.order_id != 0) {
             if self.orders_ever.get(&order.order_id) != Some(order) {
@@ -216,7 +228,7 @@ impl Ledger {
         if first == end {
             return Ok(());
         }
-        let next = self.next.get(&format!("{:?}", Counter::Range)).copied().unwrap_or(0);
+        let next = self.next_id(Counter::Range);
         let before = self.blocks.range(..end).next_back().filter(|(_, other)| **other > first);
         let born = self.births_ever.range(first..end).next();
         if end > next || before.is_some() || born.is_some() {
@@ -234,5 +246,38 @@ impl Ledger {
     /// The keyspaces that there are, the system's among them.
     pub(crate) fn living(&self) -> impl Iterator<Item = &v1::Keyspace> {
         self.keyspaces.values().filter(|of| of.state() == v1::KeyspaceState::Normal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(ledger: &mut Ledger, changes: &[Change]) -> Check {
+        let put = |change: &Change| {
+            let (key, value) = change.encode();
+            let put = v1::Put { key, value: value.unwrap_or_default(), ..Default::default() };
+            v1::WriteOp { op: Some(Op::Put(put)) }
+        };
+        let request = v1::WriteRequest { ops: changes.iter().map(put).collect(), atomic: true };
+        ledger.batch(&request, &mut Vec::new())
+    }
+
+    /// Seed 1104: the disk of the only voter took two seconds for the write before.
+    #[test]
+    fn a_keyspace_may_be_created_and_dropped_in_one_write_that_uses_up_its_id() {
+        let mut dropped = v1::Keyspace { keyspace_id: 7, name: "young".into(), ..Default::default() };
+        dropped.set_state(v1::KeyspaceState::Dropped);
+        let next = |id| Change::Next(Counter::Keyspace, id);
+        let mut ledger = Ledger::default();
+        assert_eq!(written(&mut ledger, &[Change::Keyspace(dropped.clone()), next(8)]), Ok(()));
+        assert!(ledger.is_dropped(7));
+        let mut again = dropped.clone();
+        again.set_state(v1::KeyspaceState::Normal);
+        assert!(
+            written(&mut ledger, &[Change::Keyspace(again), next(8)]).is_err_and(|what| what.contains("comes back"))
+        );
+        let mut ledger = Ledger::default();
+        assert!(written(&mut ledger, &[Change::Keyspace(dropped), next(7)]).is_err_and(|what| what.contains("again")));
     }
 }

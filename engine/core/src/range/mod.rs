@@ -443,7 +443,9 @@ impl Range {
         }
         let election = turn.shared.config.election_timeout();
         let before = self.proposals.bytes();
-        self.proposals.expire(turn.now, self.raft.raft.raft_log.last_index(), &mut turn.effects.writes);
+        // Without the lead it takes no further writes, and may wait for a quorum for ever.
+        let own = if self.leads() { self.raft.raft.raft_log.last_index() } else { 0 };
+        self.proposals.expire(turn.now, own, &mut turn.effects.writes);
         self.release_bytes(turn, before);
         self.barriers.expire(turn.now, election, &mut turn.effects.barriers);
         self.expire_transfer(turn);

@@ -177,9 +177,10 @@ impl Proposals {
     }
 
     /// Answers those whose deadline has passed. Queued ones wait longer than a turn behind a split. What nobody waits
-    /// for any more and is not in the log, which ends at `last`, is let go: another leader's log took its place, and its
-    /// index may not be applied for as long as nobody writes.
-    pub(crate) fn expire(&mut self, now: BootTime, last: u64, answers: &mut Answers) {
+    /// for any more is let go, unless it is at or below `own`, the end of what this replica may still have committed as
+    /// the leader: beyond it, another leader's log took its place or will, or a quorum is gone; its index may not be
+    /// applied for as long as nobody writes, or ever, and its bytes are the node's.
+    pub(crate) fn expire(&mut self, now: BootTime, own: u64, answers: &mut Answers) {
         let bytes = &mut self.bytes;
         self.queue.retain(|write| {
             let late = write.deadline <= now;
@@ -196,10 +197,12 @@ impl Proposals {
                 }
             }
         }
-        let cut_off = |of: &Pending| of.index > last && of.waiting.iter().all(Option::is_none);
-        while self.pending.back().is_some_and(cut_off) {
-            self.bytes -= self.pending.pop_back().map_or(0, |gone| gone.bytes);
-        }
+        let bytes = &mut self.bytes;
+        self.pending.retain(|of| {
+            let stays = of.index <= own || of.waiting.iter().any(Option::is_some);
+            *bytes -= if stays { 0 } else { of.bytes };
+            stays
+        });
     }
 }
 
