@@ -8,7 +8,7 @@ use flotilla_proto::v1;
 
 use crate::clock::{Clock, Nanos, ms, us};
 use crate::gray::GrayKnobs;
-use crate::placement::RealKnobs;
+use crate::placement::{OperatorKnobs, RealKnobs};
 use crate::rng::Rng;
 
 /// How the network treats what is sent over it.
@@ -225,7 +225,8 @@ impl Knobs {
 
     /// The real placement: the cluster begins with one node.
     fn draw_real(&mut self, rng: &mut Rng) {
-        let real = RealKnobs::draw(rng);
+        let operators = OperatorKnobs::draw(&mut Rng::new(self.seed, 15));
+        let real = RealKnobs { operators, ..RealKnobs::draw(rng) };
         (self.nodes, self.members, self.replicas) = (RealKnobs::NODES_MAX, 1, 1);
         self.placement = PlacementKnobs {
             split_per_mille: rng.pick(&[0, 100, 250]),

@@ -24,6 +24,8 @@ pub(crate) enum News {
     Created(v1::Keyspace),
     Dropped(u64),
     Ordered(v1::OrderRecord),
+    /// A node was removed for good.
+    Removed(u64),
 }
 
 /// See the module.
@@ -132,12 +134,7 @@ impl Ledger {
                 self.reign = reign;
             }
             Change::Next(counter, next) => drop(self.next.insert(format!("{counter:?}"), next)),
-            Change::Node(record) => {
-                let known = self.nodes.insert(record.node_id, record.clone());
-                if known.is_some_and(|known| known.store_id != record.store_id) {
-                    return Err(format!("node id {} is given to a second store", record.node_id));
-                }
-            }
+            Change::Node(record) => return self.put_node(record),
             Change::Keyspace(record) => return self.put_keyspace(record),
             Change::Order(range, record) => return self.put_order(range, record),
             Change::Birth(range, record) => {
@@ -156,6 +153,19 @@ impl Ledger {
             Change::History(_, page) => self.told.extend(page.entries.iter().map(|entry| entry.order_id)),
         }
         Ok(None)
+    }
+
+    fn put_node(&mut self, record: v1::NodeRecord) -> std::result::Result<Option<News>, String> {
+        let (id, store, removed) = (record.node_id, record.store_id, record.removed);
+        let known = self.nodes.insert(id, record);
+        if known.as_ref().is_some_and(|known| known.store_id != store) {
+            return Err(format!("node id {id} is given to a second store"));
+        }
+        let was_removed = known.is_some_and(|known| known.removed);
+        if was_removed && !removed {
+            return Err(format!("node {id} was removed for good, and comes back"));
+        }
+        Ok((removed && !was_removed).then_some(News::Removed(id)))
     }
 
     fn put_keyspace(&mut self, record: v1::Keyspace) -> std::result::Result<Option<News>, String> {

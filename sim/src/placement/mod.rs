@@ -4,7 +4,7 @@
 //! would. All else here is the real one: the pure service of flotilla-placement on whichever node leads the system
 //! range, with its records in that range, and an agent on every node that reports to it over the simulated network.
 //! Such a cluster begins with one node; others join, and one may be lost for good; people create and drop keyspaces,
-//! with clients on them, drain nodes and move replicas.
+//! with clients on them, drain nodes and move replicas, and operators (`operators`) decommission nodes and maintain them.
 //!
 //! ```text
 //! agent, joining node, people ──ask──▶ host: Service ──Host's scan and writes──▶ the system range ──applied──▶ ledger
@@ -17,6 +17,7 @@ mod ask;
 mod host;
 mod ledger;
 mod merging;
+mod operators;
 mod people;
 mod rest;
 mod toy;
@@ -39,6 +40,8 @@ use crate::schedule::{Event, Life};
 
 pub(crate) use agent::Agent;
 pub(crate) use host::{HOST, Host};
+pub(crate) use operators::OperatorKnobs;
+use operators::Operators;
 pub(crate) use toy::Placement;
 
 use ask::Call;
@@ -59,6 +62,7 @@ pub(crate) struct RealKnobs {
     pub loses: bool,
     /// Mean time between what people ask for; 0: nothing.
     pub people_every: Nanos,
+    pub operators: OperatorKnobs,
 }
 
 impl RealKnobs {
@@ -75,11 +79,12 @@ impl RealKnobs {
             dead_after: Duration::from_millis(rng.pick(&[4_000, 8_000])),
             loses: rng.chance(500),
             people_every: rng.pick(&[0, ms(1_000), ms(3_000)]),
+            operators: OperatorKnobs::default(),
         }
     }
 
     fn config(&self) -> Config {
-        Config {
+        self.operators.config(Config {
             node_live_for: self.live_for,
             node_dead_after: self.dead_after,
             order_time_limit: Duration::from_secs(20),
@@ -87,7 +92,7 @@ impl RealKnobs {
             // Less than the time without orders after which placement counts as at rest (rest.rs).
             balance_rest: Duration::from_secs(2),
             ..Config::default()
-        }
+        })
     }
 }
 
@@ -107,6 +112,10 @@ pub(crate) enum Placed {
     Join(u64),
     /// Somebody wants something.
     People,
+    /// Operators look at the cluster.
+    Operators,
+    /// A node that was removed is stopped, and its disk wiped.
+    Wipe(u64),
     /// A node is lost for good, if that can be.
     Lose,
 }
@@ -144,6 +153,7 @@ pub(crate) struct Real {
     pub slow_at: Option<Nanos>,
     /// A node is still to be lost.
     losing: bool,
+    operators: Operators,
     /// Since when nothing is left to be done.
     rests_since: Option<Nanos>,
     pub rested: bool,
@@ -194,6 +204,7 @@ impl Real {
             last_order: 0,
             slow_at: None,
             losing: real.loses,
+            operators: Operators::new(knobs.seed),
             rests_since: None,
             rested: false,
             knobs: real,
@@ -244,6 +255,9 @@ impl Cluster {
         if real.knobs.people_every > 0 {
             self.schedule.at(ms(2_000), Event::Placed(Placed::People));
         }
+        if real.knobs.operators.act() {
+            self.schedule.at(ms(4_000), Event::Placed(Placed::Operators));
+        }
         if real.losing {
             let at = real.rng.between(self.knobs.duration / 4, self.knobs.duration * 9 / 10);
             self.schedule.at(at, Event::Placed(Placed::Lose));
@@ -259,6 +273,8 @@ impl Cluster {
             Placed::HostTick(life, wake) => self.host_ticks(life, wake),
             Placed::Join(store) => self.join(store),
             Placed::People => self.people_ask(),
+            Placed::Operators => self.operators_act(),
+            Placed::Wipe(node) => self.wipe(node),
             Placed::Lose => self.lose_a_node(),
         }
     }

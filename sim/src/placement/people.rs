@@ -42,7 +42,7 @@ impl Real {
     }
 
     fn draining(&self) -> Option<u64> {
-        self.ledger.nodes.values().find(|node| node.draining).map(|node| node.node_id)
+        self.ledger.nodes.values().find(|node| node.draining && !node.removed).map(|node| node.node_id)
     }
 
     /// The nodes whose disks are there.
@@ -140,9 +140,8 @@ impl Cluster {
         let Some(real) = &mut self.real else { return };
         real.losing = false;
         real.slots[index] = Slot::Lost(self.now);
-        let left = real.members().len() + real.joining.len();
-        let most = real.ledger.living().map(|of| of.replicas as usize).max().unwrap_or(3).max(3);
-        if left < most || real.rng.chance(600) {
+        let left = real.staying() + real.joining.len();
+        if left < real.most() || real.rng.chance(600) {
             let store = real.new_store();
             let at = self.now + real.rng.between(ms(100), ms(6_000));
             self.schedule.at(at, Event::Placed(Placed::Join(store)));
@@ -215,6 +214,7 @@ impl Cluster {
             right.keyspace_id == left.keyspace_id && !left.end.is_empty() && right.start == left.end
         };
         let right = ranges.iter().find(meets)?;
+        real.operators.merge_asked(right.range_id);
         Some(Request::MergeRanges(v1::MergeRangesRequest {
             left_range_id: left.range_id,
             right_range_id: right.range_id,
@@ -246,6 +246,7 @@ impl Cluster {
             (Request::MoveReplica(_), Ok(_)) => self.marks.hit(Mark::MoveAsked),
             (Request::MergeRanges(_), Ok(_)) => self.marks.hit(Mark::MergeAsked),
             (Request::DrainNode(_), Ok(_)) => self.marks.hit(Mark::DrainAsked),
+            (_, Ok(_)) => self.operators_are_answered(request),
             (_, Err(Error::Ambiguous { .. })) => self.marks.hit(Mark::PeopleUncertain),
             (_, Err(Error::InvalidArgument { .. })) => self.marks.hit(Mark::PeopleRefused),
             _ => {}

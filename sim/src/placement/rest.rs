@@ -25,6 +25,9 @@ impl Cluster {
         let now = self.now;
         let Some(real) = &mut self.real else { return };
         real.last_order = now;
+        if real.merges_by_itself(record) {
+            self.marks.hit(Mark::MergeByItself);
+        }
         let slow = real.slow_at.is_some_and(|at| now < at + NOTICE);
         let of_leaders = matches!(record.kind(), v1::OrderKind::BalanceLeaders | v1::OrderKind::UnfitLeader);
         if real.rested && !(slow && of_leaders) {
@@ -82,6 +85,9 @@ impl Cluster {
         let real = self.real.as_ref()?;
         if real.awaits_nodes() {
             return Some("a node has not joined yet".into());
+        }
+        if let Some(what) = real.unfinished() {
+            return Some(what);
         }
         let reigns = |index: &usize| self.reign(*index).is_some();
         let host = (0..self.nodes.len()).find(reigns).and_then(|index| self.nodes[index].process.as_ref());

@@ -61,6 +61,7 @@ impl Cluster {
                 News::Created(keyspace) => self.use_keyspace(&keyspace),
                 News::Dropped(keyspace) => self.leave_keyspace(keyspace),
                 News::Ordered(order) => self.order_written(&order),
+                News::Removed(node) => self.node_removed(node),
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::faults::{CrashPoint, Fault, Target};
 use crate::knobs::Knobs;
 use crate::marks::Mark;
-use crate::placement::RealKnobs;
+use crate::placement::{OperatorKnobs, RealKnobs};
 
 /// A cluster that begins with one node and is to have so many.
 fn placed(wanted: usize, change: impl FnOnce(&mut Knobs, &mut RealKnobs)) -> Scenario {
@@ -25,6 +25,7 @@ fn placed(wanted: usize, change: impl FnOnce(&mut Knobs, &mut RealKnobs)) -> Sce
             dead_after: Duration::from_secs(6),
             loses: false,
             people_every: 0,
+            operators: OperatorKnobs::default(),
         };
         (knobs.nodes, knobs.members, knobs.replicas, knobs.ranges) = (RealKnobs::NODES_MAX, 1, 1, 4);
         // Joins and losses come within this time.
@@ -79,6 +80,28 @@ fn a_node_lost_for_good_is_replaced_by_one_that_joins_and_nothing_is_lost() {
     scenario.wait_long("the loss", ms(60_000), |cluster| cluster.marks.count(Mark::NodeLost) > 0);
     let lost = scenario.cluster.real.as_ref().and_then(|real| (1..=4).find(|node| real.is_lost(*node)));
     scenario.wait_for_three(lost);
+    for key in ["a", "m", "z"] {
+        assert_eq!(scenario.get(key).as_deref(), Some(key.as_bytes()));
+    }
+    scenario.finish();
+}
+
+/// The one that leads the system range, and the disk it is told to wipe held the first replica of everything.
+#[test]
+fn a_decommissioned_node_is_emptied_removed_and_wiped_and_nothing_is_lost() {
+    let mut scenario = placed(4, |_, _| {});
+    scenario.leader();
+    for key in ["a", "m", "z"] {
+        scenario.put(key, key);
+    }
+    scenario.wait_long("all nodes", ms(60_000), |cluster| cluster.marks.count(Mark::NodeJoined) == 3);
+    scenario.wait_for_three(None);
+    let decommission = v1::DecommissionNodeRequest { node_id: 1, undo: false };
+    scenario.ask_placement(Request::DecommissionNode(decommission));
+    let is_lost = |cluster: &Cluster| cluster.real.as_ref().is_some_and(|real| real.is_lost(1));
+    scenario.wait_long("the removal", ms(60_000), is_lost);
+    assert_eq!(scenario.count(Mark::NodeRemoved), 1);
+    scenario.wait_for_three(Some(1));
     for key in ["a", "m", "z"] {
         assert_eq!(scenario.get(key).as_deref(), Some(key.as_bytes()));
     }
