@@ -2,7 +2,9 @@
 //!
 //! **Decommissioning**: the node leads nothing new and holds nothing new, its replicas are moved one by one, and when it
 //! holds none it is removed for good: its id never comes back. It is refused where the rest could not hold what there is.
-//! Until the end it can be undone.
+//! Until the end it can be undone. That a node holds nothing it says itself; of one that is dead, only that it stands in no
+//! range's descriptor is known, and that counts where a range is known for every key: placement that has just begun
+//! may have been told of a range by nobody yet, because all that have it are dead.
 //!
 //! **Maintenance**: the node is expected to be away until a time. Its leaders leave, and its silence does not make it
 //! dead before that time is over. The time is kept as what is left of it, and rewritten every minute: the service knows
@@ -59,6 +61,12 @@ impl Service {
         if record.decommissioning == request.undo {
             if !request.undo {
                 self.check_reported("what the node holds is not known yet")?;
+                if self.state.is_dead(node) && held == 0 && !self.state.knows_every_range() {
+                    let reason = format!(
+                        "node {node} is dead, and there are keys of whose range nobody who lives has a replica: it may hold the only                          ones; start it, or the others that are dead, or see `flotilla recover plan`"
+                    );
+                    return Err(Error::Unavailable { reason });
+                }
                 check_rest(&self.state, node)?;
             }
             record.decommissioning = !request.undo;
@@ -200,9 +208,8 @@ impl Service {
             let held = state.table.holding(node).is_some_and(|holding| !holding.held.is_empty());
             let coming = state.ahead.orders.values().filter_map(|record| record.order.as_ref());
             let coming = coming.flat_map(|order| &order.add_nodes).any(|to| *to == node);
-            // A live one says so itself; one that is dead says nothing any more.
             let gone = state.reports.is_empty(node) && !self.has_births(node);
-            !held && !coming && (gone || state.is_dead(node))
+            !held && !coming && (gone || state.is_dead(node) && state.knows_every_range())
         };
         let leaving = state.ahead.nodes.values().filter(|record| record.decommissioning && !record.removed);
         if !state.settled {

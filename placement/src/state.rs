@@ -281,6 +281,30 @@ impl State {
         self.settled || !self.unreported().any(|node| !self.is_lost(node))
     }
 
+    /// Whether of every key a range is known that holds it, or is to begin with it. A service that has just begun may know
+    /// none of some, if all who could tell are dead.
+    pub fn knows_every_range(&self) -> bool {
+        let keyspaces = self.ahead.keyspaces.values().filter(|of| of.state() != v1::KeyspaceState::Dropped);
+        let births: Vec<&v1::RangeDescriptor> =
+            self.ahead.births.values().filter_map(|birth| birth.descriptor.as_ref()).collect();
+        keyspaces.map(|of| of.keyspace_id).all(|keyspace| {
+            let routes = self.table.of_keyspace(keyspace).map(|route| &route.descriptor);
+            let mut spans: Vec<(&[u8], &[u8])> = routes.map(|of| (&of.start[..], &of.end[..])).collect();
+            let births = births.iter().filter(|of| of.keyspace_id == keyspace);
+            spans.extend(births.map(|of| (&of.start[..], &of.end[..])));
+            spans.sort_unstable();
+            let mut reached = Some(&b""[..]);
+            for (start, end) in spans {
+                match reached {
+                    None => break,
+                    Some(known) if start > known => return false,
+                    Some(known) => reached = (!end.is_empty()).then_some(known.max(end)),
+                }
+            }
+            reached.is_none()
+        })
+    }
+
     /// Nodes that have not reported all their ranges to this reign.
     fn unreported(&self) -> impl Iterator<Item = u64> + '_ {
         let known = |node: u64| self.reports.node(node).is_some_and(|report| report.complete);

@@ -36,6 +36,7 @@ scenarios! {
     decommission_one_of_five,
     decommission_one_of_three,
     decommission_a_dead_node,
+    decommission_a_dead_node_nobody_knows,
     maintenance_over_a_restart,
     maintenance_and_a_failure,
     the_least_safe_first,
