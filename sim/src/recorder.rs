@@ -3,7 +3,8 @@
 //! A batch is one operation for each key; a multi-get or a scan is a get of each key, whose moment lies
 //! within the request's interval. What a scan did not reach was not asked. Stale reads promise nothing and
 //! are not recorded. Keys of a pair are only ever written together: a scan's page that holds one
-//! value of such a write and not the other has seen half of an atomic batch. Deletes of spans: `spans`.
+//! value of such a write and not the other has seen half of an atomic batch; unless the keys were of two ranges, which
+//! became one meanwhile: it is atomic within each range, no further. Deletes of spans: `spans`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,7 @@ pub(crate) struct Recorded {
     is_write: bool,
     atomic: bool,
     scan: Option<v1::ScanRequest>,
+    since: Nanos,
 }
 
 impl Recorded {
@@ -52,6 +54,8 @@ pub(crate) struct Recorder {
     pub unknown: u64,
     pub refused: u64,
     pub pairs_seen: u64,
+    /// Borders that merges have taken away, by key and the range that began there; and when the first replica did so.
+    pub borders_gone: BTreeMap<(Bytes, u64), Nanos>,
     /// Deletes of spans under way, by number.
     pub clearing: BTreeMap<u64, Clearing>,
     pub clears_begun: u64,
@@ -122,7 +126,7 @@ impl Recorder {
     /// A request is about to leave.
     pub(crate) fn begin(&mut self, client: u64, keyspace: KeyspaceId, now: Nanos, body: &Body) -> Recorded {
         let keys = self.keys.entry(keyspace).or_default();
-        let mut recorded = Recorded::default();
+        let mut recorded = Recorded { since: now, ..Recorded::default() };
         let mut asked: Vec<(Bytes, Input)> = Vec::new();
         let mut ttls: Vec<u64> = Vec::new();
         match body {
@@ -218,7 +222,15 @@ impl Recorder {
             let outcome = if reached(key) { found(records.get(key).copied()) } else { Outcome::Unknown };
             self.history.complete(*id, now, outcome);
         }
+        let joined = |first: &Bytes, second: &Bytes| {
+            let (low, high) = (first.min(second), first.max(second));
+            let mut between = self.borders_gone.range((low.clone(), u64::MAX)..=(high.clone(), u64::MAX));
+            between.any(|(_, at)| recorded.since <= *at)
+        };
         for (first, second) in &self.pairs {
+            if joined(first, second) {
+                continue;
+            }
             if inside(first) && inside(second) && reached(first) && reached(second) {
                 self.pairs_seen += 1;
                 let value = |key| records.get(key).map(|record| &record.value);

@@ -184,6 +184,8 @@ impl Cluster {
                 Ok(RangeChange::Checksum { .. }) => continue,
                 Ok(RangeChange::Frozen { .. }) => CrashPoint::AfterFreeze,
                 Ok(RangeChange::Merged { source, .. }) => {
+                    let border = (source.start.clone(), source.range_id);
+                    self.recorder.borders_gone.entry(border).or_insert(self.now);
                     if let Some(process) = &mut self.nodes[index].process {
                         process.applied_written.remove(&RangeId(source.range_id));
                     }
