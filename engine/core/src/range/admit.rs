@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, v1};
 
 use super::{Range, Shared, Turn, proposals, transfer};
@@ -50,7 +51,9 @@ impl Range {
         if self.proposals.bytes() > 0 && self.proposals.bytes() + bytes > config.range_proposal_bytes_max {
             return Err(busy("the range has as many bytes of writes under way as it may"));
         }
-        if turn.shared.proposal_bytes > 0 && turn.shared.proposal_bytes + bytes > config.node_proposal_bytes_max {
+        // Placement must be able to write while the others' writes fill the node: it is what relieves it.
+        let of_others = self.id != SYSTEM_RANGE && turn.shared.proposal_bytes > 0;
+        if of_others && turn.shared.proposal_bytes + bytes > config.node_proposal_bytes_max {
             return Err(busy("the node has as many bytes of writes under way as it may"));
         }
         Ok(())

@@ -3,6 +3,7 @@
 use flotilla_engine::config::Config;
 use flotilla_engine::store::{Input, Token, Write};
 use flotilla_proto::error::Action;
+use flotilla_proto::ids::{SYSTEM_KEYSPACE, SYSTEM_RANGE};
 use flotilla_proto::{Error, NodeId, v1};
 
 use crate::cluster::{Cluster, EPOCH, LATER, RANGE, delete, put, request};
@@ -169,6 +170,32 @@ fn requests_beyond_the_budget_are_refused_and_bytes_come_back() {
         cluster.settle();
         assert!(cluster.answer(12).is_ok());
     }
+}
+
+/// A placement service that cannot write begins anew, and cannot write again (seed 3596 of the simulation).
+#[test]
+fn writes_to_the_system_range_are_taken_while_those_of_others_fill_the_node() {
+    let mut cluster = Cluster::led_by_1(Config { node_proposal_bytes_max: 2_500, ..Config::default() });
+    let birth = v1::RangeDescriptor {
+        range_id: SYSTEM_RANGE.0,
+        keyspace_id: SYSTEM_KEYSPACE.0,
+        epoch: Some(EPOCH),
+        replicas: vec![v1::ReplicaDescriptor { replica_id: 1, node_id: 1, ..Default::default() }],
+        next_replica_id: 2,
+        ..Default::default()
+    };
+    cluster.turn(1, vec![Input::Births(vec![birth])]);
+    cluster.tick_until(|cluster| cluster.node(1).views.get(&SYSTEM_RANGE).is_some_and(|view| view.serves));
+    cluster.disk_held.extend([2, 3]);
+    for token in 0..3 {
+        cluster.put(1, token, "k", &"x".repeat(1_000));
+    }
+    assert_eq!(action(&cluster, 2), Some(Action::Retry));
+    let request = request(vec![put("order", &"x".repeat(3_000))]);
+    let write = Write { token: Token(9), range: SYSTEM_RANGE, epoch: EPOCH, request, deadline: LATER };
+    cluster.turn(1, vec![Input::Write(write)]);
+    cluster.settle();
+    assert!(cluster.answer(9).is_ok());
 }
 
 #[test]
