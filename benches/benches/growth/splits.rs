@@ -1,4 +1,7 @@
-//! An empty keyspace becomes many ranges, on three nodes: by one order, and one split after the other.
+//! An empty keyspace becomes many ranges, on three nodes: by as few orders as it takes, and one split after the other.
+//!
+//! One order names [`KEYS_MAX`] keys at most. For more ranges than that the first order cuts the range into equal parts,
+//! and each part is then split by its own leader, all of them at the same time.
 
 use std::time::Instant;
 
@@ -10,11 +13,15 @@ use flotilla_router::{Client, SplitAt};
 
 use crate::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
 
+/// Keys of one order: the store refuses more.
+const KEYS_MAX: usize = 1_023;
+
 const COLUMNS: &[&str; 6] =
     &["answered, s", "all led, s", "fsyncs/split", "log entries/split", "Raft messages/split", "server CPU ms/split"];
 
 #[derive(Clone, Copy)]
 enum How {
+    /// By one order, or by one and then others side by side.
     AtOnce,
     /// Always the first range, which keeps its id.
     First,
@@ -23,7 +30,7 @@ enum How {
 }
 
 const HOW: &[(&str, How)] = &[
-    ("by one order", How::AtOnce),
+    ("by as few orders as it takes", How::AtOnce),
     ("one by one, always the first range", How::First),
     ("one by one, always the newest child", How::Last),
 ];
@@ -62,15 +69,12 @@ async fn measure(binary: &std::path::Path, args: &Args, ranges: u64, how: How) -
 
 async fn split(client: &Client, mut range: RangeId, mut keys: Vec<Bytes>, how: How) -> Result<()> {
     match how {
-        How::AtOnce => {
-            client.split_range(range, SplitAt::Keys(keys)).await?;
-            return Ok(());
-        }
+        How::AtOnce => return at_once(client, range, keys).await,
         How::First => keys.reverse(),
         How::Last => {}
     }
     for key in keys {
-        let parts = split_at(client, range, key).await?;
+        let parts = split_at(client, range, vec![key]).await?;
         if let How::Last = how {
             range = RangeId(parts.last().ok_or("a split has parts")?.range_id);
         }
@@ -78,11 +82,38 @@ async fn split(client: &Client, mut range: RangeId, mut keys: Vec<Bytes>, how: H
     Ok(())
 }
 
+/// Splits a range at all of these keys, which are in order.
+async fn at_once(client: &Client, range: RangeId, keys: Vec<Bytes>) -> Result<()> {
+    // With one key between every two parts.
+    let parts = (keys.len() + 1).div_ceil(KEYS_MAX + 1);
+    if parts > KEYS_MAX {
+        return Err(format!("{} ranges: {} at most", keys.len() + 1, KEYS_MAX * (KEYS_MAX + 1)).into());
+    }
+    if parts == 1 {
+        return split_at(client, range, keys).await.map(drop);
+    }
+    let borders = (1..parts).map(|at| keys[at * keys.len() / parts].clone()).collect();
+    let mut orders = tokio::task::JoinSet::new();
+    for part in split_at(client, range, borders).await? {
+        let within = |key: &&Bytes| **key > part.start && (part.end.is_empty() || **key < part.end);
+        let own: Vec<Bytes> = keys.iter().filter(within).cloned().collect();
+        let client = client.clone();
+        orders.spawn(async move {
+            // A boxed error may not leave its task; its words may.
+            split_at(&client, RangeId(part.range_id), own).await.map_err(|error| error.to_string())
+        });
+    }
+    while let Some(order) = orders.join_next().await {
+        order??;
+    }
+    Ok(())
+}
+
 /// Splits a range. One that was born this moment may not be known yet to the node that is asked for it.
-async fn split_at(client: &Client, range: RangeId, key: Bytes) -> Result<Vec<v1::RangeDescriptor>> {
+async fn split_at(client: &Client, range: RangeId, keys: Vec<Bytes>) -> Result<Vec<v1::RangeDescriptor>> {
     let begun = Instant::now();
     loop {
-        match client.split_range(range, SplitAt::Keys(vec![key.clone()])).await {
+        match client.split_range(range, SplitAt::Keys(keys.clone())).await {
             Ok(parts) => return Ok(parts),
             Err(Error::InvalidArgument { what, .. })
                 if what.contains("there is no range") && begun.elapsed() < PATIENCE => {}
