@@ -20,7 +20,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench idle growth gray snapshot-memory sim mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray million snapshot-memory sim mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -52,6 +52,10 @@ snapshot-memory: setup
 # One node of three is slow, or stands still: what clients get done before, meanwhile and behind it. Five minutes.
 gray: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 5 --reps 1
+
+# Placement over a thousand simulated nodes and a million ranges, two nodes of which die: minutes, and two GiB.
+million: setup
+	$(CARGO) test $(PROFILE) --package flotilla-placement --test it a_million_ranges -- --ignored --nocapture
 
 # Known bugs, put in on purpose: each must be found by the simulation within 200 seeds.
 mutants: setup

@@ -1,25 +1,35 @@
 //! What decisions cost in a large cluster: reports taken in, quiet rounds, the round after one report, a sweep over all
-//! ranges, and many nodes dying at once; and the memory that it takes.
+//! ranges, a node that comes, one that dies, and many that die at once; and the memory that it takes.
 //!
 //! Nothing is written or sent: writes are acknowledged at once, and orders carried out as soon as they are given, so
-//! that what is measured is the service alone. A round is one [`Service::tick`] with what it writes.
+//! that what is measured is the service alone. A round is one [`Service::tick`] with what it writes. Medians are by the
+//! clock on the wall, so the machine should be quiet; means and the longest are of the thread's time on a core, which the
+//! kernel may count in steps of some milliseconds.
 //!
 //! `cargo bench -p flotilla-placement --bench scale -- [NODES [RANGES [DYING]]]`
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_placement::{Bootstrap, Change, Config, Outcome, Request, Response, Service};
+use flotilla_placement::{Bootstrap, Change, Config, Counter, Outcome, Request, Response, Service};
 use flotilla_proto::v1;
 
 const CLUSTER: u64 = 7;
 const PAGE: usize = 10_000;
 const TICK: Duration = Duration::from_millis(200);
 
-/// Time that this thread spent on a core: others may run beside it.
-struct Clock(Duration);
+/// What something took: on the wall, and of a core.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    wall: Duration,
+    core: Duration,
+}
 
+/// Time that this thread spent on a core: others may run beside it.
+struct Clock(Duration, Instant);
+
+#[allow(clippy::disallowed_methods, reason = "a bench: what is measured knows no clock")]
 impl Clock {
     fn spent() -> Duration {
         let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
@@ -28,11 +38,11 @@ impl Clock {
     }
 
     fn now() -> Self {
-        Self(Self::spent())
+        Self(Self::spent(), Instant::now())
     }
 
-    fn elapsed(&self) -> Duration {
-        Self::spent().saturating_sub(self.0)
+    fn elapsed(&self) -> Taken {
+        Taken { wall: self.1.elapsed(), core: Self::spent().saturating_sub(self.0) }
     }
 }
 
@@ -50,8 +60,7 @@ struct Bench {
     orders: BTreeMap<u64, v1::RangeOrder>,
     zones: u64,
     token: u64,
-    worst: Duration,
-    spent: Duration,
+    spent: Taken,
     rounds: u32,
 }
 
@@ -92,7 +101,8 @@ impl Bench {
             ranges: 1,
         };
         let others = (2..=nodes).map(|node| Change::Node(record(node, zones)).encode());
-        let others = others.map(|(key, value)| (key, value.unwrap_or_default()));
+        let next = Change::Next(Counter::Node, nodes + 1).encode();
+        let others = others.chain([next]).map(|(key, value)| (key, value.unwrap_or_default()));
         let records = first.first_records().into_iter().chain(others);
         let records = records.map(|(key, value)| (key, value, 1));
         // One route in an answer: who is told which routes is not what is measured.
@@ -121,8 +131,7 @@ impl Bench {
             orders: BTreeMap::new(),
             zones,
             token: 0,
-            worst: Duration::ZERO,
-            spent: Duration::ZERO,
+            spent: Taken::default(),
             rounds: 0,
         }
     }
@@ -184,7 +193,8 @@ impl Bench {
         let begun = Clock::now();
         self.service.request(self.now, self.token, Request::Report(Box::new(request)));
         let answer = self.settle().pop();
-        self.spent += begun.elapsed();
+        let taken = begun.elapsed();
+        self.spent = Taken { wall: self.spent.wall + taken.wall, core: self.spent.core + taken.core };
         if let Some(answer) = &answer {
             self.nodes_versions[node as usize] = answer.nodes_version;
         }
@@ -201,10 +211,10 @@ impl Bench {
     }
 
     /// Time passes, and all live nodes say that they live; then comes a round.
-    fn round(&mut self) -> Duration {
+    fn round(&mut self) -> Taken {
         self.now += TICK;
         let spent = self.spent;
-        if self.rounds.is_multiple_of(10) {
+        if self.rounds.is_multiple_of(5) {
             for node in 1..self.held.len() as u64 {
                 if !self.dead.contains(&node) {
                     let answer = self.report(node, &[], false, false);
@@ -218,9 +228,20 @@ impl Bench {
         let begun = Clock::now();
         self.service.tick(self.now);
         self.settle();
-        let taken = begun.elapsed();
-        self.worst = self.worst.max(taken);
-        taken
+        begun.elapsed()
+    }
+
+    /// Rounds, each with all of its orders carried out, until `orders` were, or there are none for a while; what they took.
+    fn rounds_of(&mut self, orders: usize) -> (Vec<Taken>, usize) {
+        let (mut taken, mut carried, mut idle) = (Vec::new(), 0, 0);
+        while carried < orders && idle < 200 && taken.len() < 20_000 {
+            taken.push(self.round());
+            let done = self.carry_out();
+            carried += done;
+            idle = if done == 0 { idle + 1 } else { 0 };
+        }
+        taken.truncate(taken.len() - idle);
+        (taken, carried)
     }
 
     fn take_orders(&mut self, answer: Option<v1::ReportResponse>) {
@@ -236,12 +257,19 @@ impl Bench {
         for (range, order) in orders {
             let descriptor = &mut self.descriptors[range as usize - 1];
             for node in &order.add_nodes {
+                // An order that was fulfilled just now may have been told once more.
+                if descriptor.replicas.iter().any(|replica| replica.node_id == *node) {
+                    continue;
+                }
                 let replica_id = descriptor.next_replica_id;
                 descriptor.next_replica_id += 1;
                 descriptor.replicas.push(v1::ReplicaDescriptor { replica_id, node_id: *node, role: 0 });
                 self.held[*node as usize].insert(range);
             }
             descriptor.replicas.retain(|replica| !order.remove_nodes.contains(&replica.node_id));
+            for node in &order.remove_nodes {
+                self.held[*node as usize].remove(&range);
+            }
             if let Some(epoch) = descriptor.epoch.as_mut() {
                 epoch.conf_ver += 1;
             }
@@ -284,7 +312,7 @@ fn main() {
     let own = resident_mib();
     println!("{nodes} nodes, {ranges} ranges of 3 replicas; the bench itself holds {} MiB", own - before);
     (1..=nodes).for_each(|node| bench.report_all(node));
-    let (taken, memory) = (bench.spent, resident_mib() - own);
+    let (taken, memory) = (bench.spent.core, resident_mib() - own);
     let each = taken.as_secs_f64() * 1e6 / (ranges * 3) as f64;
     println!("all full reports: {:.1} s, {each:.2} us a replica; rounds included", taken.as_secs_f64());
     println!("memory: {memory} MiB, {} bytes a range", (memory << 20) / ranges);
@@ -293,46 +321,40 @@ fn main() {
     quiet(&mut bench);
     one_report(&mut bench, nodes);
     sweep(&mut bench);
-    deaths(&mut bench, nodes, dying);
+    added(&mut bench);
+    deaths(&mut bench, &[nodes / 2]);
+    // Not neighbours in the layout: no range loses its majority.
+    let many: Vec<u64> = (0..dying).map(|at| 1 + at * (nodes / dying.max(1))).collect();
+    deaths(&mut bench, &many);
+    println!("memory at the end: {} MiB, the bench's own included", resident_mib());
 }
 
-/// Every range was new, and is looked at once.
+/// What was not well from the start.
 fn settle_down(bench: &mut Bench) {
-    let begun = bench.rounds;
-    let mut total = Duration::ZERO;
-    bench.worst = Duration::ZERO;
-    let mut carried = 0;
-    while bench.rounds - begun < 20_000 {
-        let taken: Duration = (0..10).map(|_| bench.round()).sum();
-        total += taken;
-        let now = bench.carry_out();
-        carried += now;
-        if now == 0 && taken < Duration::from_millis(100) {
-            break;
-        }
-    }
-    println!(
-        "first look at all: {} rounds, {} in all, longest {}; {carried} orders",
-        bench.rounds - begun,
-        ms(total),
-        ms(bench.worst)
-    );
+    let (taken, carried) = bench.rounds_of(usize::MAX);
+    println!("first orders: {carried} in {} rounds: {}", taken.len(), spread(&taken));
 }
 
 /// The middle one, the mean and the longest.
-fn spread(mut taken: Vec<Duration>) -> String {
-    taken.sort_unstable();
-    let mean = taken.iter().sum::<Duration>() / u32::try_from(taken.len().max(1)).unwrap_or(u32::MAX);
-    let (median, longest) = (taken.get(taken.len() / 2), taken.last());
-    let of = |one: Option<&Duration>| ms(one.copied().unwrap_or_default());
-    format!("median {}, mean {}, longest {}", of(median), ms(mean), of(longest))
+fn spread(taken: &[Taken]) -> String {
+    let mut wall: Vec<Duration> = taken.iter().map(|taken| taken.wall).collect();
+    wall.sort_unstable();
+    let mean = |sum: Duration| sum / u32::try_from(taken.len().max(1)).unwrap_or(u32::MAX);
+    let median = wall.get(wall.len() / 2).copied().unwrap_or_default();
+    let longest = taken.iter().map(|taken| taken.core).max().unwrap_or_default();
+    format!(
+        "median {}, mean {}, longest {}",
+        ms(median),
+        ms(mean(taken.iter().map(|taken| taken.core).sum())),
+        ms(longest)
+    )
 }
 
 fn quiet(bench: &mut Bench) {
-    println!("quiet round: {}", spread((0..300).map(|_| bench.round()).collect()));
+    println!("quiet round: {}", spread(&(0..300).map(|_| bench.round()).collect::<Vec<_>>()));
     let plan = Clock::now();
     let planned = bench.service.plan().len();
-    println!("plan: {} ({planned} decisions)", ms(plan.elapsed()));
+    println!("plan: {} ({planned} decisions)", ms(plan.elapsed().wall));
 }
 
 fn one_report(bench: &mut Bench, nodes: u64) {
@@ -347,9 +369,10 @@ fn one_report(bench: &mut Bench, nodes: u64) {
         bench.now += Duration::from_millis(100);
         let spent = bench.spent;
         bench.report(node, &[range], false, false);
-        taken.push(bench.spent - spent);
+        let (wall, core) = (bench.spent.wall - spent.wall, bench.spent.core - spent.core);
+        taken.push(Taken { wall, core });
     }
-    println!("one report of one changed range, its round and answer: {}", spread(taken));
+    println!("one report of one changed range, its round and answer: {}", spread(&taken));
 }
 
 /// Another setting of the keyspace has every range looked at.
@@ -357,14 +380,39 @@ fn sweep(bench: &mut Bench) {
     let set = v1::SetKeyspaceRequest { name: "default".into(), ..Default::default() };
     bench.service.request(bench.now, 1, Request::SetKeyspace(set));
     bench.settle();
-    let rounds = bench.descriptors.len() as u32 / 500 + 1;
-    println!("sweep over all ranges: {rounds} rounds: {}", spread((0..rounds).map(|_| bench.round()).collect()));
+    let rounds = bench.descriptors.len() / (2 * Config::default().ranges_per_round) + 1;
+    let taken: Vec<Taken> = (0..rounds).map(|_| bench.round()).collect();
+    println!("sweep over all ranges: {rounds} rounds: {}", spread(&taken));
 }
 
-fn deaths(bench: &mut Bench, nodes: u64, dying: u64) {
-    // Not neighbours in the layout: no range loses its majority.
-    bench.dead = (0..dying).map(|at| 1 + at * (nodes / dying.max(1))).collect();
-    let lost: usize = bench.dead.iter().map(|node| bench.held[*node as usize].len()).sum();
+/// A node comes, and gets its share.
+fn added(bench: &mut Bench) {
+    let node = bench.held.len() as u64;
+    let own = record(node, bench.zones);
+    let request = v1::JoinRequest {
+        store_id: own.store_id,
+        peer_addr: own.peer_addr,
+        protocol_min: 1,
+        protocol_max: 1,
+        labels: own.labels,
+        ..Default::default()
+    };
+    bench.service.request(bench.now, 1, Request::Join(request));
+    bench.settle();
+    bench.held.push(BTreeSet::new());
+    bench.sequences.push(0);
+    bench.nodes_versions.push(0);
+    bench.report_all(node);
+    bench.report(node, &[], true, false);
+    let (taken, carried) = bench.rounds_of(usize::MAX);
+    let held = bench.held[node as usize].len();
+    println!("a node comes: {carried} orders in {} rounds, {held} replicas on it: {}", taken.len(), spread(&taken));
+}
+
+/// Nodes die, and what they held is made anew elsewhere.
+fn deaths(bench: &mut Bench, dying: &[u64]) {
+    bench.dead.extend(dying);
+    let lost: usize = dying.iter().map(|node| bench.held[*node as usize].len()).sum();
     for (leader, descriptor) in bench.leaders[1..].iter_mut().zip(&bench.descriptors) {
         if bench.dead.contains(leader) {
             let mut live = descriptor.replicas.iter().map(|replica| replica.node_id);
@@ -373,29 +421,17 @@ fn deaths(bench: &mut Bench, nodes: u64, dying: u64) {
     }
     bench.now += Duration::from_secs(290);
     // Others lead what they led.
-    for node in 1..=nodes {
-        let touched: Vec<u64> = if bench.dead.contains(&node) {
-            Vec::new()
-        } else {
-            let held = bench.held[node as usize].iter().copied();
-            let with_dead = |range: &u64| {
-                let replicas = &bench.descriptors[*range as usize - 1].replicas;
-                replicas.iter().any(|replica| bench.dead.contains(&replica.node_id))
-            };
-            held.filter(with_dead).collect()
+    for node in (1..bench.held.len() as u64).filter(|node| !bench.dead.contains(node)).collect::<Vec<_>>() {
+        let held = bench.held[node as usize].iter().copied();
+        let with_dead = |range: &u64| {
+            let replicas = &bench.descriptors[*range as usize - 1].replicas;
+            replicas.iter().any(|replica| dying.contains(&replica.node_id))
         };
-        if !bench.dead.contains(&node) {
-            bench.report(node, &touched, false, false);
-        }
+        let touched: Vec<u64> = held.filter(with_dead).collect();
+        bench.report(node, &touched, false, false);
     }
     bench.now += Duration::from_secs(15);
-    let (mut taken, mut repaired, mut idle) = (Vec::new(), 0, 0);
-    while repaired < lost && idle < 200 {
-        taken.push(bench.round());
-        let done = bench.carry_out();
-        repaired += done;
-        idle = if done == 0 { idle + 1 } else { 0 };
-    }
+    let (taken, repaired) = bench.rounds_of(lost);
     if repaired < lost {
         let short = bench
             .descriptors
@@ -403,6 +439,8 @@ fn deaths(bench: &mut Bench, nodes: u64, dying: u64) {
             .find(|descriptor| descriptor.replicas.iter().any(|replica| bench.dead.contains(&replica.node_id)));
         println!("stuck: {:?}", short.map(|short| bench.service.explain(short.range_id)));
     }
-    let rounds = taken.len();
-    println!("{dying} nodes die, {lost} replicas: {repaired} orders in {rounds} rounds: {}", spread(taken));
+    let (dying, rounds) = (dying.len(), taken.len());
+    println!("{dying} nodes die, {lost} replicas: {repaired} orders in {rounds} rounds: {}", spread(&taken));
+    // Whatever comes of it for balance.
+    bench.rounds_of(usize::MAX);
 }

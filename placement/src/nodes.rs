@@ -141,14 +141,14 @@ impl Service {
         self.smooth_loads();
         self.keep_maintenance();
         self.end_decommissions();
+        self.work.note_places(&self.state);
         let state = &self.state;
         let fit = state.ahead.nodes.keys().copied().filter(|node| state.is_fit(*node)).collect();
         if self.work.fit != fit {
             let gained = fit.difference(&self.work.fit).next().is_some();
             self.work.fit = fit;
             if gained {
-                self.work.unpark(&self.state);
-                self.work.sweep();
+                self.work.gained();
             }
         }
     }

@@ -35,6 +35,15 @@ impl Place {
         self.zone == other.zone
     }
 
+    pub fn is_host_of(self, other: Self) -> bool {
+        self.host == other.host
+    }
+
+    /// Its zone and rack.
+    pub fn site(self) -> (usize, usize) {
+        (self.zone, self.rack)
+    }
+
     pub fn beside(self, others: &[Self]) -> u32 {
         others.iter().map(|other| self.close_to(*other)).sum()
     }
@@ -124,6 +133,11 @@ impl Places {
             (of(each + 1) * more + of(each) * (groups - more)) as u32
         };
         pairs(self.counts[0]) * SAME_ZONE + pairs(self.counts[1]) * SAME_RACK + pairs(self.counts[2]) * SAME_HOST
+    }
+
+    /// [`Self::closeness_min`] of each number of nodes up to this one.
+    pub fn least(&self, nodes: usize) -> Vec<u32> {
+        (0..=nodes).map(|nodes| self.closeness_min(nodes)).collect()
     }
 
     /// Whether the keyspace's constraints let the node hold replicas.

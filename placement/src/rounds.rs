@@ -39,10 +39,7 @@ pub(crate) struct Decided {
 
 /// Decides what is to be done now. It changes nothing but where the next round begins to look.
 pub(crate) fn decide(state: &State, work: &mut Work) -> Decided {
-    if state.now >= work.unpark_at {
-        work.unpark(state);
-    }
-    work.sweep_on(state, state.config.ranges_per_round / 4);
+    work.walk_on(state);
     let mut loads = Loads::of(state);
     let mut decided = Decided::default();
     let crowded = look(state, work, &mut loads, &mut decided.decisions);
@@ -52,15 +49,14 @@ pub(crate) fn decide(state: &State, work: &mut Work) -> Decided {
     decided.decisions.extend(leaders::clear(state, &mut loads, BALANCE_MAX));
     // While ranges that lack replicas wait for room, no room is given to what need not be.
     if !crowded && state.now >= work.balance_at {
-        let balanced = balance::decide(state, &mut loads, BALANCE_MAX);
+        let balanced = balance::decide(state, &mut loads, BALANCE_MAX, &mut work.balance_tried);
         if balanced.in_vain {
             work.balance_at = state.now + IN_VAIN_PAUSE;
         }
         decided.decisions.extend(balanced.decisions);
     }
     if state.now >= work.leaders_at {
-        let shared = leaders::share(state, &mut loads, BALANCE_MAX, work.leaders_from);
-        work.leaders_from = shared.next;
+        let shared = leaders::share(state, &mut loads, BALANCE_MAX, &mut work.leaders_tried);
         if shared.in_vain {
             work.leaders_at = state.now + IN_VAIN_PAUSE;
         }
@@ -82,6 +78,8 @@ fn look(state: &State, work: &mut Work, loads: &mut Loads, decisions: &mut Vec<D
             continue;
         };
         match repair::look(state, loads, route) {
+            // Only with other nodes could it be better; if it is not well by now.
+            Look::Fine if !repair::is_well(state, route) => work.queue.content(range),
             Look::Fine => work.queue.remove(range),
             Look::Wait(Until::Change, _) => work.queue.park(range),
             Look::Wait(Until::Room, _) => crowded |= Urgency::of(state, route) < Urgency::Look,
@@ -241,7 +239,7 @@ impl Service {
         }
         if !changed.is_empty() {
             // A range with a silent replica elsewhere may be less safe than before.
-            self.work.unpark(&self.state);
+            self.work.unpark();
         }
         for node in changed {
             self.saw_node(node, dead.contains(&node));

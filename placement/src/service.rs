@@ -216,6 +216,7 @@ impl Service {
             pairs: Default::default(),
         };
         state.places = Places::of(&state.ahead);
+        state.acked.orders.keys().for_each(|range| state.table.set_tasked(*range, true));
         state.load_maintenance();
         let mut service = Self {
             reign: (reign << LOAD_BITS) | (record.loads & ((1 << LOAD_BITS) - 1)),
@@ -338,16 +339,6 @@ impl Service {
     /// The nodes as last reported, by id: those that were removed are left out.
     pub fn nodes(&self) -> Vec<v1::NodeInfo> {
         let state = &self.state;
-        let load = |node: u64| {
-            let led = state.table.holding(node).into_iter().flat_map(|holding| &holding.led);
-            let loads = led.filter_map(|range| state.table.get(*range)?.load.as_deref());
-            loads.fold(v1::RangeLoad::default(), |sum, load| v1::RangeLoad {
-                reads_per_s: sum.reads_per_s + load.reads_per_s,
-                writes_per_s: sum.writes_per_s + load.writes_per_s,
-                read_bytes_per_s: sum.read_bytes_per_s + load.read_bytes_per_s,
-                write_bytes_per_s: sum.write_bytes_per_s + load.write_bytes_per_s,
-            })
-        };
         let info = |record: &v1::NodeRecord| {
             let report = state.reports.node(record.node_id);
             let holding = state.table.holding(record.node_id);
@@ -371,7 +362,7 @@ impl Service {
                 decommission_from: record.decommission_from,
                 maintenance_left_ms: state.maintenance_left(record.node_id).as_millis() as u64,
                 slow: state.speeds.slow(record.node_id).unwrap_or_default().into(),
-                load: Some(load(record.node_id)).filter(|load| *load != v1::RangeLoad::default()),
+                load: holding.map(|holding| holding.load).filter(|load| *load != v1::RangeLoad::default()),
             }
         };
         state.acked.nodes.values().filter(|record| !record.removed).map(info).collect()
@@ -409,8 +400,14 @@ impl Service {
     fn acknowledge(&mut self, change: &Change) {
         self.state.acked.apply(change);
         match change {
-            Change::Order(range, _) => self.work.order_began(*range, self.state.now),
-            Change::NoOrder(range) => self.work.order_ended(*range),
+            Change::Order(range, _) => {
+                self.state.table.set_tasked(*range, true);
+                self.work.order_began(*range, self.state.now);
+            }
+            Change::NoOrder(range) => {
+                self.state.table.set_tasked(*range, false);
+                self.work.order_ended(*range);
+            }
             Change::Keyspace(keyspace) if keyspace.state() == v1::KeyspaceState::Dropped => {
                 self.forget_keyspace(keyspace.keyspace_id);
             }

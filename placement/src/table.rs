@@ -108,6 +108,11 @@ pub(crate) struct Holding {
     pub bytes: u64,
     /// What the ranges that it holds and leads cost it, in requests a second.
     pub cost: u64,
+    /// What the ranges that it leads are asked for.
+    pub load: v1::RangeLoad,
+    /// Of the ranges that it leads those with an order; and those that it said to carry one out for.
+    pub tasked: BTreeSet<u64>,
+    busy: BTreeSet<u64>,
 }
 
 /// See the file's head.
@@ -122,8 +127,8 @@ pub(crate) struct Table {
     gone: BTreeMap<u64, u64>,
     gone_floor: u64,
     sequence: u64,
-    /// Ranges whose leader said that it carries out an order.
-    ordered: BTreeSet<u64>,
+    /// Ranges with an order, known or not.
+    tasked: BTreeSet<u64>,
     /// Ranges that a merge has ended, as far as somebody still reports them: the range that has their span now, and the
     /// version at which it has it.
     absorbed: BTreeMap<u64, (u64, u64)>,
@@ -204,10 +209,17 @@ impl Table {
 
     /// Ranges led by the node whose leader said that it carries out an order, and which.
     pub fn ordered(&self, node: u64) -> impl Iterator<Item = (u64, u64)> {
-        self.ordered.iter().filter_map(move |range| {
-            let route = self.routes.get(*range).filter(|route| route.leader == node)?;
-            Some((*range, route.led.as_ref()?.order_id()))
-        })
+        let busy = self.holdings.get(&node).into_iter().flat_map(|holding| &holding.busy);
+        busy.filter_map(|range| Some((*range, self.routes.get(*range)?.led.as_ref()?.order_id())))
+    }
+
+    /// The range has an order from now on, or none.
+    pub fn set_tasked(&mut self, range: u64, tasked: bool) {
+        let _ = if tasked { self.tasked.insert(range) } else { self.tasked.remove(&range) };
+        let leader = self.routes.get(range).map_or(0, |route| route.leader);
+        if let Some(holding) = self.holdings.get_mut(&leader) {
+            let _ = if tasked { holding.tasked.insert(range) } else { holding.tasked.remove(&range) };
+        }
     }
 
     /// Takes in what `node` says of a replica; true if the route changed in what decisions look at. `now` is in seconds.
@@ -222,6 +234,7 @@ impl Table {
         let known = self.routes.contains(range);
         let new = || Route { data_bytes: report.data_bytes, since_s: now, busy_s: now, ..Route::default() };
         let mut route = self.routes.get_mut(range).map_or_else(new, std::mem::take);
+        self.set_busy(&route, false);
         if newer {
             route.led = route.led.take().map(|led| led.in_words(&route.descriptor));
         }
@@ -253,12 +266,21 @@ impl Table {
         if seen || costs {
             self.index(&route);
         }
-        match route.led.as_ref().is_some_and(|led| led.order_id() != 0) {
-            true => self.ordered.insert(range),
-            false => self.ordered.remove(&range),
-        };
+        self.set_busy(&route, true);
         self.routes.insert(range, route);
         decided
+    }
+
+    /// Notes for the node that leads the range that it carries out an order, if it said so; or strikes that out.
+    fn set_busy(&mut self, route: &Route, busy: bool) {
+        if route.leader == 0 || route.led.as_ref().is_none_or(|led| led.order_id() == 0) {
+            return;
+        }
+        let of = &mut self.holdings.entry(route.leader).or_default().busy;
+        let _ = match busy {
+            true => of.insert(route.descriptor.range_id),
+            false => of.remove(&route.descriptor.range_id),
+        };
     }
 
     /// The range's leader has reported what its order was to bring about.
@@ -272,11 +294,11 @@ impl Table {
     pub fn not_there(&mut self, node: u64, range: u64) -> bool {
         let Some(place) = self.routes.get_mut(range).filter(|route| route.leader == node) else { return false };
         let mut route = std::mem::take(place);
+        self.set_busy(&route, false);
         self.unindex(&route);
         self.sequence += 1;
         (route.leader, route.led, route.sequence) = (0, None, self.sequence);
         self.index(&route);
-        self.ordered.remove(&range);
         self.routes.insert(range, route);
         true
     }
@@ -284,8 +306,8 @@ impl Table {
     /// The range is no part of the cluster any more.
     pub fn remove(&mut self, range: u64) {
         let Some(route) = self.routes.remove(range) else { return };
+        self.set_busy(&route, false);
         self.unindex(&route);
-        self.ordered.remove(&range);
         self.sequence += 1;
         self.gone.insert(self.sequence, range);
         while self.gone.len() > GONE_MAX {
@@ -429,6 +451,10 @@ impl Table {
             let holding = self.holdings.entry(route.leader).or_default();
             holding.led.insert(range);
             holding.cost += route.lead_cost();
+            add(&mut holding.load, route.load.as_deref(), u64::saturating_add);
+            if self.tasked.contains(&range) {
+                holding.tasked.insert(range);
+            }
         }
     }
 
@@ -452,8 +478,21 @@ impl Table {
         if let Some(holding) = self.holdings.get_mut(&route.leader) {
             holding.led.remove(&range);
             holding.cost = holding.cost.saturating_sub(route.lead_cost());
+            add(&mut holding.load, route.load.as_deref(), u64::saturating_sub);
+            holding.tasked.remove(&range);
         }
     }
+}
+
+/// Adds a range's load to that of a node, or takes it away.
+fn add(sum: &mut v1::RangeLoad, load: Option<&v1::RangeLoad>, with: impl Fn(u64, u64) -> u64) {
+    let Some(load) = load else { return };
+    *sum = v1::RangeLoad {
+        reads_per_s: with(sum.reads_per_s, load.reads_per_s),
+        writes_per_s: with(sum.writes_per_s, load.writes_per_s),
+        read_bytes_per_s: with(sum.read_bytes_per_s, load.read_bytes_per_s),
+        write_bytes_per_s: with(sum.write_bytes_per_s, load.write_bytes_per_s),
+    };
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use flotilla_proto::{Error, Result, v1};
 
 use crate::service::{Answer, Response, Service, Token};
+use crate::state::Records;
 
 /// Replicas to be removed, and ranges to be born, that one answer names at most: the rest is for the next.
 const NAMED_MAX: usize = 1_000;
@@ -169,12 +170,15 @@ impl Service {
     /// The orders of the ranges that the node leads; and an end to those that there are no more.
     fn orders_for(&self, node: u64) -> Vec<v1::RangeOrder> {
         let state = &self.state;
-        let led = |order: &&v1::RangeOrder| state.table.get(order.range_id).is_some_and(|route| route.leader == node);
+        let of = |records: &Records, range: u64| records.orders.get(&range).and_then(|record| record.order.clone());
         let ahead = |range: u64| state.ahead.orders.get(&range).and_then(|record| record.order.as_ref());
-        let told = if cfg!(feature = "mutant-orders-before-written") { &state.ahead } else { &state.acked };
-        let orders = told.orders.values().filter_map(|record| record.order.as_ref());
-        let mut orders: Vec<v1::RangeOrder> =
-            orders.filter(led).filter(|order| ahead(order.range_id) == Some(order)).cloned().collect();
+        let tasked = state.table.holding(node).into_iter().flat_map(|holding| &holding.tasked);
+        let told = tasked.filter_map(|range| of(&state.acked, *range));
+        let mut orders: Vec<v1::RangeOrder> = told.filter(|order| ahead(order.range_id) == Some(order)).collect();
+        if cfg!(feature = "mutant-orders-before-written") {
+            let led = |range: &&u64| state.table.get(**range).is_some_and(|route| route.leader == node);
+            orders = state.ahead.orders.keys().filter(led).filter_map(|range| of(&state.ahead, *range)).collect();
+        }
         for (range_id, order_id) in state.table.ordered(node) {
             let known = ahead(range_id).is_some_and(|order| order.order_id == order_id);
             if !known && !orders.iter().any(|order| order.range_id == range_id) {

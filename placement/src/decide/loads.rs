@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_proto::v1;
 
+use super::sites::{Measure, Offer, Sites};
 use super::{Decision, holds, voters};
 use crate::places::Place;
 use crate::state::State;
@@ -41,8 +42,8 @@ pub(crate) struct Load {
 pub(crate) struct Loads {
     nodes: BTreeMap<u64, Load>,
     fit: usize,
-    /// Of keyspaces with constraints: how many nodes may be given replicas.
-    fit_for: RefCell<BTreeMap<u64, usize>>,
+    /// Nodes to choose from, made when first asked for: of a keyspace with constraints, or of all others.
+    sites: RefCell<BTreeMap<(Option<u64>, Measure), Sites>>,
     /// Ranges decided about since.
     taken: BTreeSet<u64>,
     capacity: u32,
@@ -74,7 +75,7 @@ impl Loads {
         let mut loads = Self {
             nodes: members.map(|node| (*node, load(*node))).collect(),
             fit: 0,
-            fit_for: RefCell::default(),
+            sites: RefCell::default(),
             taken: BTreeSet::new(),
             capacity: config.moves_per_node * HEAVY,
             leader_capacity: config.leader_moves_per_node,
@@ -113,6 +114,7 @@ impl Loads {
                 load.bytes += if new { bytes } else { 0 };
                 load.cost += if new { route.hold_cost() as i64 } else { 0 };
             }
+            self.refile(*node);
         }
         for node in order.remove_nodes.iter().filter(|node| holds(&route.descriptor, **node)) {
             if let Some(load) = self.nodes.get_mut(node) {
@@ -121,6 +123,7 @@ impl Loads {
                 load.cost -= route.hold_cost() as i64;
                 load.sends += if *node == route.leader { 0 } else { weight };
             }
+            self.refile(*node);
         }
         if !(order.add_nodes.is_empty() && order.remove_nodes.is_empty()) {
             // The leader sends the copies.
@@ -142,17 +145,81 @@ impl Loads {
         }
     }
 
+    /// Whether the node can be given anything at all now.
+    fn is_open(&self, load: &Load) -> bool {
+        load.receives + LIGHT <= self.capacity
+    }
+
+    fn refile(&mut self, node: u64) {
+        let Some(load) = self.nodes.get(&node) else { return };
+        let open = self.is_open(load);
+        self.sites.get_mut().values_mut().for_each(|sites| sites.update(load, open));
+    }
+
+    fn with_sites<'a, T>(
+        &'a self,
+        state: &State,
+        keyspace: u64,
+        measure: Measure,
+        with: impl FnOnce(&Sites) -> T,
+    ) -> T {
+        let places = &state.places;
+        // Without rules all nodes are allowed, and equally good for leaders.
+        let ranked = |load: &'a Load| (places.lead_rank(keyspace, load.node), load, self.is_open(load));
+        let fit = self.nodes.values().filter(|load| load.fit && places.allows(keyspace, load.node));
+        let mut sites = self.sites.borrow_mut();
+        with(
+            sites
+                .entry((places.is_bound(keyspace).then_some(keyspace), measure))
+                .or_insert_with(|| Sites::of(measure, fit.map(ranked))),
+        )
+    }
+
     /// How many nodes beside these may be given replicas of the keyspace at all.
     pub fn fit_beside(&self, state: &State, keyspace: u64, nodes: &[u64]) -> usize {
         let may = |load: &Load| load.fit && state.places.allows(keyspace, load.node);
-        let all = if state.places.is_bound(keyspace) {
-            let count = || self.nodes.values().filter(|load| may(load)).count();
-            *self.fit_for.borrow_mut().entry(keyspace).or_insert_with(count)
-        } else {
-            self.fit
+        let all = match state.places.is_bound(keyspace) {
+            true => self.with_sites(state, keyspace, Measure::Replicas, Sites::count),
+            false => self.fit,
         };
         let among = nodes.iter().filter(|node| self.nodes.get(node).is_some_and(may)).count();
         all - among
+    }
+
+    /// Nodes to choose from for a replica of the range beside those in these places: of all that are better than `rank`
+    /// by its leader's preferences, that `may` be given it, and have room for it, so many as the best one is surely
+    /// among, whether closeness, preference or emptiness count. `later`: whether they have room for it or not.
+    pub fn offers(
+        &self,
+        state: &State,
+        route: &Route,
+        (rank, later): (usize, bool),
+        others: &[Place],
+        may: impl Fn(&Load) -> bool,
+    ) -> Vec<&Load> {
+        let may = |load: &Load| match (later || self.may_receive(load.node, route.data_bytes)) && may(load) {
+            true => Offer::Take(load.place),
+            false => Offer::Pass,
+        };
+        let may = |node| self.get(node).map_or(Offer::Pass, may);
+        let of = |sites: &Sites| sites.offers(|of, _| of < rank, later, others, may);
+        let nodes = self.with_sites(state, route.descriptor.keyspace_id, Measure::Replicas, of);
+        nodes.iter().filter_map(|node| self.nodes.get(node)).collect()
+    }
+
+    /// The same for balance: nodes in sites that `which` is true of, the emptiest of each first.
+    pub fn offers_in(
+        &self,
+        state: &State,
+        (keyspace, measure): (u64, Measure),
+        which: impl Fn((usize, usize)) -> bool,
+        others: &[Place],
+        may: impl Fn(&Load) -> Offer,
+    ) -> Vec<&Load> {
+        let may = |node| self.get(node).map_or(Offer::Pass, &may);
+        let of = |sites: &Sites| sites.offers(|_, place| which(place), false, others, may);
+        let nodes = self.with_sites(state, keyspace, measure, of);
+        nodes.iter().filter_map(|node| self.nodes.get(node)).collect()
     }
 
     pub fn get(&self, node: u64) -> Option<&Load> {
@@ -189,10 +256,18 @@ impl Loads {
 
     /// The same for moves that need not be: half of what a node may do is kept for those that must.
     pub fn may_spare(&self, from: u64, to: u64, data_bytes: u64) -> bool {
-        let spare = (self.capacity / 2).max(HEAVY);
-        let weight = weight(data_bytes);
-        let sends = self.nodes.get(&from).is_some_and(|load| load.sends + weight <= spare);
-        sends && self.nodes.get(&to).is_some_and(|load| load.fit && load.receives + weight <= spare)
+        let (spare, weight) = (self.spare(), weight(data_bytes));
+        self.may_give(from, data_bytes)
+            && self.nodes.get(&to).is_some_and(|load| load.fit && load.receives + weight <= spare)
+    }
+
+    /// Its first half: whether the one node may give something.
+    pub fn may_give(&self, from: u64, data_bytes: u64) -> bool {
+        self.nodes.get(&from).is_some_and(|load| load.sends + weight(data_bytes) <= self.spare())
+    }
+
+    fn spare(&self) -> u32 {
+        (self.capacity / 2).max(HEAVY)
     }
 
     pub fn may_give_lead(&self, node: u64) -> bool {
@@ -210,16 +285,12 @@ impl Loads {
         let mut others: Vec<Place> = stay.iter().map(|node| state.places.place(*node)).collect();
         let mut found = Vec::with_capacity(count);
         while found.len() < count {
-            let fits = |load: &&Load| {
-                self.may_receive(load.node, route.data_bytes)
-                    && !holds(&route.descriptor, load.node)
-                    && !found.contains(&load.node)
-                    && state.places.allows(keyspace, load.node)
-            };
+            let fits = |load: &Load| !holds(&route.descriptor, load.node) && !found.contains(&load.node);
+            let offers = self.offers(state, route, (usize::MAX, false), &others, fits);
             let held = state.places.best_rank(keyspace, stay.iter().chain(&found).copied());
             let rank = |load: &Load| state.places.lead_rank(keyspace, load.node).min(held);
-            let place = |load: &&Load| (load.place.beside(&others), rank(load), load.replicas, load.bytes, load.node);
-            let Some(best) = self.nodes.values().filter(fits).min_by_key(place) else { break };
+            let place = |load: &&&Load| (load.place.beside(&others), rank(load), load.replicas, load.bytes, load.node);
+            let Some(best) = offers.iter().min_by_key(place) else { break };
             others.push(best.place);
             found.push(best.node);
         }

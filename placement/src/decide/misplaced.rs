@@ -65,27 +65,25 @@ fn replace(state: &State, loads: &Loads, route: &Route, voters: &[u64], node: u6
 /// One replica for another that is farther from the rest, if there is a node for it.
 fn spread(state: &State, loads: &Loads, route: &Route, voters: &[u64], close: u32) -> Option<Look> {
     let descriptor = &route.descriptor;
-    let may = |load: &&Load| {
-        load.fit && !holds(descriptor, load.node) && state.places.allows(descriptor.keyspace_id, load.node)
-    };
+    let may = |load: &Load| !holds(descriptor, load.node);
     let places: Vec<Place> = voters.iter().map(|node| state.places.place(*node)).collect();
     let without = |at: usize| {
         let mut stay = places.clone();
         stay.swap_remove(at);
         (voters[at], closeness(&stay), stay)
     };
+    let offers = |later: bool| loads.offers(state, route, (usize::MAX, later), &places, may);
     let stays: Vec<(u64, u32, Vec<Place>)> = (0..voters.len()).map(without).collect();
-    let best = |room: bool| {
-        let nodes = loads.iter().filter(may).filter(|load| !room || loads.may_receive(load.node, route.data_bytes));
-        let swaps = nodes.flat_map(|load| stays.iter().map(move |stay| (load, stay)));
+    let best = |nodes: Vec<&Load>| {
+        let swaps = nodes.into_iter().flat_map(|load| stays.iter().map(move |stay| (load, stay)));
         let rated = swaps.map(|(load, (from, among, stay))| {
             (among + load.place.beside(stay), *from == route.leader, load.replicas, load.node, *from)
         });
         rated.filter(|(after, ..)| *after < close).min()
     };
-    let (.., to, from) = match best(true) {
+    let (.., to, from) = match best(offers(false)) {
         Some(best) => best,
-        None if best(false).is_some() => {
+        None if best(offers(true)).is_some() => {
             let why = "its replicas could be farther apart, and the nodes for it have as many moves as they may";
             return Some(Look::Wait(Until::Room, why.into()));
         }
@@ -106,27 +104,23 @@ fn bring(state: &State, loads: &Loads, route: &Route, voters: &[u64], close: u32
     if held == 0 {
         return None;
     }
-    let better = |load: &&Load| {
-        load.fit
-            && state.places.lead_rank(keyspace, load.node) < held
-            && !holds(&route.descriptor, load.node)
-            && state.places.allows(keyspace, load.node)
-    };
+    let may = |load: &Load| !holds(&route.descriptor, load.node);
+    let places: Vec<Place> = voters.iter().map(|node| state.places.place(*node)).collect();
+    let offers = |later: bool| loads.offers(state, route, (held, later), &places, may);
     let swap = |load: &Load, from: u64| {
         let after: Vec<u64> = voters.iter().copied().filter(|node| *node != from).chain([load.node]).collect();
         let rank = state.places.lead_rank(keyspace, load.node);
         let emptiest = (load.replicas, load.bytes, load.node);
         (rank, state.places.closeness(&after), from == route.leader, emptiest, from)
     };
-    let best = |room: bool| {
-        let nodes = loads.iter().filter(better).filter(|load| !room || loads.may_receive(load.node, route.data_bytes));
-        let swaps = nodes.flat_map(|load| voters.iter().map(move |from| swap(load, *from)));
+    let best = |nodes: Vec<&Load>| {
+        let swaps = nodes.into_iter().flat_map(|load| voters.iter().map(move |from| swap(load, *from)));
         swaps.filter(|(_, after, ..)| *after <= close).min()
     };
-    let Some((.., (.., to), from)) = best(true) else {
+    let Some((.., (.., to), from)) = best(offers(false)) else {
         let why =
             "no replica is where its keyspace prefers its leader, and the nodes there have as many moves as they may";
-        return best(false).map(|_| Look::Wait(Until::Room, why.into()));
+        return best(offers(true)).map(|_| Look::Wait(Until::Room, why.into()));
     };
     if let Some(wait) = hindrance(state, loads, route) {
         return Some(wait);

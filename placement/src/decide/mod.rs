@@ -11,6 +11,7 @@ pub(crate) mod merge;
 pub(crate) mod misplaced;
 pub(crate) mod ranking;
 pub(crate) mod repair;
+pub(crate) mod sites;
 
 use std::time::Duration;
 

@@ -56,6 +56,22 @@ pub(crate) fn look(state: &State, loads: &Loads, route: &Route) -> Look {
     act(state, loads, route, &need, replicas)
 }
 
+/// Whether [`look`] would find the range to be fine, whatever else is under way: it has the voters that its keyspace asks
+/// for and nothing else, all on nodes that may have them, as far from each other as can be and where the leader is
+/// wanted. Of a range that is not well that is not said.
+pub(crate) fn is_well(state: &State, route: &Route) -> bool {
+    let descriptor = &route.descriptor;
+    let id = descriptor.keyspace_id;
+    let Some(keyspace) = state.ahead.keyspace(id) else { return true };
+    let voters: Vec<u64> = voters(descriptor).collect();
+    voters.len() == keyspace.replicas as usize
+        && descriptor.members().count() == voters.len()
+        && !voters.iter().any(|node| state.is_dead_for(*node, descriptor) || misplaced::is_unwanted(state, id, *node))
+        && state.places.closeness(&voters) <= state.places.closeness_min(voters.len())
+        && state.places.best_rank(id, voters.iter().copied()) == 0
+        && (!state.places.has_preferences(id) || state.places.lead_rank(id, route.leader) == 0)
+}
+
 /// Why the replicas of the range cannot be changed now, if they cannot.
 pub(crate) fn hindrance(state: &State, loads: &Loads, route: &Route) -> Option<Look> {
     if is_joint(&route.descriptor) {

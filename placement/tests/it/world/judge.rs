@@ -11,9 +11,14 @@ const LIGHT_BYTES_MAX: u64 = 4 << 20;
 const LARGE_AT_ONCE: usize = 2;
 const LEADERS_AT_ONCE: usize = 8;
 
+/// The nodes as the service describes them.
+type Infos = BTreeMap<u64, v1::NodeInfo>;
+
 /// Counts what happens, and remembers which orders there were.
 #[derive(Debug, Default)]
 pub struct Judge {
+    /// Orders that leaders were given, in all.
+    pub given: usize,
     pub moves: usize,
     pub transfers: usize,
     pub merges: usize,
@@ -45,9 +50,10 @@ impl Judge {
             None => {}
         }
         let group = &world.groups[&order.range_id];
+        let infos: Infos = world.service.nodes().into_iter().map(|info| (info.node_id, info)).collect();
         safety(world, group, order)
-            .or_else(|| targets(world, group, order))
-            .or_else(|| distance(world, group, order))
+            .or_else(|| targets(world, &infos, group, order))
+            .or_else(|| distance(world, &infos, group, order))
             .or_else(|| limits(world))
     }
 }
@@ -71,9 +77,7 @@ fn safety(world: &World, group: &Group, order: &v1::RangeOrder) -> Option<String
 }
 
 /// Nothing goes where it may not be.
-fn targets(world: &World, group: &Group, order: &v1::RangeOrder) -> Option<String> {
-    let infos: BTreeMap<u64, v1::NodeInfo> =
-        world.service.nodes().into_iter().map(|info| (info.node_id, info)).collect();
+fn targets(world: &World, infos: &Infos, group: &Group, order: &v1::RangeOrder) -> Option<String> {
     let keyspaces = world.service.keyspaces();
     let keyspace = keyspaces.iter().find(|keyspace| keyspace.keyspace_id == group.descriptor.keyspace_id);
     let constraints = keyspace.and_then(|keyspace| keyspace.constraints.as_ref());
@@ -102,9 +106,8 @@ pub fn closeness(world: &World, nodes: &[u64]) -> (usize, usize) {
 }
 
 /// A replica that may stay where it is does not go closer to the others: only merges may bring replicas together.
-fn distance(world: &World, group: &Group, order: &v1::RangeOrder) -> Option<String> {
-    let info = |node: &u64| world.service.nodes().into_iter().find(|info| info.node_id == *node);
-    let stays = |node: &u64| world.is_up(*node) && info(node).is_some_and(|info| !info.decommissioning);
+fn distance(world: &World, infos: &Infos, group: &Group, order: &v1::RangeOrder) -> Option<String> {
+    let stays = |node: &u64| world.is_up(*node) && infos.get(node).is_some_and(|info| !info.decommissioning);
     let aligning = world.service.orders().iter().any(|record| {
         record.order.as_ref().is_some_and(|own| own.order_id == order.order_id) && record.kind() == v1::OrderKind::Align
     });
@@ -123,7 +126,7 @@ fn distance(world: &World, group: &Group, order: &v1::RangeOrder) -> Option<Stri
 fn limits(world: &World) -> Option<String> {
     let mut coming: BTreeMap<u64, usize> = BTreeMap::new();
     let mut leaders: BTreeMap<u64, usize> = BTreeMap::new();
-    for group in world.groups.values() {
+    for group in world.ordered.iter().filter_map(|range| world.groups.get(range)) {
         let Some(order) = &group.order else { continue };
         if group.bytes > LIGHT_BYTES_MAX {
             order.add_nodes.iter().for_each(|node| *coming.entry(*node).or_default() += 1);
@@ -175,6 +178,7 @@ mod tests {
                 let group = world.groups.get_mut(&range).expect("a range");
                 group.order = Some(order(&[5], &[], 0));
             }
+            world.ordered.extend([2, 3, 4]);
             world.groups.get_mut(&2).expect("a range").order = Some(order(&[5], &[2], 0));
         };
         assert!(judged(order(&[5], &[2], 0), crowd).contains("3 large ranges"));

@@ -9,8 +9,12 @@ impl World {
     }
 
     fn over_nodes(&self, of: impl Fn(u64) -> usize) -> (usize, usize) {
-        let up: Vec<usize> =
-            self.hosts.iter().filter(|(_, host)| host.up && !host.full).map(|(node, _)| of(*node)).collect();
+        let up: Vec<usize> = self
+            .hosts
+            .iter()
+            .filter(|(node, host)| self.is_up(**node) && !host.full)
+            .map(|(node, _)| of(*node))
+            .collect();
         (up.iter().copied().min().unwrap_or(0), up.iter().copied().max().unwrap_or(0))
     }
 
@@ -29,7 +33,6 @@ impl World {
     /// A quantity by its name; with an argument where it has one.
     pub fn quantity(&self, name: &str, argument: &str) -> usize {
         let node = || argument.parse::<u64>().unwrap_or_else(|_| panic!("{name} of a node, not of {argument:?}"));
-        let live = |group: &Group| group.nodes().iter().filter(|node| self.is_up(**node)).count();
         let count = |of: &dyn Fn(&Group) -> bool| self.normal().filter(|group| of(group)).count();
         match name {
             "moves" => self.judge.moves,
@@ -61,14 +64,14 @@ impl World {
             }
             // In percent of the mean.
             "hottest" => {
-                let up = self.hosts.iter().filter(|(_, host)| host.up).count() as u64;
+                let up = self.hosts.keys().filter(|node| self.is_up(**node)).count() as u64;
                 let total: u64 = self.groups.values().map(|group| group.heat).sum();
                 let (_, max) = self.over_nodes(|node| self.heat(node) as usize);
                 max * 100 / (total / up.max(1)).max(1) as usize
             }
-            "short" => count(&|group| live(group) < self.wanted(group)),
-            "at-risk" => count(&|group| live(group) <= group.nodes().len() / 2 + 1),
-            "lost" => count(&|group| live(group) * 2 <= group.nodes().len()),
+            "short" => self.lacking().len(),
+            "at-risk" => count(&|group| self.live(group) <= group.descriptor.replicas.len() / 2 + 1),
+            "lost" => count(&|group| self.live(group) * 2 <= group.descriptor.replicas.len()),
             "same-zone" => count(&|group| closeness(self, &group.nodes()).0 > 0),
             "same-rack" => count(&|group| closeness(self, &group.nodes()).1 > 0),
             "misplaced" => count(&|group| !group.nodes().iter().all(|node| self.may_hold(group, *node))),
@@ -83,17 +86,22 @@ impl World {
         }
     }
 
-    /// Ranges that lack replicas.
-    pub fn lacking(&self) -> Vec<u64> {
-        let live = |group: &Group| group.nodes().iter().filter(|node| self.is_up(**node)).count();
-        let lacking = self.normal().filter(|group| live(group) < self.wanted(group));
-        lacking.map(|group| group.descriptor.range_id).collect()
+    /// How many replicas of the range are on nodes that are up.
+    fn live(&self, group: &Group) -> usize {
+        // Of every range in each step that waits for something: no look at what most of them are not on.
+        let down = |node: u64| !self.down.is_empty() && self.down.contains(&node);
+        group.descriptor.replicas.iter().filter(|replica| !down(replica.node_id)).count()
     }
 
-    fn wanted(&self, group: &Group) -> usize {
+    /// Ranges that lack replicas.
+    pub fn lacking(&self) -> Vec<u64> {
         let keyspaces = self.service.keyspaces();
-        let keyspace = keyspaces.iter().find(|keyspace| keyspace.keyspace_id == group.descriptor.keyspace_id);
-        keyspace.map_or(0, |keyspace| keyspace.replicas as usize)
+        let wanted = |group: &Group| {
+            let of = keyspaces.iter().find(|keyspace| keyspace.keyspace_id == group.descriptor.keyspace_id);
+            of.map_or(0, |keyspace| keyspace.replicas as usize)
+        };
+        let lacking = self.normal().filter(|group| self.live(group) < wanted(group));
+        lacking.map(|group| group.descriptor.range_id).collect()
     }
 
     fn may_hold(&self, group: &Group, node: u64) -> bool {

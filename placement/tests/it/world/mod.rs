@@ -49,7 +49,6 @@ impl Group {
 /// A node.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    pub up: bool,
     pub labels: Vec<v1::Label>,
     pub full: bool,
     pub sync_us: u64,
@@ -90,6 +89,10 @@ pub struct World {
     pub noise: u64,
     /// Steps since the last order was given or carried out.
     pub quiet: u64,
+    /// Ranges whose leaders have orders, and some that have none any more.
+    ordered: BTreeSet<u64>,
+    /// Nodes that are down.
+    down: BTreeSet<u64>,
     records: Records,
     config: Config,
     rng: Rng,
@@ -129,7 +132,7 @@ impl World {
             labels
         };
         let hosts: BTreeMap<u64, Host> = (1..=spec.nodes)
-            .map(|node| (node, Host { up: true, labels: labels(node), boot: 1, full_wanted: true, ..Host::default() }))
+            .map(|node| (node, Host { labels: labels(node), boot: 1, full_wanted: true, ..Host::default() }))
             .collect();
         let bootstrap = Bootstrap {
             cluster_id: CLUSTER,
@@ -156,6 +159,8 @@ impl World {
             judge: Judge::default(),
             noise: 0,
             quiet: 0,
+            ordered: BTreeSet::new(),
+            down: BTreeSet::new(),
             records,
             config: spec.config.clone(),
             rng: Rng::new(spec.seed),
@@ -189,7 +194,7 @@ impl World {
     }
 
     pub fn is_up(&self, node: u64) -> bool {
-        self.hosts.get(&node).is_some_and(|host| host.up)
+        self.hosts.contains_key(&node) && !self.down.contains(&node)
     }
 
     pub fn send(&mut self, request: Request) -> u64 {
@@ -243,13 +248,14 @@ impl World {
         };
         let Ok(Response::Join(answer)) = self.ask(Request::Join(request)) else { panic!("could not join") };
         assert_eq!(answer.node_id + 100, store, "ids are given in order, and never again");
-        let host = Host { up: true, labels, boot: 1, full_wanted: true, ..Host::default() };
+        let host = Host { labels, boot: 1, full_wanted: true, ..Host::default() };
         assert!(self.hosts.insert(answer.node_id, host).is_none());
         answer.node_id
     }
 
     pub fn kill(&mut self, node: u64) {
-        self.hosts.get_mut(&node).expect("a node").up = false;
+        assert!(self.hosts.contains_key(&node), "there is no node {node}");
+        self.down.insert(node);
         let led = self.groups.values().filter(|group| group.leader == node).map(|group| group.descriptor.range_id);
         self.leaderless.extend(led);
         self.touch_leaders(node);
@@ -265,8 +271,9 @@ impl World {
     }
 
     pub fn start(&mut self, node: u64) {
+        self.down.remove(&node);
         let host = self.hosts.get_mut(&node).expect("a node");
-        (host.up, host.full_wanted, host.sequence, host.reign, host.table_sequence) = (true, true, 0, 0, 0);
+        (host.full_wanted, host.sequence, host.reign, host.table_sequence) = (true, 0, 0, 0);
         host.boot += 1;
         self.touch_leaders(node);
     }
@@ -307,8 +314,8 @@ impl World {
                 self.exchange(node);
             }
         }
-        let due = |group: &&Group| group.order.is_some() && group.due <= self.steps;
-        let due: Vec<u64> = self.groups.values().filter(due).map(|group| group.descriptor.range_id).collect();
+        self.ordered.retain(|range| self.groups.get(range).is_some_and(|group| group.order.is_some()));
+        let due: Vec<u64> = self.ordered.iter().copied().filter(|range| self.groups[range].due <= self.steps).collect();
         for range in due {
             self.carry_out(range);
         }
@@ -409,9 +416,8 @@ impl World {
             Some(Ok(Response::Report(answer))) => answer,
             Some(Err(Error::ClusterMismatch { .. })) => {
                 // It was removed for good.
-                let host = self.hosts.get_mut(&node).expect("a node");
-                assert!(host.held.is_empty(), "node {node} was removed with replicas on it");
-                host.up = false;
+                assert!(self.hosts[&node].held.is_empty(), "node {node} was removed with replicas on it");
+                self.down.insert(node);
                 return;
             }
             _ => return,
@@ -434,7 +440,9 @@ impl World {
         } else if group.order.as_ref() != Some(&order) {
             group.due = self.steps + CARRIED_OUT_AFTER;
             group.order = Some(order.clone());
+            self.ordered.insert(range);
             self.quiet = 0;
+            self.judge.given += 1;
             if self.groups.len() > JUDGED_ALL_MAX && !order.order_id.is_multiple_of(JUDGED_OF) {
                 return self.touch(node, range);
             }
@@ -445,7 +453,8 @@ impl World {
     }
 
     fn carry_out(&mut self, range: u64) {
-        let group = &self.groups[&range];
+        // A merge that was carried out just now may have ended it.
+        let Some(group) = self.groups.get(&range) else { return };
         let Some(order) = group.order.clone() else { return };
         let nodes = group.nodes();
         let up = nodes.iter().filter(|node| self.is_up(**node)).count();
@@ -469,7 +478,7 @@ impl World {
             group.descriptor.epoch.as_mut().expect("an epoch").conf_ver += 1;
         }
         let after = group.nodes();
-        let wanted = Some(order.leader_node_id).filter(|node| after.contains(node) && self.hosts[node].up);
+        let wanted = Some(order.leader_node_id).filter(|node| after.contains(node) && !self.down.contains(node));
         let old = group.leader;
         let next = wanted.unwrap_or(if after.contains(&old) { old } else { after[range as usize % after.len()] });
         if next != old {
