@@ -24,6 +24,7 @@ impl Range {
         if let Some(load) = &mut self.load {
             load.wrote(bytes, write.request.ops.iter().filter_map(command::op_key));
         }
+        self.is_asked();
         self.proposals.queue(write);
     }
 

@@ -352,7 +352,10 @@ impl Range {
         };
         match refusal {
             Some(error) => turn.effects.barriers.push((barrier.token, Err(error))),
-            None => self.barriers.ask(barrier),
+            None => {
+                self.is_asked();
+                self.barriers.ask(barrier);
+            }
         }
     }
 
@@ -430,6 +433,7 @@ impl Range {
         if self.doomed.is_some() {
             return;
         }
+        self.count_leaderless();
         let silent = turn.now < self.silent_until || turn.shared.draining || self.installs_snapshot();
         if self.leader_sleeps(turn.shared) {
             // The leader could be asked: no campaign, and no vote for another.

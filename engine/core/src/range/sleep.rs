@@ -53,12 +53,19 @@ use crate::time::BootTime;
 const HEARD_TICKS: u32 = 3;
 /// A range does not fall asleep for less than so many times as long as it was idle before.
 const WORTH_IDLE: u32 = 2;
+/// A replica that found no leader within so many election time-outs finds none soon.
+const SEEKING_TIMEOUTS: usize = 3;
 
 /// How close an awake replica is to sleep.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     /// For so many ticks there was nothing to do.
     idle_ticks: usize,
+    /// It woke in its turn, only to find out who leads, and nobody has asked it for anything since: it need not wait for
+    /// more.
+    in_passing: bool,
+    /// For so many ticks it was awake and knew no leader.
+    leaderless_ticks: usize,
     pub word: Option<Word>,
     /// It falls asleep, and of a leader: the replicas that it does without.
     pub asleep: bool,
@@ -76,9 +83,31 @@ pub(super) struct Word {
 }
 
 impl Range {
-    /// Something was asked of the range: it is not idle.
-    pub(crate) fn stir(&mut self) {
+    /// Something is under way in the range: it is not idle.
+    pub(super) fn stir(&mut self) {
         self.rest.idle_ticks = 0;
+    }
+
+    /// Somebody asked the range for something, and may ask again.
+    pub(crate) fn is_asked(&mut self) {
+        self.stir();
+        self.rest.in_passing = false;
+    }
+
+    /// It wakes in its turn, and not because anybody asked.
+    pub(crate) fn wakes_in_passing(&mut self) {
+        self.rest.in_passing = true;
+    }
+
+    /// Whether it looks for a leader, and has not done so for long: elections that fail again and again, for there is no
+    /// majority, are not to hold up the others for ever.
+    pub(crate) fn is_seeking(&self, config: &Config) -> bool {
+        self.raft.raft.leader_id == 0 && self.rest.leaderless_ticks < config.election_ticks * SEEKING_TIMEOUTS
+    }
+
+    pub(super) fn count_leaderless(&mut self) {
+        let led = self.raft.raft.leader_id != 0;
+        self.rest.leaderless_ticks = if led { 0 } else { self.rest.leaderless_ticks.saturating_add(1) };
     }
 
     /// Whether it falls asleep now: then it has told the others and the readers, and [`Range::into_sleeper`] follows.
@@ -90,8 +119,9 @@ impl Range {
             return false;
         }
         self.rest.idle_ticks += 1;
+        let idle = self.rest.in_passing || self.rest.idle_ticks >= wanted;
         let absent = match self.raft.raft.state {
-            StateRole::Leader if self.rest.idle_ticks >= wanted => self.all_but_absent_are_level(turn),
+            StateRole::Leader if idle => self.all_but_absent_are_level(turn),
             StateRole::Follower => self.may_sleep_by_word(turn.shared).then(Vec::new),
             _ => None,
         };

@@ -222,7 +222,7 @@ impl Store {
             }
             Input::Read { range } => {
                 if let Some(range) = self.ranges.get_mut(&range) {
-                    range.stir();
+                    range.is_asked();
                 }
             }
             Input::Wanted { range } => {
@@ -403,7 +403,7 @@ impl Store {
         effects.health = told.or(effects.health.take());
         let (draining, slow) = (self.shared.draining, self.shared.health.is_slow());
         let budget = Cell::new(SLOW_HAND_OVERS_PER_TICK);
-        let mut tired = Vec::new();
+        let (mut tired, mut seeking) = (Vec::new(), 0);
         self.with_all(now, effects, |range, turn| {
             if draining {
                 range.hand_over(turn);
@@ -414,13 +414,14 @@ impl Store {
                 tired.push(RangeId(range.descriptor().range_id));
             } else {
                 range.tick(turn);
+                seeking += usize::from(range.is_seeking(&turn.shared.config));
             }
         });
         self.put_to_bed(now, tired);
         if slow && !draining {
             self.rouse_to_leave(now, budget.get(), effects);
         }
-        self.tick_sleepers(now, effects);
+        self.tick_sleepers(now, seeking, effects);
         self.unknown.forget_old(now, self.shared.config.election_timeout());
         effects.range_ids_wanted |= self.shared.range_ids.run_short();
     }

@@ -21,6 +21,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 use super::liveness::Heard;
 use super::{Beat, Effects, Envelope, Store};
+use crate::config::Config;
 use crate::range::{Range, Reaches, Sleeper};
 use crate::read;
 use crate::time::BootTime;
@@ -273,8 +274,8 @@ impl Store {
         }
     }
 
-    /// Time has passed by one tick: who is dead, and whose turn it is.
-    pub(super) fn tick_sleepers(&mut self, now: BootTime, effects: &mut Effects) {
+    /// Time has passed by one tick: who is dead, and whose turn it is. `seeking`: so many are awake and look for a leader.
+    pub(super) fn tick_sleepers(&mut self, now: BootTime, seeking: usize, effects: &mut Effects) {
         for id in self.sleepers.alarms_due(now) {
             if self.sleepers.get(id).is_some_and(Sleeper::leads) {
                 self.rouse(now, id, false, effects);
@@ -286,15 +287,7 @@ impl Store {
         let own = self.shared.node;
         let leaving = self.shared.draining;
         if !leaving {
-            for _ in 0..self.shared.config.wakes_per_tick {
-                let Some((id, campaigns)) = self.sleepers.next_orphan() else { break };
-                if campaigns {
-                    self.rouse_for(now, id, effects);
-                } else {
-                    // By its election timer, if it has to.
-                    self.rouse(now, id, false, effects);
-                }
-            }
+            self.wake_orphans(now, seeking, effects);
         }
         let mut others: BTreeSet<NodeId> = self.sleepers.shared_with.keys().copied().collect();
         if !leaving && self.shared.config.idle_ticks > 0 {
@@ -306,6 +299,25 @@ impl Store {
         others.remove(&own);
         let hears_nothing = |of: NodeId| !self.shared.liveness.is_heard(of, self.shared.config.election_ticks);
         effects.beats.extend(others.into_iter().map(|to| Beat { to, leaving, hears_nothing: hears_nothing(to) }));
+    }
+
+    /// Wakes those whose turn it is. Where elections do not get on, because nodes or the network are overwhelmed, more of
+    /// them would make that worse: not more wake than can look for a leader within an election time-out.
+    fn wake_orphans(&mut self, now: BootTime, seeking: usize, effects: &mut Effects) {
+        let Config { wakes_per_tick, election_ticks, .. } = self.shared.config;
+        let seeking_max = wakes_per_tick.saturating_mul(election_ticks);
+        for _ in 0..wakes_per_tick.min(seeking_max.saturating_sub(seeking)) {
+            let Some((id, campaigns)) = self.sleepers.next_orphan() else { break };
+            // By its election timer, if it has to, or at once.
+            if self.rouse(now, id, false, effects) {
+                self.with(now, id, effects, |range, turn| {
+                    range.wakes_in_passing();
+                    if campaigns {
+                        range.seek_leader(turn);
+                    }
+                });
+            }
+        }
     }
 
     /// This process is to end: what sleeps here is led by others from now on, whoever is asked for it first. Nothing is

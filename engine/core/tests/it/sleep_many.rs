@@ -55,6 +55,38 @@ fn wakes_are_spread_over_time_when_a_node_dies() {
     assert!(shares.iter().all(|share| *share >= led.len() / 4), "the work is shared: {shares:?}");
 }
 
+/// Whoever woke only to find a leader sleeps as soon as there is one: what is awake at a time does not grow with what is
+/// still to come.
+#[test]
+fn a_range_that_woke_in_its_turn_sleeps_as_soon_as_it_is_led() {
+    let (mut cluster, leader) = many(Config { wakes_per_tick: 2, idle_ticks: 20, ..config() }, 40);
+    cluster.cut_off.insert(leader);
+    let led = led_by(&cluster, leader);
+    let ids = others(leader);
+    let mut most = 0;
+    while !led.iter().all(|range| ids.iter().any(|id| cluster.summary_of(*id, *range).is_some_and(|of| of.leads))) {
+        cluster.tick();
+        most = most.max(ids.iter().map(|id| awake(&cluster, *id)).max().unwrap_or(0));
+    }
+    // Four wake with each tick, here and there, and are awake for some ticks.
+    assert!(most <= 4 * 5, "{most} of {} were awake at once", led.len());
+}
+
+/// Where nobody can be elected not all ranges come to be awake, campaigning, at once.
+#[test]
+fn no_more_wake_than_find_a_leader_in_time() {
+    let (mut cluster, leader) = many(Config { wakes_per_tick: 1, ..config() }, 80);
+    let [gone, alone] = others(leader);
+    cluster.cut_off.extend([leader, gone]);
+    let election = cluster.config.election_ticks;
+    ticks(&mut cluster, 4 * election);
+    let seeking = awake(&cluster, alone);
+    assert!((election..=2 * election).contains(&seeking), "{seeking} are awake");
+    // Those that have no majority do not hold up the others for ever.
+    ticks(&mut cluster, 40 * election);
+    assert!(awake(&cluster, alone) >= 80, "all had their turn");
+}
+
 pub fn led_by(cluster: &Cluster, id: u64) -> Vec<RangeId> {
     cluster.node(id).store.ranges().filter(|range| range.leads).map(|range| range.range).collect()
 }
