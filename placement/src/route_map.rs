@@ -37,6 +37,13 @@ fn overlap(one: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
     one.keyspace_id == other.keyspace_id && !before(&one.end, &other.start) && !before(&other.end, &one.start)
 }
 
+/// Whether a range holds a key.
+fn holds(route: &v1::RangeStatus, keyspace: u64, key: &[u8]) -> bool {
+    let Some(descriptor) = &route.descriptor else { return false };
+    let ends_behind = descriptor.end.is_empty() || key < descriptor.end;
+    descriptor.keyspace_id == keyspace && descriptor.start <= key && ends_behind
+}
+
 fn start_of(descriptor: &v1::RangeDescriptor) -> (u64, Bytes) {
     (descriptor.keyspace_id, descriptor.start.clone())
 }
@@ -58,8 +65,38 @@ impl RouteMap {
     }
 
     /// All ranges, by keyspace and key.
-    pub fn into_key_order(mut self) -> Vec<v1::RangeStatus> {
-        self.starts.values().filter_map(|range| self.ranges.remove(range)).collect()
+    pub fn iter(&self) -> impl Iterator<Item = &v1::RangeStatus> {
+        self.starts.values().filter_map(|range| self.ranges.get(range))
+    }
+
+    /// The ranges with larger ids than this one, by their ids.
+    pub fn with_ids_above(&self, range: u64) -> impl Iterator<Item = &v1::RangeStatus> {
+        self.ranges.range((Bound::Excluded(range), Bound::Unbounded)).map(|(_, route)| route)
+    }
+
+    /// The ranges that begin behind this place, by keyspace and key; from the range on that holds the place itself, if
+    /// `holding`.
+    pub fn behind<'a>(
+        &'a self,
+        keyspace: u64,
+        key: &[u8],
+        holding: bool,
+    ) -> impl Iterator<Item = &'a v1::RangeStatus> + use<'a> {
+        let place = (keyspace, Bytes::copy_from_slice(key));
+        let first = self.starts.range(..=&place).next_back().filter(|_| holding).map(|(_, range)| range);
+        let first = first.filter(|range| self.ranges.get(range).is_some_and(|route| holds(route, keyspace, key)));
+        let behind = self.starts.range((Bound::Excluded(place), Bound::Unbounded)).map(|(_, range)| range);
+        first.into_iter().chain(behind).filter_map(|range| self.ranges.get(range))
+    }
+
+    /// The ranges of a keyspace from the one down that holds the keys just below this one; empty: from the last one.
+    pub fn down_from<'a>(&'a self, keyspace: u64, before: &[u8]) -> impl Iterator<Item = &'a v1::RangeStatus> + use<'a> {
+        let end = match before {
+            [] => (keyspace + 1, Bytes::new()),
+            before => (keyspace, Bytes::copy_from_slice(before)),
+        };
+        let below = self.starts.range((keyspace, Bytes::new())..end).rev();
+        below.filter_map(|(_, range)| self.ranges.get(range))
     }
 
     /// Forgets a range; says whether it was there.
@@ -137,7 +174,7 @@ mod tests {
             let descriptor = route.descriptor.expect("it has one");
             (descriptor.range_id, text(&descriptor.start), text(&descriptor.end))
         };
-        map.clone().into_key_order().into_iter().map(one).collect()
+        map.iter().cloned().map(one).collect()
     }
 
     fn spans(expected: &[(u64, &str, &str)]) -> Vec<(u64, String, String)> {
@@ -178,5 +215,28 @@ mod tests {
         other.descriptor.as_mut().expect("it has one").keyspace_id = 5;
         assert!(map.merge(&other));
         assert_eq!(known(&map), spans(&[(2, "", ""), (9, "", "")]));
+    }
+
+    #[test]
+    fn ranges_are_found_by_the_keys_they_hold() {
+        let mut map = RouteMap::default();
+        for route in [route(2, "", "g", 1, 1), route(3, "g", "m", 1, 1), route(4, "p", "", 1, 1)] {
+            map.merge(&route);
+        }
+        let mut other = route(9, "", "", 1, 1);
+        other.descriptor.as_mut().expect("it has one").keyspace_id = 2;
+        map.merge(&other);
+        let ids = |routes: Vec<&v1::RangeStatus>| routes.into_iter().map(range_id).collect::<Vec<_>>();
+        for (key, expected) in [("", &[2, 3, 4, 9][..]), ("a", &[2, 3, 4, 9]), ("g", &[3, 4, 9]), ("n", &[4, 9]), ("z", &[4, 9])] {
+            assert_eq!(ids(map.behind(1, key.as_bytes(), true).collect()), expected, "{key}");
+        }
+        for (key, expected) in [("", &[3, 4, 9][..]), ("g", &[4, 9]), ("p", &[9])] {
+            assert_eq!(ids(map.behind(1, key.as_bytes(), false).collect()), expected, "behind {key}");
+        }
+        for (before, expected) in [("", &[4, 3, 2][..]), ("g", &[2]), ("h", &[3, 2]), ("n", &[3, 2]), ("q", &[4, 3, 2])] {
+            assert_eq!(ids(map.down_from(1, before.as_bytes()).collect()), expected, "down from {before}");
+        }
+        assert_eq!(ids(map.down_from(2, b"").collect()), [9]);
+        assert_eq!(ids(map.with_ids_above(3).collect()), [4, 9]);
     }
 }

@@ -12,4 +12,4 @@ pub use client::{
     PlacementClient, Record, RouteSource, Router, RouterConfig, ScanOptions, ScanPage, ScanPages, SplitAt, Transport,
     WriteOp, WriteResult,
 };
-pub use core::CallOutcome;
+pub use core::{CallOutcome, Places};

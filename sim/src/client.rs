@@ -152,7 +152,7 @@ impl Cluster {
             let Some(active) = &mut of.active else { return };
             match active.call.next(now, &of.cache, of.rng.next()) {
                 Step::Send { node, request } => self.send_request(client, node, request),
-                Step::RefreshRoutes => self.ask_routes(client),
+                Step::RefreshRoutes(_) => self.ask_routes(client),
                 Step::WaitUntil(at) => {
                     let at = crate::clock::nanos(at);
                     return self.wake_client_at(client, at);

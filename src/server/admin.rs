@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use flotilla_node::Node;
+use flotilla_proto::ids::{DEFAULT_KEYSPACE_NAME, SYSTEM_RANGE};
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
 
 use super::check;
-use super::listing;
 use super::placement::{Handle, News};
 use super::table::RouteTable;
 
@@ -30,15 +30,19 @@ impl Service {
         if self.table.is_empty() { blank() } else { Error::RangeNotFound { range } }
     }
 
-    /// The routes of a keyspace; empty: of all.
-    fn routes_of(&self, keyspace: &str) -> Result<v1::ListRangesResponse, Error> {
-        let mut routes = self.table.routes();
-        if !keyspace.is_empty() {
-            let known = routes.keyspaces.iter().find(|of| of.name == keyspace).map(|of| of.keyspace_id);
-            let id = known.ok_or_else(|| Error::KeyspaceNotFound { name: keyspace.into() })?;
-            routes.ranges.retain(|route| route.descriptor.as_ref().is_some_and(|range| range.keyspace_id == id));
+    /// The ranges that somebody has a request for. What is not known here placement knows; but the system range is looked for
+    /// because placement is not found.
+    async fn look_up(&self, keyspace: &str, lookup: &v1::RangeLookup) -> Result<v1::ListRangesResponse, Error> {
+        if lookup.range_id == 0 {
+            let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
+            self.table.look_for_keyspace(&self.news, name).await?;
         }
-        Ok(routes)
+        let (found, complete) = self.table.look_up(keyspace, lookup)?;
+        if complete || lookup.range_id == SYSTEM_RANGE.0 {
+            return Ok(found);
+        }
+        self.news.exchange().await;
+        Ok(self.table.look_up(keyspace, lookup)?.0)
     }
 
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that
@@ -53,13 +57,6 @@ impl Service {
         let leader = self.node.leader(range).or(known);
         Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
     }
-}
-
-/// Whether ranges, in key order, hold every key of their keyspace.
-fn tiles(ranges: &[v1::RangeStatus]) -> bool {
-    let descriptors: Vec<&v1::RangeDescriptor> = ranges.iter().filter_map(|route| route.descriptor.as_ref()).collect();
-    let (Some(first), Some(last)) = (descriptors.first(), descriptors.last()) else { return false };
-    first.start.is_empty() && last.end.is_empty() && descriptors.windows(2).all(|pair| pair[0].end == pair[1].start)
 }
 
 /// The refusal of a node that has just started: others know more.
@@ -77,21 +74,21 @@ impl v1::admin_server::Admin for Service {
         &self,
         request: Request<v1::ListRangesRequest>,
     ) -> Result<Response<v1::ListRangesResponse>, Status> {
-        let v1::ListRangesRequest { keyspace, after } = request.into_inner();
+        let v1::ListRangesRequest { keyspace, after, lookup } = request.into_inner();
         if !self.table.is_ready() {
             return Err(blank().into());
         }
-        if !keyspace.is_empty() {
+        if let Some(lookup) = lookup {
+            return Ok(Response::new(self.look_up(&keyspace, &lookup).await?));
+        }
+        if !keyspace.is_empty() && after.is_none() {
             self.table.look_for_keyspace(&self.news, &keyspace).await?;
+            if !self.table.tiles(&keyspace) {
+                // Some of them were not told here yet.
+                self.news.exchange().await;
+            }
         }
-        let mut routes = self.routes_of(&keyspace)?;
-        if !keyspace.is_empty() && !tiles(&routes.ranges) {
-            // Some of them were not told here yet.
-            self.news.exchange().await;
-            routes = self.routes_of(&keyspace)?;
-        }
-        listing::cut(&mut routes, after.as_ref());
-        Ok(Response::new(routes))
+        Ok(Response::new(self.table.list(&keyspace, after.as_ref())?))
     }
 
     async fn get_range(&self, request: Request<v1::GetRangeRequest>) -> Result<Response<v1::GetRangeResponse>, Status> {
@@ -104,7 +101,7 @@ impl v1::admin_server::Admin for Service {
     }
 
     async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Ok(Response::new(v1::ListNodesResponse { nodes: self.table.routes().nodes }))
+        Ok(Response::new(v1::ListNodesResponse { nodes: self.table.nodes() }))
     }
 
     async fn transfer_leader(
@@ -140,7 +137,7 @@ impl v1::admin_server::Admin for Service {
         let request = request.into_inner();
         let range = RangeId(request.range_id);
         self.must_lead(range).await?;
-        let answer = check::run(&self.node, &self.table, range, timeout(request.timeout_ms)).await?;
+        let answer = check::run(&self.node, range, timeout(request.timeout_ms)).await?;
         Ok(Response::new(answer))
     }
 

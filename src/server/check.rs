@@ -8,18 +8,16 @@ use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
 use flotilla_router::{Client, ClientConfig};
 use tokio::task::JoinSet;
 
-use super::table::RouteTable;
 
 /// Checks a range that this node leads.
 pub(super) async fn run(
     node: &Node,
-    table: &RouteTable,
     range: RangeId,
     timeout: Duration,
 ) -> Result<v1::CheckRangeResponse> {
     let started = node.check(range, timeout).await?;
     let descriptor = node.descriptor(range).ok_or(Error::RangeNotFound { range })?;
-    let nodes = table.routes().nodes;
+    let nodes = node.nodes();
     let mut gathering = JoinSet::new();
     for replica in &descriptor.replicas {
         let (own, id, check_id) = (node.clone(), replica.node_id, started.check_id);

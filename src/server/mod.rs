@@ -197,7 +197,7 @@ impl Server {
             let voters = route.descriptor.iter().flat_map(|range| &range.replicas).filter(voter).count();
             voters == replicas && route.leader_node_id != 0
         };
-        while !self.table.routes().ranges.iter().all(whole) {
+        while !self.table.all(whole) {
             let changed = tokio::select! {
                 changed = own.changed() => changed,
                 changed = learned.changed() => changed,
@@ -333,16 +333,15 @@ impl Server {
         }));
     }
 
-    /// Tells the router at once what the node learns about ranges and their leaders.
+    /// Tells the router at once what the node learns about ranges that the router has met, and their leaders.
     fn follow_routes(&mut self) {
+        let node = self.node.clone();
         let (router, table, mut stopping) = (self.router.clone(), self.table.clone(), self.stopping.subscribe());
         let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
         self.tasks.push(tokio::spawn(async move {
             loop {
                 let began = tokio::time::Instant::now();
-                if let Err(error) = router.merge(&table.routes()) {
-                    tracing::error!("the router refuses this node's own routes: {error}");
-                }
+                router.follow(&table.take_changed(), &node.nodes());
                 let pause = ROUTES_PAUSE.max(began.elapsed() * ROUTES_PAUSE_SHARE);
                 let changed = tokio::select! {
                     changed = own.changed() => changed,

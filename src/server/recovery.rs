@@ -60,10 +60,7 @@ impl v1::recovery_server::Recovery for Service {
         let after = request.after_range_id;
         let limit = if request.limit == 0 { PAGE } else { PAGE.min(request.limit as usize) };
         let mut replicas = self.node.survey(RangeId(after)).await?;
-        let known = self.table.routes();
-        let routes = known.ranges.into_iter().filter_map(|route| route.descriptor);
-        let mut routes: Vec<v1::RangeDescriptor> = routes.filter(|of| of.range_id > after).collect();
-        routes.sort_by_key(|of| of.range_id);
+        let mut routes = self.table.descriptors_above(after, limit + 1);
         let id = |of: &v1::SurveyedReplica| of.descriptor.as_ref().map_or(0, |of| of.range_id);
         // A page ends where the first of the two kinds would be too many.
         let ends = [replicas.get(limit).map(id), routes.get(limit).map(|of| of.range_id)];
@@ -84,7 +81,7 @@ impl v1::recovery_server::Recovery for Service {
         let nodes = self.node.nodes();
         answer.boot_id = nodes.first().map_or(0, |own| own.boot_id);
         if after == 0 {
-            answer.keyspaces = known.keyspaces;
+            answer.keyspaces = self.table.keyspaces();
             answer.condemned = self.node.condemned().await;
             let surveyed = |info: v1::NodeInfo| v1::SurveyedNode {
                 node_id: info.node_id,

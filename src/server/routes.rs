@@ -3,7 +3,7 @@
 
 use flotilla_node::Node;
 use flotilla_proto::{Error, NodeId, Result, v1};
-use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, RouteSource, Transport};
+use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, Places, RouteSource, Transport};
 
 use super::placement::News;
 use super::table::RouteTable;
@@ -47,18 +47,18 @@ impl NodeRoutes {
 }
 
 impl RouteSource for NodeRoutes {
-    async fn routes(&self) -> Result<v1::ListRangesResponse> {
+    async fn routes_at(&self, keyspace: &str, places: &Places) -> Result<v1::ListRangesResponse> {
         // Its own ranges it knows anyway; without a word from placement or another node it cannot tell which keyspaces
         // there are.
         if self.table.is_empty() {
             return Err(Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() });
         }
-        Ok(self.table.routes())
+        Ok(self.table.look_up(keyspace, &places.lookup())?.0)
     }
 
     /// A keyspace that was just created is known to placement, and within a report to every node.
     async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
         self.table.look_for_keyspace(&self.news, keyspace).await?;
-        self.routes().await
+        self.routes_at(keyspace, &Places::default()).await
     }
 }

@@ -3,14 +3,19 @@
 //! Soft state. Its own replicas say most about their ranges; the rest comes from placement's answers, or, while the
 //! system range is down, from other nodes. The newest descriptor counts (by version, then conf_ver), and what
 //! overlaps with a newer one goes.
+//!
+//! A node may know a million ranges and be asked for them all the time: whoever asks for some pays for these, not for all.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_node::Node;
-use flotilla_placement::{Learned, is_newer};
-use flotilla_proto::{Error, RangeId, Result, v1};
+use flotilla_placement::Learned;
+use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
+use flotilla_proto::{Error, Result, v1};
 use tokio::sync::watch;
 
+use super::listing;
 use super::placement::News;
 
 /// See the module. Clones are handles on the same one.
@@ -26,8 +31,14 @@ impl RouteTable {
         Self { node, learned: Arc::default(), changes: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Learned> {
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known by now, with what this node's replicas say.
+    fn known(&self) -> MutexGuard<'_, Learned> {
+        // Each change is a single one, so a panic elsewhere does no harm.
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        for (range, route) in self.node.own_route_changes() {
+            learned.own(range.0, route.as_ref());
+        }
+        learned
     }
 
     /// Counts what was learned.
@@ -37,27 +48,27 @@ impl RouteTable {
 
     /// Which version of the list of nodes is known here, of the reign that told it.
     pub(super) fn nodes_version(&self) -> u64 {
-        self.lock().nodes_version
+        self.known().nodes_version
     }
 
     /// How far placement's table has come here.
     pub(super) fn sequence(&self) -> u64 {
-        self.lock().sequence
+        self.known().sequence
     }
 
     /// Whether nobody has told anything yet: neither placement nor another node.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.known().is_empty()
     }
 
     /// Whether requests can be routed: some range is known.
     pub(super) fn is_ready(&self) -> bool {
-        !self.lock().ranges.is_empty() || self.node.has_ranges()
+        !self.known().ranges.is_empty()
     }
 
     /// Takes an answer of placement in.
     pub(super) fn answered(&self, answer: &v1::ReportResponse) {
-        let changed = self.lock().answered(answer);
+        let changed = self.known().answered(answer);
         if changed {
             self.changes.send_modify(|count| *count += 1);
         }
@@ -65,32 +76,98 @@ impl RouteTable {
 
     /// Takes another node's routes in.
     pub(super) fn told(&self, routes: &v1::ListRangesResponse) {
-        self.lock().told(routes);
+        self.known().told(routes);
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// All that is known, in key order.
-    pub(crate) fn routes(&self) -> v1::ListRangesResponse {
-        let own = self.node.own_routes();
-        let (mut all, keyspaces, records) = {
-            let learned = self.lock();
-            (learned.ranges.clone(), learned.keyspaces.clone(), learned.nodes.clone())
+    /// The ranges of which something else is known than at the last call. For one caller.
+    pub(super) fn take_changed(&self) -> Vec<v1::RangeStatus> {
+        self.known().take_changed()
+    }
+
+    /// Whether something holds of all ranges.
+    pub(crate) fn all(&self, holds: impl Fn(&v1::RangeStatus) -> bool) -> bool {
+        self.known().ranges.iter().all(holds)
+    }
+
+    /// A part of the ranges of a keyspace (empty: of all), by keyspace and key: those behind a place, as many as fit into
+    /// an answer. The first part tells of keyspaces and nodes too.
+    ///
+    /// Errors: *fail*: [`Error::KeyspaceNotFound`].
+    pub(super) fn list(&self, keyspace: &str, after: Option<&v1::RangePlace>) -> Result<v1::ListRangesResponse> {
+        let learned = self.known();
+        let of = match keyspace {
+            "" => None,
+            name => Some(id_of(&learned, name)?),
         };
-        for route in &own.ranges {
-            all.merge(route);
+        let first = (of.unwrap_or(0), &[][..]);
+        let (from, key) = after.map_or(first, |place| (place.keyspace_id, &place.start[..]));
+        let behind = learned.ranges.behind(from, key, after.is_none());
+        let wanted = |route: &&v1::RangeStatus| of.is_none() || keyspace_of(route) == of;
+        let (ranges, more) = listing::part(behind.take_while(wanted));
+        let (nodes, keyspaces) = match after {
+            None => (self.counted(&learned), learned.keyspaces.clone()),
+            Some(_) => (Vec::new(), Vec::new()),
+        };
+        Ok(v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: self.node.cluster_id(), more })
+    }
+
+    /// The ranges that somebody looks for, with neighbours; and whether all of them are known.
+    ///
+    /// Errors: *fail*: [`Error::KeyspaceNotFound`]: as far as is known here.
+    pub(super) fn look_up(&self, keyspace: &str, lookup: &v1::RangeLookup) -> Result<(v1::ListRangesResponse, bool)> {
+        let learned = self.known();
+        let mut answer = v1::ListRangesResponse { cluster_id: self.node.cluster_id(), ..Default::default() };
+        let mut complete = true;
+        if lookup.range_id != 0 {
+            let route = learned.ranges.get(lookup.range_id);
+            complete = route.is_some();
+            answer.ranges.extend(route.cloned());
         }
-        let ranges = all.into_key_order();
-        let mut nodes = own.nodes;
+        if lookup.range_id == 0 || !lookup.keys.is_empty() || !lookup.before.is_empty() {
+            let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
+            let id = id_of(&learned, name)?;
+            complete &= listing::found(&learned.ranges, id, lookup, &mut answer.ranges);
+            answer.keyspaces.extend(learned.keyspaces.iter().find(|of| of.keyspace_id == id).cloned());
+        }
+        answer.nodes = listing::needed(self.node.nodes(), &answer.ranges);
+        Ok((answer, complete))
+    }
+
+    /// Whether the ranges of a keyspace that are known here hold every key of it.
+    pub(super) fn tiles(&self, keyspace: &str) -> bool {
+        let learned = self.known();
+        let Ok(id) = id_of(&learned, keyspace) else { return false };
+        let of_it = learned.ranges.behind(id, &[], true).take_while(|route| keyspace_of(route) == Some(id));
+        listing::tiles(of_it.filter_map(|route| route.descriptor.as_ref()))
+    }
+
+    /// The ranges with larger ids than this one, by their ids, as many as one wants.
+    pub(super) fn descriptors_above(&self, range: u64, most: usize) -> Vec<v1::RangeDescriptor> {
+        let learned = self.known();
+        learned.ranges.with_ids_above(range).filter_map(|route| route.descriptor.clone()).take(most).collect()
+    }
+
+    /// The nodes, with how much each of them has.
+    pub(super) fn nodes(&self) -> Vec<v1::NodeInfo> {
+        self.counted(&self.known())
+    }
+
+    fn counted(&self, learned: &Learned) -> Vec<v1::NodeInfo> {
+        let mut nodes = self.node.nodes();
+        let at: BTreeMap<u64, usize> = nodes.iter().enumerate().map(|(at, node)| (node.node_id, at)).collect();
+        for route in learned.ranges.iter() {
+            for replica in route.descriptor.iter().flat_map(|descriptor| &descriptor.replicas) {
+                let Some(node) = at.get(&replica.node_id).and_then(|at| nodes.get_mut(*at)) else { continue };
+                node.replicas += 1;
+                node.data_bytes += route.data_bytes;
+            }
+            if let Some(leader) = at.get(&route.leader_node_id).and_then(|at| nodes.get_mut(*at)) {
+                leader.leaders += 1;
+            }
+        }
         for node in &mut nodes {
-            let on = |route: &&v1::RangeStatus| {
-                let replicas = route.descriptor.iter().flat_map(|descriptor| &descriptor.replicas);
-                replicas.into_iter().any(|replica| replica.node_id == node.node_id)
-            };
-            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-            node.replicas = count(ranges.iter().filter(on).count());
-            node.leaders = count(ranges.iter().filter(|route| route.leader_node_id == node.node_id).count());
-            node.data_bytes = ranges.iter().filter(on).map(|route| route.data_bytes).sum();
-            if let Some(record) = records.iter().find(|record| record.node_id == node.node_id) {
+            if let Some(record) = learned.nodes.iter().find(|record| record.node_id == node.node_id) {
                 node.draining = record.draining;
                 node.labels.clone_from(&record.labels);
                 node.decommissioning = record.decommissioning;
@@ -98,17 +175,17 @@ impl RouteTable {
                 node.maintenance_left_ms = record.maintenance_left_ms;
             }
         }
-        v1::ListRangesResponse { ranges, nodes, keyspaces, cluster_id: own.cluster_id, more: false }
+        nodes
     }
 
     /// The keyspaces that are known here.
     pub(super) fn keyspaces(&self) -> Vec<v1::Keyspace> {
-        self.lock().keyspaces.clone()
+        self.known().keyspaces.clone()
     }
 
     /// Whether a keyspace of this name is known, and not dropped.
     fn has_keyspace(&self, name: &str) -> bool {
-        let keyspaces = &self.lock().keyspaces;
+        let keyspaces = &self.known().keyspaces;
         keyspaces.iter().any(|of| of.name == name && of.state() != v1::KeyspaceState::Dropped)
     }
 
@@ -141,11 +218,16 @@ impl RouteTable {
 
     /// The range with this id.
     pub(crate) fn range(&self, range: u64) -> Option<v1::RangeStatus> {
-        let own = self.node.own_route(RangeId(range));
-        let learned = self.lock().ranges.get(range).cloned();
-        match (own, learned) {
-            (Some(own), Some(learned)) if is_newer(&learned, &own) => Some(learned),
-            (own, learned) => own.or(learned),
-        }
+        self.known().ranges.get(range).cloned()
     }
+}
+
+/// The keyspace of this name, dropped or not.
+fn id_of(learned: &Learned, name: &str) -> Result<u64> {
+    let known = learned.keyspaces.iter().find(|of| of.name == name).map(|of| of.keyspace_id);
+    known.ok_or_else(|| Error::KeyspaceNotFound { name: name.into() })
+}
+
+fn keyspace_of(route: &v1::RangeStatus) -> Option<u64> {
+    route.descriptor.as_ref().map(|range| range.keyspace_id)
 }

@@ -217,16 +217,10 @@ impl<S: LocalStorage> Node<S> {
         self.inner.views.get(range).map(|view| range_status(&view))
     }
 
-    /// The ranges that have a replica here, as that replica knows them, and the nodes that this one has met.
-    pub fn own_routes(&self) -> v1::ListRangesResponse {
-        let ranges = self.inner.views.all().iter().map(|view| range_status(view)).collect();
-        v1::ListRangesResponse {
-            ranges,
-            nodes: self.nodes(),
-            keyspaces: Vec::new(),
-            cluster_id: self.cluster_id(),
-            more: false,
-        }
+    /// The ranges that have, or had, a replica here, and what that says of them now ([`Node::own_route`]): those of which it
+    /// may be something else than at the last call, at the first call all. For one caller.
+    pub fn own_route_changes(&self) -> impl Iterator<Item = (RangeId, Option<v1::RangeStatus>)> + '_ {
+        self.inner.views.take_changed().into_iter().map(|range| (range, self.own_route(range)))
     }
 
     /// What placement says of the nodes: connections follow it, and a restart begins with it.

@@ -2,7 +2,7 @@
 //!
 //! The loop alone writes; any thread reads, and neither waits for the other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,8 @@ pub struct Views {
     led: AtomicUsize,
     leaderless: AtomicUsize,
     changes: watch::Sender<u64>,
+    /// The ranges that are led by another one, or have another descriptor, or none any more, since somebody asked.
+    changed: Mutex<BTreeSet<RangeId>>,
     /// The ranges that were read by the lease since the loop last asked.
     read: Mutex<Vec<RangeId>>,
 }
@@ -50,6 +52,7 @@ impl Views {
             led: AtomicUsize::new(initial.iter().filter(|view| leads(view)).count()),
             leaderless: AtomicUsize::new(initial.iter().filter(|view| view.leader.is_none()).count()),
             changes: watch::Sender::new(0),
+            changed: Mutex::new(initial.iter().map(|view| view.range()).collect()),
             read: Mutex::default(),
         };
         let cells = initial.into_iter().map(|view| (view.range(), Cell::new(view))).collect::<Cells>();
@@ -61,7 +64,7 @@ impl Views {
     pub fn publish(&self, views: impl Iterator<Item = Arc<ReadView>>) {
         let cells = self.cells.load();
         // Ranges that begin: the table is copied once for all of them.
-        let mut grown: Option<Cells> = None;
+        let (mut grown, mut new): (Option<Cells>, Vec<RangeId>) = (None, Vec::new());
         for view in views {
             let known = cells.get(&view.range()).or_else(|| grown.as_ref()?.get(&view.range()));
             if let Some(cell) = known {
@@ -70,12 +73,13 @@ impl Views {
             }
             self.led.fetch_add(usize::from(leads(&view)), Ordering::Relaxed);
             self.leaderless.fetch_add(usize::from(view.leader.is_none()), Ordering::Relaxed);
+            new.push(view.range());
             let grown = grown.get_or_insert_with(|| Cells::clone(&cells));
             grown.insert(view.range(), Cell::new(view));
         }
         if let Some(grown) = grown {
             self.cells.store(Arc::new(grown));
-            self.changed();
+            self.changed(new);
         }
     }
 
@@ -90,7 +94,7 @@ impl Views {
             self.leaderless.fetch_sub(usize::from(old.leader.is_none()), Ordering::Relaxed);
         }
         if old.leader != view.leader || !Arc::ptr_eq(&old.descriptor, &view.descriptor) {
-            self.changed();
+            self.changed([view.range()]);
         }
     }
 
@@ -99,11 +103,12 @@ impl Views {
     pub fn withdraw(&self, ranges: impl Iterator<Item = RangeId>) {
         let cells = self.cells.load();
         // The table is copied once, however many ranges end: a dropped keyspace may have thousands.
-        let mut left: Option<Cells> = None;
+        let (mut left, mut gone): (Option<Cells>, Vec<RangeId>) = (None, Vec::new());
         for range in ranges {
             if !cells.contains_key(&range) {
                 continue;
             }
+            gone.push(range);
             let left = left.get_or_insert_with(|| Cells::clone(&cells));
             if let Some(cell) = left.remove(&range) {
                 let view = cell.view.load();
@@ -113,7 +118,7 @@ impl Views {
         }
         if let Some(left) = left {
             self.cells.store(Arc::new(left));
-            self.changed();
+            self.changed(gone);
         }
     }
 
@@ -136,8 +141,16 @@ impl Views {
         read
     }
 
-    fn changed(&self) {
+    /// Called once the new views can be seen.
+    fn changed(&self, ranges: impl IntoIterator<Item = RangeId>) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(ranges);
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The ranges whose leader or descriptor is another one than at the last call, or that have begun or gone; at the first
+    /// call all of them. What [`Views::get`] says of them then is not older than that.
+    pub fn take_changed(&self) -> BTreeSet<RangeId> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Counts the changes of leaders and descriptors.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, Result, v1};
@@ -112,9 +113,11 @@ impl Client {
             in_flight_max: config.in_flight_max,
         });
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+        // Who answers, which cluster that is of, and its nodes.
+        let routes = endpoints.route_of(SYSTEM_RANGE).await?;
         let router =
             Router::new(transport, endpoints, RouterConfig { local: None, cluster_id: config.cluster_id, seed });
-        router.refresh().await?;
+        router.merge_found(&routes)?;
         Ok(Self {
             inner: Arc::new(Inner { router }),
             timeout: config.timeout,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flotilla_proto::error::Action;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
-use flotilla_proto::{Error, NodeId, Result, error, v1};
+use flotilla_proto::{Error, NodeId, RangeId, Result, error, v1};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -18,6 +18,7 @@ use v1::admin_client::AdminClient;
 use super::connection::{endpoint, status_text};
 use super::named::{Admin, NamedChannel, Naming};
 use super::transport::RouteSource;
+use crate::core::Places;
 
 /// What a unary call brings.
 pub(super) type RpcResult<A> = std::result::Result<Response<A>, Status>;
@@ -223,22 +224,32 @@ pub(super) fn admin(channel: NamedChannel) -> Admin {
 }
 
 impl Endpoints {
-    /// All ranges, in as many parts as it takes.
-    async fn list(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
-        let mut request = v1::ListRangesRequest { keyspace: keyspace.into(), after: None };
-        let mut routes = self.list_part(&request).await?;
+    /// All ranges of a keyspace (empty: of all), in as many parts as it takes.
+    pub(super) async fn list(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+        let mut request = v1::ListRangesRequest { keyspace: keyspace.into(), ..Default::default() };
+        let mut routes = self.ask_for_ranges(&request).await?;
         while std::mem::take(&mut routes.more) {
             let last = routes.ranges.last().and_then(|route| route.descriptor.as_ref());
             request.after =
                 last.map(|range| v1::RangePlace { keyspace_id: range.keyspace_id, start: range.start.clone() });
-            let part = self.list_part(&request).await?;
+            let part = self.ask_for_ranges(&request).await?;
             routes.ranges.extend(part.ranges);
             routes.more = part.more;
         }
         Ok(routes)
     }
 
-    async fn list_part(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
+    /// One range, if it is known; and nodes.
+    pub(super) async fn route_of(&self, range: RangeId) -> Result<v1::ListRangesResponse> {
+        self.look_up("", v1::RangeLookup { range_id: range.0, ..Default::default() }).await
+    }
+
+    async fn look_up(&self, keyspace: &str, lookup: v1::RangeLookup) -> Result<v1::ListRangesResponse> {
+        let request = v1::ListRangesRequest { keyspace: keyspace.into(), after: None, lookup: Some(lookup) };
+        self.ask_for_ranges(&request).await
+    }
+
+    async fn ask_for_ranges(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
         let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.list_ranges(request).await }
@@ -251,14 +262,14 @@ impl Endpoints {
     }
 }
 
+/// A node that is asked for places in a keyspace that it does not know asks placement before it says that there is none.
 impl RouteSource for Endpoints {
-    async fn routes(&self) -> Result<v1::ListRangesResponse> {
-        self.list("").await
+    async fn routes_at(&self, keyspace: &str, places: &Places) -> Result<v1::ListRangesResponse> {
+        self.look_up(keyspace, places.lookup()).await
     }
 
-    /// A node that is asked for the ranges of one keyspace asks placement before it says that there is none.
     async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
-        self.list(keyspace).await
+        self.routes_at(keyspace, &Places::default()).await
     }
 }
 

@@ -3,6 +3,7 @@
 //! All decisions are the core's. What is kept here: the routes, a seeded source of random
 //! numbers, and one refresh of the routes at a time, however many calls want one.
 
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use flotilla_proto::{Error, KeyspaceId, NodeId, RangeId, Result, cluster, v1};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::transport::{RouteSource, Transport};
-use crate::core::{Call, CallOutcome, Keyspaces, Route, Step, Time, backoff, header_of, mix};
+use crate::core::{Call, CallOutcome, Keyspaces, Places, Route, Step, Time, backoff, header_of, mix};
 
 /// How a router is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,9 +46,26 @@ struct Shared<T, R> {
     keyspaces: Mutex<Keyspaces>,
     origin: Instant,
     seed: AtomicU64,
-    /// How many refreshes have ended; the lock is held during one.
-    refreshes: tokio::sync::Mutex<Result<()>>,
-    refreshed: AtomicU64,
+    /// The places that are to be asked for next.
+    wanted: Mutex<Wanted>,
+    /// The lock is held while somebody asks, for all who want something then.
+    asked: tokio::sync::Mutex<Asked>,
+}
+
+/// Places that routes are wanted of, by keyspace.
+#[derive(Default)]
+struct Wanted {
+    places: BTreeMap<String, Places>,
+    /// How many times somebody has set out to ask for all that was wanted.
+    turns: u64,
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Asked {
+    /// So many of these turns are over.
+    turns: u64,
+    results: BTreeMap<String, Result<()>>,
 }
 
 type Sending<'a> = Pin<Box<dyn Future<Output = CallOutcome> + Send + 'a>>;
@@ -75,8 +93,8 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
             keyspaces: Mutex::new(Keyspaces::of_cluster(config.local, config.cluster_id)),
             origin: Instant::now(),
             seed: AtomicU64::new(config.seed),
-            refreshes: tokio::sync::Mutex::new(Ok(())),
-            refreshed: AtomicU64::new(0),
+            wanted: Mutex::default(),
+            asked: tokio::sync::Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -107,9 +125,9 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
                     let id = request.id;
                     sending.push(Sent { id, node, answer: Box::pin(self.shared.transport.call(node, request)) });
                 }
-                Step::RefreshRoutes => {
-                    let seen = self.shared.refreshed.load(Ordering::Acquire);
-                    refreshing = Some(Box::pin(self.refresh_after(seen)));
+                Step::RefreshRoutes(places) => {
+                    let name = call.keyspace().to_string();
+                    refreshing = Some(Box::pin(async move { self.refresh(&name, &places).await }));
                 }
                 Step::WaitUntil(time) => match self.wait(&mut sending, &mut refreshing, time).await {
                     Event::Time => {}
@@ -131,12 +149,6 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         }
     }
 
-    /// Learns the routes anew.
-    pub async fn refresh(&self) -> Result<()> {
-        let seen = self.shared.refreshed.load(Ordering::Acquire);
-        self.refresh_after(seen).await
-    }
-
     /// Takes news of ranges, leaders and nodes in.
     ///
     /// Errors: *fail*: [`Error::ClusterMismatch`]: they are of another cluster than the first ones.
@@ -144,6 +156,21 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         self.keyspaces().merge_all(routes)?;
         self.shared.transport.learn(&routes.nodes);
         Ok(())
+    }
+
+    /// Takes in what somebody found who was asked for some ranges.
+    ///
+    /// Errors: *fail*: [`Error::ClusterMismatch`]: as above.
+    pub fn merge_found(&self, found: &v1::ListRangesResponse) -> Result<()> {
+        self.keyspaces().merge_found(found)?;
+        self.shared.transport.learn(&found.nodes);
+        Ok(())
+    }
+
+    /// Takes news of ranges in that there were requests for, and of nodes.
+    pub fn follow(&self, routes: &[v1::RangeStatus], nodes: &[v1::NodeInfo]) {
+        self.keyspaces().follow(routes);
+        self.shared.transport.learn(nodes);
     }
 
     /// The cluster that requests go to; 0: not known yet. Looked up only for those who ask.
@@ -199,15 +226,49 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         &self.shared.source
     }
 
-    /// A refresh that ended after `seen` refreshes is everyone's who waited for one.
-    async fn refresh_after(&self, seen: u64) -> Result<()> {
-        let shared = &self.shared;
-        let mut last = shared.refreshes.lock().await;
-        if shared.refreshed.load(Ordering::Acquire) == seen {
-            *last = shared.source.routes().await.and_then(|routes| self.merge(&routes));
-            shared.refreshed.fetch_add(1, Ordering::AcqRel);
+    /// Learns the routes at some places anew. Whoever asks does so for all who want something by then.
+    async fn refresh(&self, keyspace: &str, places: &Places) -> Result<()> {
+        let want = |wanted: &mut Wanted| {
+            wanted.places.entry(keyspace.to_string()).or_default().merge(places);
+            wanted.turns
+        };
+        let turn = want(&mut self.wanted());
+        let mut asked = self.shared.asked.lock().await;
+        if asked.turns <= turn {
+            let (turns, wanted) = {
+                let mut wanted = self.wanted();
+                // Somebody may have set out with these, and been dropped on the way.
+                want(&mut wanted);
+                wanted.turns += 1;
+                (wanted.turns, std::mem::take(&mut wanted.places))
+            };
+            asked.results.clear();
+            for (keyspace, places) in wanted {
+                let result = self.ask(&keyspace, places).await;
+                asked.results.insert(keyspace, result);
+            }
+            asked.turns = turns;
         }
-        last.clone()
+        asked.results.get(keyspace).cloned().unwrap_or(Ok(()))
+    }
+
+    async fn ask(&self, keyspace: &str, places: Places) -> Result<()> {
+        for question in places.into_questions() {
+            match self.shared.source.routes_at(keyspace, &question).await {
+                Ok(found) => self.merge_found(&found)?,
+                Err(error) => {
+                    if matches!(error, Error::KeyspaceNotFound { .. }) {
+                        self.keyspaces().forget(keyspace);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn wait(&self, sending: &mut Vec<Sent<'_>>, refreshing: &mut Option<Refreshing<'_>>, until: Time) -> Event {
@@ -241,9 +302,12 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         Err(Error::Timeout { stage: format!("while it looked for keyspace \"{name}\" (last: {last})") })
     }
 
-    /// First the routes, which all that look for some get together; then somebody who knows.
+    /// First whoever knows routes, whom all that look for some ask together; then somebody who knows.
     async fn look_once(&self, name: &str) -> Result<Option<KeyspaceId>> {
-        self.refresh().await?;
+        match self.refresh(name, &Places::default()).await {
+            Ok(()) | Err(Error::KeyspaceNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let (found, lists) = {
             let keyspaces = self.keyspaces();
             (keyspaces.find(name), keyspaces.lists())
@@ -251,8 +315,8 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         if found.is_some() {
             return Ok(found);
         }
-        let routes = self.shared.source.routes_with(name).await?;
-        self.merge(&routes)?;
+        let found = self.shared.source.routes_with(name).await?;
+        self.merge_found(&found)?;
         let keyspaces = self.keyspaces();
         match keyspaces.find(name) {
             None if keyspaces.lists() > lists => Err(Error::KeyspaceNotFound { name: name.into() }),
@@ -312,4 +376,75 @@ fn poll_work(
     let Poll::Ready(result) = routes.as_mut().poll(context) else { return None };
     *refreshing = None;
     Some(Event::Routes(result))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use flotilla_proto::ids::DEFAULT_KEYSPACE;
+
+    use super::*;
+
+    /// Every key is a range, and every node leads all.
+    #[derive(Default)]
+    struct Letters {
+        asked: AtomicUsize,
+        keys: AtomicUsize,
+    }
+
+    struct AnswersAll;
+
+    impl Transport for AnswersAll {
+        async fn call(&self, _: NodeId, request: v1::Request) -> CallOutcome {
+            let body = v1::response::Body::Get(v1::GetResponse::default());
+            CallOutcome::Response(v1::Response { id: request.id, body: Some(body) })
+        }
+    }
+
+    impl RouteSource for Letters {
+        async fn routes_at(&self, _: &str, places: &Places) -> Result<v1::ListRangesResponse> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.keys.fetch_add(places.keys.len(), Ordering::Relaxed);
+            // The others come to ask meanwhile.
+            tokio::task::yield_now().await;
+            let route = |key: &bytes::Bytes| {
+                let end = [key, &b"\0"[..]].concat().into();
+                let number = key.iter().fold(1, |number, byte| number * 256 + u64::from(*byte));
+                let descriptor = v1::RangeDescriptor {
+                    range_id: number,
+                    keyspace_id: DEFAULT_KEYSPACE.0,
+                    start: key.clone(),
+                    end,
+                    epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+                    ..Default::default()
+                };
+                v1::RangeStatus { descriptor: Some(descriptor), leader_node_id: 1, term: 1, ..Default::default() }
+            };
+            Ok(v1::ListRangesResponse { ranges: places.keys.iter().map(route).collect(), ..Default::default() })
+        }
+
+        async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
+            self.routes_at(keyspace, &Places::default()).await
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_routes_asks_for_all_that_wait() {
+        let router = Router::new(AnswersAll, Letters::default(), RouterConfig::default());
+        let get = |at: usize| {
+            let router = router.clone();
+            async move { router.get(v1::GetRequest { key: format!("{at:04}").into(), ..Default::default() }).await }
+        };
+        let calls: Vec<_> = (0..500).map(|at| tokio::spawn(get(at))).collect();
+        // One that goes away while it asks takes nobody's question with it.
+        let gone: Vec<_> = (500..520).map(|at| tokio::spawn(get(at))).collect();
+        gone.iter().for_each(tokio::task::JoinHandle::abort);
+        for call in calls {
+            call.await.expect("it does not panic").expect("answered");
+        }
+        let letters = &router.shared.source;
+        assert!(letters.asked.load(Ordering::Relaxed) <= 4, "{} questions", letters.asked.load(Ordering::Relaxed));
+        assert!((500..=1_010).contains(&letters.keys.load(Ordering::Relaxed)));
+    }
 }

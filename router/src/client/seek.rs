@@ -23,7 +23,6 @@ use tonic::{ConnectError, Response, Status};
 use super::connection::status_text;
 use super::endpoints::{Endpoints, RpcResult};
 use super::named::NamedChannel;
-use super::transport::RouteSource;
 use crate::core::{backoff, mix};
 
 /// The longest wait before nodes are asked once more; the first ones are much shorter.
@@ -173,7 +172,7 @@ impl Seek<'_> {
         if let Some(address) = leader.and_then(|node| self.endpoints.address_of(node)).filter(elsewhere) {
             return Some(address);
         }
-        let routes = self.endpoints.routes().await.ok()?;
+        let routes = self.endpoints.route_of(self.range).await.ok()?;
         learned(&routes);
         let status = routes.ranges.iter().find(|status| is_of(status, self.range));
         let told = status.map(|status| NodeId(status.leader_node_id)).filter(|node| node.0 != 0);
@@ -193,7 +192,7 @@ impl Seek<'_> {
             // The right node, which does not know the range that the request is about.
             return (!late).then(|| Some(asked.to_owned()));
         }
-        let Ok(routes) = self.endpoints.routes().await else { return Some(None) };
+        let Ok(routes) = self.endpoints.route_of(range).await else { return Some(None) };
         learned(&routes);
         let Some(status) = routes.ranges.iter().find(|status| is_of(status, range)) else {
             return (!late || range == SYSTEM_RANGE).then_some(None);

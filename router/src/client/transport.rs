@@ -4,7 +4,7 @@ use std::future::Future;
 
 use flotilla_proto::{NodeId, Result, v1};
 
-use crate::core::CallOutcome;
+use crate::core::{CallOutcome, Places};
 
 /// A way to the nodes.
 pub trait Transport: Send + Sync + 'static {
@@ -27,13 +27,15 @@ pub trait Transport: Send + Sync + 'static {
 
 /// Where routes come from: in a node its own tables, in a client any node's.
 pub trait RouteSource: Send + Sync + 'static {
-    /// The ranges, their leaders, and the nodes, as far as is known there.
-    fn routes(&self) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
+    /// The ranges of a keyspace (empty: the default one) at these places, some of their neighbours, and the nodes that they are
+    /// on, as far as is known there. [`flotilla_proto::Error::KeyspaceNotFound`]: none of this name is known there.
+    fn routes_at(
+        &self,
+        keyspace: &str,
+        places: &Places,
+    ) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
 
-    /// The same from somebody who knows whether there is a keyspace of this name: asked before a request is refused
+    /// The keyspace, from somebody who knows whether there is one of this name: asked before a request is refused
     /// because there is none. [`flotilla_proto::Error::KeyspaceNotFound`]: surely none.
-    fn routes_with(&self, keyspace: &str) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send {
-        let _ = keyspace;
-        self.routes()
-    }
+    fn routes_with(&self, keyspace: &str) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
 }

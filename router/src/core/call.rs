@@ -18,6 +18,7 @@ use v1::request::Body;
 
 use super::cache::{Route, RouteCache};
 use super::decide::{Access, Attempt, Decision, Failure, Target, backoff, decide, timed_out};
+use super::places::Places;
 use super::work::{Routed, Work};
 use super::{Time, check, mix};
 
@@ -54,9 +55,9 @@ pub enum Step {
     },
     /// Nothing to do before an outcome, routes or this time.
     WaitUntil(Time),
-    /// Ask any node for its ranges, merge them into the cache, and tell by [`Call::on_routes`].
+    /// Ask any node for the ranges at these places, merge them into the cache, and tell by [`Call::on_routes`].
     /// Ask for the next step meanwhile: other parts may go on.
-    RefreshRoutes,
+    RefreshRoutes(Places),
     /// The call is over; the last step. The answer is of the request's kind.
     Done(Result<v1::response::Body>),
 }
@@ -70,6 +71,22 @@ struct Part {
     target: Target,
     at: Time,
     refresh: bool,
+    /// The refresh that it wants is under way.
+    asked: bool,
+}
+
+impl Part {
+    fn new(items: Vec<u32>, at: Time) -> Self {
+        Self {
+            items,
+            failures: 0,
+            last: Failure::NoAnswer,
+            target: Target::Leader,
+            at,
+            refresh: false,
+            asked: false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -111,8 +128,7 @@ impl Call {
         let work = Work::new(body);
         let items: Vec<u32> = work.items().collect();
         let over = work.is_done() || checked.is_err();
-        let part =
-            Part { items, failures: 0, last: Failure::NoAnswer, target: Target::Leader, at: now, refresh: false };
+        let part = Part::new(items, now);
         Self {
             header,
             work,
@@ -147,11 +163,22 @@ impl Call {
                 return step;
             }
         }
-        if !self.refreshing && self.waiting.iter().any(|part| part.refresh && part.at <= now) {
-            self.refreshing = true;
-            return Step::RefreshRoutes;
+        match self.begin_refresh(now, cache) {
+            Some(places) => Step::RefreshRoutes(places),
+            None => Step::WaitUntil(self.wake_at()),
         }
-        Step::WaitUntil(self.wake_at())
+    }
+
+    /// Where routes are to be learned now; `None`: nowhere, or it is under way elsewhere.
+    fn begin_refresh(&mut self, now: Time, cache: &RouteCache) -> Option<Places> {
+        let mut places = Places::default();
+        for part in self.waiting.iter_mut().filter(|part| !self.refreshing && part.refresh && part.at <= now) {
+            part.asked = true;
+            self.work.places(&part.items, cache, &mut places);
+        }
+        let asked = !self.refreshing && self.waiting.iter().any(|part| part.asked);
+        self.refreshing |= asked;
+        asked.then_some(places)
     }
 
     /// Tells what came of the request `id`; one that the call no longer waits for is ignored.
@@ -176,8 +203,8 @@ impl Call {
         self.refreshing = false;
         self.refreshed |= result.is_ok();
         self.refresh_failed = result.is_err();
-        for part in self.waiting.iter_mut().filter(|part| part.refresh) {
-            part.refresh = false;
+        for part in self.waiting.iter_mut().filter(|part| part.asked) {
+            (part.refresh, part.asked) = (false, false);
             if let Err(error) = &result {
                 // What the cache has may still do.
                 part.failures += 1;
@@ -310,15 +337,7 @@ impl Call {
         self.answered_by = Some(v1::ResponseHeader { range_id, trace_id: self.header.trace_id, ..header });
         if self.work.is_scan() {
             if !self.work.is_done() {
-                let part = Part {
-                    items: vec![],
-                    failures: 0,
-                    last: Failure::NoAnswer,
-                    target: Target::Leader,
-                    at: now,
-                    refresh: false,
-                };
-                self.waiting.push(part);
+                self.waiting.push(Part::new(vec![], now));
             }
             return;
         }
@@ -356,7 +375,7 @@ impl Call {
             Decision::GiveUp(error) => self.give_up(&part.items, error),
             Decision::Again { target, at, refresh } => {
                 let failures = part.failures + 1;
-                self.waiting.push(Part { failures, last: failure, target, at, refresh, items: part.items });
+                self.waiting.push(Part { failures, last: failure, target, at, refresh, asked: false, items: part.items });
             }
         }
     }

@@ -88,7 +88,7 @@ impl Script {
                         keys_of(&body).iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
                     log.push(format!("#{} {node} r{range} {}", request.id, keys.join(" ")));
                 }
-                Step::RefreshRoutes => log.push("refresh".into()),
+                Step::RefreshRoutes(_) => log.push("refresh".into()),
                 Step::WaitUntil(until) => {
                     log.push(format!("wait {} ms", until.saturating_sub(self.now).as_millis()));
                     return log;
@@ -355,11 +355,40 @@ fn routes_that_are_not_known_are_learned_first() {
 }
 
 #[test]
+fn routes_are_asked_for_wherever_they_are_missing_and_nowhere_else() {
+    let mut cache = RouteCache::new(KeyspaceId(1), None);
+    cache.merge(&descriptor(2, "g", "m", 1));
+    let mut script = Script::new(cache, write(&["a", "h", "i", "p", "b"], false));
+    let places = loop {
+        match script.step() {
+            Step::Send { request, .. } => assert_eq!(request.id, 1, "h and i"),
+            Step::RefreshRoutes(places) => break places,
+            step => panic!("{step:?}"),
+        }
+    };
+    assert_eq!(places.keys.into_iter().collect::<Vec<_>>(), ["a", "b", "p"]);
+    // What comes to want routes while others are asked for has its own turn.
+    let refusal = Error::RangeNotFound { range: RangeId(2) };
+    let refused = v1::Response { id: 1, body: Some(v1::response::Body::Error((&refusal).into())) };
+    script.call.on_outcome(script.now, &mut script.cache, 0, 1, CallOutcome::Response(refused));
+    script.cache.merge(&descriptor(1, "", "g", 1));
+    script.cache.merge(&descriptor(3, "m", "", 1));
+    script.call.on_routes(script.now, 0, Ok(()));
+    let asked = std::iter::from_fn(|| match script.step() {
+        Step::WaitUntil(_) => None,
+        step => Some(step),
+    });
+    let asked: Vec<_> = asked.filter_map(|step| if let Step::RefreshRoutes(places) = step { Some(places) } else { None }).collect();
+    let keys: Vec<_> = asked.iter().map(|places| places.keys.iter().cloned().collect::<Vec<_>>()).collect();
+    assert_eq!(keys, [["h"]], "one place in each range");
+}
+
+#[test]
 fn without_routes_the_time_runs_out_and_says_why() {
     let mut script = Script::new(RouteCache::new(KeyspaceId(1), None), write(&["a"], false));
     loop {
         match script.step() {
-            Step::RefreshRoutes => {
+            Step::RefreshRoutes(_) => {
                 script.call.on_routes(script.now, 0, Err(Error::Unavailable { reason: "all is dark".into() }));
             }
             Step::WaitUntil(until) => {

@@ -136,6 +136,52 @@ impl Keyspaces {
         Ok(())
     }
 
+    /// Takes in what a node found for somebody who looked for some ranges: these, and their keyspace. Says nothing about
+    /// others.
+    ///
+    /// Errors: as [`Keyspaces::merge_all`].
+    pub fn merge_found(&mut self, found: &v1::ListRangesResponse) -> Result<()> {
+        self.belong(found.cluster_id)?;
+        self.lists += u64::from(!found.keyspaces.is_empty());
+        for keyspace in &found.keyspaces {
+            let id = KeyspaceId(keyspace.keyspace_id);
+            match (self.find(&keyspace.name), keyspace.state == i32::from(v1::KeyspaceState::Dropped)) {
+                (Some(known), true) if known == id => self.forget(&keyspace.name),
+                (_, true) => {}
+                // Ids only grow: under one name the larger is the newer.
+                (known, false) if known.is_none_or(|known| known <= id) => self.learn(id, &keyspace.name),
+                (_, false) => {}
+            }
+        }
+        for status in &found.ranges {
+            let Some(descriptor) = &status.descriptor else { continue };
+            let Some(cache) = self.cache_of(descriptor) else { continue };
+            cache.merge_status(status);
+        }
+        Ok(())
+    }
+
+    /// Takes in what is newly known of some ranges, if there were requests for keys of theirs.
+    pub fn follow(&mut self, routes: &[v1::RangeStatus]) {
+        for status in routes {
+            let Some(descriptor) = &status.descriptor else { continue };
+            let Some(cache) = self.caches.get_mut(&KeyspaceId(descriptor.keyspace_id)) else { continue };
+            let is_known = cache.by_id(RangeId(descriptor.range_id)).is_some();
+            if is_known || cache.lookup(&descriptor.start).is_some() {
+                cache.merge_status(status);
+            }
+        }
+    }
+
+    /// Somebody says that there is no keyspace of this name.
+    pub fn forget(&mut self, name: &str) {
+        let name = if name.is_empty() { DEFAULT_KEYSPACE_NAME } else { name };
+        if let Some(named) = self.names.remove(name) {
+            self.caches.remove(&named.id);
+        }
+        self.default = self.names.get(DEFAULT_KEYSPACE_NAME).map(|named| named.id);
+    }
+
     /// Notes the cluster, or refuses another one.
     fn belong(&mut self, cluster: u64) -> Result<()> {
         if cluster == 0 || cluster == self.cluster {
@@ -304,5 +350,38 @@ mod tests {
         }
         all.merge_all(&list(vec![keyspace(1, "default")], vec![])).expect("of one cluster");
         assert_eq!((all.find("jobs"), all.find("")), (None, Some(DEFAULT_KEYSPACE)));
+    }
+
+    #[test]
+    fn what_was_found_says_nothing_about_other_keyspaces() {
+        let mut keyspaces = Keyspaces::new(None);
+        let found = |keyspaces: &mut Keyspaces, named: v1::Keyspace, ranges| {
+            let found = v1::ListRangesResponse { keyspaces: vec![named], ranges, ..Default::default() };
+            keyspaces.merge_found(&found).expect("of the same cluster");
+        };
+        found(&mut keyspaces, keyspace(5, "jobs"), vec![range(7, KeyspaceId(5))]);
+        for _ in 0..2 * MISSES_MAX {
+            found(&mut keyspaces, keyspace(6, "more"), vec![]);
+        }
+        assert_eq!((keyspaces.find("jobs"), keyspaces.find("")), (Some(KeyspaceId(5)), Some(DEFAULT_KEYSPACE)));
+        assert!(keyspaces.routes(KeyspaceId(5)).lookup(b"a").is_some());
+        found(&mut keyspaces, dropped(4, "jobs"), vec![]);
+        found(&mut keyspaces, keyspace(4, "jobs"), vec![]);
+        assert_eq!(keyspaces.find("jobs"), Some(KeyspaceId(5)), "older news");
+        found(&mut keyspaces, dropped(5, "jobs"), vec![]);
+        assert_eq!(keyspaces.find("jobs"), None);
+        keyspaces.forget("");
+        assert_eq!(keyspaces.find("default"), None);
+    }
+
+    #[test]
+    fn news_are_followed_only_where_requests_went() {
+        let mut keyspaces = Keyspaces::new(None);
+        let led = |id, leader_node_id| v1::RangeStatus { leader_node_id, term: 1, ..range(id, DEFAULT_KEYSPACE) };
+        keyspaces.follow(&[led(7, 1)]);
+        assert!(keyspaces.routes(DEFAULT_KEYSPACE).is_empty());
+        keyspaces.merge_found(&v1::ListRangesResponse { ranges: vec![led(7, 0)], ..Default::default() }).expect("fits");
+        keyspaces.follow(&[led(7, 2)]);
+        assert_eq!(keyspaces.by_range(RangeId(7)).and_then(|route| route.leader), Some(NodeId(2)));
     }
 }

@@ -21,6 +21,7 @@ mod decide;
 mod delete_range;
 mod fit;
 mod keyspaces;
+mod places;
 mod scan;
 pub mod token;
 mod work;
@@ -33,6 +34,7 @@ pub use decide::{Access, Attempt, Decision, Failure, Target, decide};
 pub use delete_range::{DeleteRange, DeleteStep};
 pub use fit::{ANSWER_BYTES_MAX, fit};
 pub use keyspaces::Keyspaces;
+pub use places::Places;
 
 /// Time since an origin of the caller's choosing; never goes back.
 pub type Time = std::time::Duration;

@@ -13,6 +13,7 @@ use flotilla_proto::{Error, Result, v1};
 
 use super::cache::{Route, RouteCache};
 use super::check::SCAN_RECORDS_MAX;
+use super::places::Places;
 use super::token::{self, Span};
 
 /// Where a scan stands.
@@ -73,6 +74,14 @@ impl Scan {
     /// The range to read next.
     pub(super) fn route<'a>(&self, cache: &'a RouteCache) -> Option<&'a Route> {
         if self.span.reverse { cache.lookup_before(&self.span.end) } else { cache.lookup(&self.span.start) }
+    }
+
+    /// Where that is.
+    pub(super) fn place(&self, places: &mut Places) {
+        match self.span.reverse {
+            true => places.before.insert(self.span.end.clone()),
+            false => places.keys.insert(self.span.start.clone()),
+        };
     }
 
     pub(super) fn build(&mut self, route: &Route, header: Option<v1::RequestHeader>) -> v1::ScanRequest {

@@ -3,7 +3,7 @@
 //!
 //! Invariant: an item's result is written once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::cache::{Route, RouteCache};
 use super::check::key_of;
 use super::decide::{Access, Failure};
 use super::fit::fit;
+use super::places::Places;
 use super::scan::Scan;
 
 /// Where a part goes.
@@ -127,6 +128,20 @@ impl Work {
             Self::Writes { atomic: true, .. } if unknown => Routed::Unknown,
             Self::Writes { atomic: true, .. } => Routed::Refused(spans(groups.into_keys().flatten(), cache)),
             _ => Routed::Cut(groups.into_values().collect()),
+        }
+    }
+
+    /// Where routes are missing for these items; of those that have one, a place in each range.
+    pub(super) fn places(&self, items: &[u32], cache: &RouteCache, places: &mut Places) {
+        if let Self::Scan(scan) = self {
+            return scan.place(places);
+        }
+        let mut seen = BTreeSet::new();
+        for item in items {
+            let key = self.key(*item);
+            if cache.lookup(key).is_none_or(|route| seen.insert(route.range())) {
+                places.keys.insert(Bytes::copy_from_slice(key));
+            }
         }
     }
 

@@ -26,7 +26,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl Admin for Service {
-    async fn list_ranges(&self, _: Request<v1::ListRangesRequest>) -> Rpc<v1::ListRangesResponse> {
+    async fn list_ranges(&self, request: Request<v1::ListRangesRequest>) -> Rpc<v1::ListRangesResponse> {
         if self.world.truth().blank.contains(&self.node.0) {
             return Ok(Response::new(v1::ListRangesResponse { nodes: self.nodes(), ..Default::default() }));
         }
@@ -34,6 +34,15 @@ impl Admin for Service {
         let ranges = ids.into_iter().map(|range| self.status(range)).collect();
         let mut keyspaces: Vec<v1::Keyspace> = self.world.truth().keyspaces.values().cloned().collect();
         keyspaces.push(v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() });
+        let v1::ListRangesRequest { keyspace, lookup, .. } = request.into_inner();
+        if let Some(lookup) = lookup {
+            // More ranges than were looked for do no harm; a keyspace that there is not must be told.
+            let name = if keyspace.is_empty() { "default" } else { &keyspace };
+            keyspaces.retain(|of| of.name == name);
+            if keyspaces.is_empty() && lookup.range_id == 0 {
+                return Err(Error::KeyspaceNotFound { name: name.into() }.into());
+            }
+        }
         let cluster_id = self.world.truth().cluster;
         Ok(Response::new(v1::ListRangesResponse { ranges, nodes: self.nodes(), keyspaces, cluster_id, more: false }))
     }

@@ -222,7 +222,7 @@ impl World {
                     assert!(until > self.now, "seed {}: it waits for the past", self.seed);
                     return self.at(until, Event::Wake(call));
                 }
-                Step::RefreshRoutes => {
+                Step::RefreshRoutes(_) => {
                     let at = self.now + self.millis(20);
                     self.at(at, Event::Routes(call));
                 }

@@ -17,7 +17,7 @@ use super::api::Client;
 use super::endpoints::{Endpoints, RpcResult, admin, answer};
 use super::named::Admin;
 use super::seek::{Repeat, Seek};
-use super::transport::{RouteSource, Transport};
+use super::transport::Transport;
 
 pub use ranges::SplitAt;
 
@@ -26,7 +26,7 @@ impl Client {
     ///
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers.
     pub async fn list_ranges(&self) -> Result<v1::ListRangesResponse> {
-        let routes = self.endpoints().routes().await?;
+        let routes = self.endpoints().list("").await?;
         self.router().merge(&routes)?;
         Ok(routes)
     }
@@ -36,7 +36,7 @@ impl Client {
     ///
     /// Errors: *retry*: [`Error::Unavailable`], if no node answers; *fail*: [`Error::KeyspaceNotFound`].
     pub async fn list_ranges_of(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
-        let routes = self.endpoints().routes_with(keyspace).await?;
+        let routes = self.endpoints().list(keyspace).await?;
         self.router().merge(&routes)?;
         Ok(routes)
     }
@@ -119,7 +119,7 @@ impl Client {
         F: Future<Output = RpcResult<A>>,
     {
         if self.endpoints().address_of(node).is_none() {
-            self.list_ranges().await?;
+            self.list_nodes().await?;
         }
         let address = self.endpoints().address_of(node).ok_or_else(|| {
             Error::invalid(format!("no address of node {} is known", node.0), "see the nodes by `flotilla node list`")
@@ -135,7 +135,7 @@ impl Client {
         let Order { repeat, attempt, timeout } = order;
         let seek = Seek { endpoints: self.endpoints(), range, repeat, deadline: Instant::now() + timeout, attempt };
         // Routes of another cluster do not come this far; if they did, they would be refused, and nothing be learned.
-        let learned = |routes: &v1::ListRangesResponse| drop(self.router().merge(routes));
+        let learned = |routes: &v1::ListRangesResponse| drop(self.router().merge_found(routes));
         seek.run(self.router().leader_of(range), learned, |channel| ask(admin(channel))).await
     }
 
