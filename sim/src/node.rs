@@ -162,7 +162,7 @@ impl Process {
         for status in ranges.values() {
             all.merge(status);
         }
-        let ranges = if self.table.is_empty() { all.into_key_order() } else { ranges.into_values().collect() };
+        let ranges = if self.table.is_empty() { all.iter().cloned().collect() } else { ranges.into_values().collect() };
         let keyspaces = self.agent.learned.keyspaces.clone();
         v1::ListRangesResponse { ranges, keyspaces, ..Default::default() }
     }
