@@ -47,6 +47,9 @@ ranges() {
     ctl range list --keyspace idle --output json | tr '{' '\n' | grep -o '"leader_node_id":[0-9]*\|"range_id":[0-9]*\|"start":"[^"]*"' |
         sed 's/.*://; s/"//g' | paste - - - | awk '{ print $2, ($3 == "" ? "-" : $3), $1 }'
 }
+rss_mib() { awk '/^VmRSS/ { print int($2 / 1024) }' "/proc/${PIDS[$1]}/status"; }
+# CPU (ms) and memory (MiB) of nodes 2 and 3, every half second.
+watch_them() { while sleep 0.5; do echo "$(cpu_ms 2) $(cpu_ms 3) $(rss_mib 2) $(rss_mib 3)"; done; }
 quiet() { # until nothing is sent for two seconds
     local before=-1 after
     until after=$(sent) && [ "$before" = "$after" ]; do before=$after; sleep 2; done
@@ -84,14 +87,19 @@ done
 echo "Raft messages/s of all nodes: $((($(sent) - messages) / 20))"
 
 kill -9 "${PIDS[3]}"; wait "${PIDS[3]}" 2>/dev/null || true
-began=$(now_ms); start 3; ready 3
-echo "restart of node 3: ready after $(($(now_ms) - began)) ms, CPU $(cpu_ms 3) ms"
+began=$(now_ms); start 3
+until "$BIN" --addr "$(addr 3)" --timeout 1s kv put --keyspace idle restarted v >/dev/null 2>&1; do sleep 0.02; done
+serves=$(($(now_ms) - began))
+ready 3
+echo "restart of node 3: serves after $serves ms, says that it is ready after $(($(now_ms) - began)) ms, CPU $(cpu_ms 3) ms"
 quiet
 
 mapfile -t probes < <(ranges | awk '$3 == 1' | shuf -n 20)
 led=$(metric 1 flotilla_ranges_led)
 won=$(($(metric 2 flotilla_elections_won_total) + $(metric 3 flotilla_elections_won_total)))
 for id in 2 3; do cpu[$id]=$(cpu_ms $id); done
+watch_them >"$DIR/peaks" &
+watching=$!
 kill -9 "${PIDS[1]}"
 began=$(now_ms)
 ALL="$(addr 2),$(addr 3)"
@@ -104,4 +112,8 @@ done | sort -n >"$DIR/probes"
 echo "killed node 1, which led $led: served after $(sed -n 1p "$DIR/probes") ms (first), $(sed -n 10p "$DIR/probes") ms (median), $(tail -1 "$DIR/probes") ms (last of 20)"
 until [ $(($(metric 2 flotilla_elections_won_total) + $(metric 3 flotilla_elections_won_total) - won)) -ge "$led" ]; do sleep 0.2; done
 took=$(($(now_ms) - began))
+kill $watching
 echo "all led again after $took ms; CPU of the two others meanwhile: $((($(cpu_ms 2) - cpu[2]) * 1000 / took)) and $((($(cpu_ms 3) - cpu[3]) * 1000 / took)) ms/s"
+awk '{ for (i = 1; i <= 2; i++) { if (NR > 1 && $i - last[i] > cpu[i]) cpu[i] = $i - last[i]; last[i] = $i; if ($(i + 2) > mib[i]) mib[i] = $(i + 2) } }
+    NR == 1 { was = $3 " and " $4 }
+    END { print "at most, in half a second: " cpu[1] " and " cpu[2] " ms of CPU; memory: " was " MiB before, at most " mib[1] " and " mib[2] " MiB" }' "$DIR/peaks"
