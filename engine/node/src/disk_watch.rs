@@ -92,12 +92,6 @@ pub(crate) fn make_room(directory: &StoreDirectory) {
     }
 }
 
-/// How large a range was when it was last looked at.
-struct Measured {
-    bytes: u64,
-    asleep: bool,
-}
-
 /// The watching thread.
 pub(crate) struct DiskWatch<S> {
     pub directory: Arc<StoreDirectory>,
@@ -132,22 +126,19 @@ impl<S: LocalStorage> DiskWatch<S> {
         }
     }
 
-    /// Tells the store of each range whose size has changed. One that sleeps, and did so when it was last measured, has
-    /// not been written to.
-    fn measure(&self, sizes: &mut BTreeMap<RangeId, Measured>) {
-        let mut views = Vec::new();
-        self.views.each(|view| {
-            if !(view.asleep && sizes.get(&view.range()).is_some_and(|last| last.asleep)) {
-                views.push(Arc::clone(view));
-            }
-        });
+    /// Tells the store of each range whose size has changed. What slept all the while was not written to.
+    fn measure(&self, sizes: &mut BTreeMap<RangeId, u64>) {
+        let views = self.views.take_stirred();
         let spans: Vec<_> = views.iter().map(|view| snapshot::spans(&view.descriptor)).collect();
         let mut sizes_of_spans = self.storage.data_bytes(&spans.concat()).into_iter();
+        let before = std::mem::take(sizes);
         for (view, spans) in views.iter().zip(&spans) {
-            let bytes = sizes_of_spans.by_ref().take(spans.len()).sum();
-            let before = sizes.insert(view.range(), Measured { bytes, asleep: view.asleep });
-            if before.is_none_or(|before| before.bytes != bytes) {
-                self.inbox.input(Input::RangeSize { range: view.range(), bytes });
+            let (range, bytes) = (view.range(), sizes_of_spans.by_ref().take(spans.len()).sum());
+            if before.get(&range) != Some(&bytes) {
+                self.inbox.input(Input::RangeSize { range, bytes });
+            }
+            if !view.asleep {
+                sizes.insert(range, bytes);
             }
         }
     }

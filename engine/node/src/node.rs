@@ -411,7 +411,7 @@ impl<S: LocalStorage> Node<S> {
 
     /// Whether every replica here knows a leader.
     pub fn all_led(&self) -> bool {
-        self.inner.views.all().iter().all(|view| view.leader.is_some())
+        self.inner.views.leaderless() == 0
     }
 
     /// Waits until the store has stopped for good, and tells why. The process is then to exit with this

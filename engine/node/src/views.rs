@@ -36,6 +36,8 @@ pub struct Views {
     changes: watch::Sender<u64>,
     /// The ranges that are led by another one, or have another descriptor, or none any more, since somebody asked.
     changed: Mutex<BTreeSet<RangeId>>,
+    /// The ranges that are awake, and those that were since somebody asked.
+    stirred: Mutex<BTreeSet<RangeId>>,
     /// The ranges that were read by the lease since the loop last asked.
     read: Mutex<Vec<RangeId>>,
 }
@@ -53,6 +55,7 @@ impl Views {
             leaderless: AtomicUsize::new(initial.iter().filter(|view| view.leader.is_none()).count()),
             changes: watch::Sender::new(0),
             changed: Mutex::new(initial.iter().map(|view| view.range()).collect()),
+            stirred: Mutex::new(initial.iter().map(|view| view.range()).collect()),
             read: Mutex::default(),
         };
         let cells = initial.into_iter().map(|view| (view.range(), Cell::new(view))).collect::<Cells>();
@@ -79,6 +82,7 @@ impl Views {
         }
         if let Some(grown) = grown {
             self.cells.store(Arc::new(grown));
+            self.stir(new.iter().copied());
             self.changed(new);
         }
     }
@@ -92,6 +96,9 @@ impl Views {
         if old.leader.is_none() != view.leader.is_none() {
             self.leaderless.fetch_add(usize::from(view.leader.is_none()), Ordering::Relaxed);
             self.leaderless.fetch_sub(usize::from(old.leader.is_none()), Ordering::Relaxed);
+        }
+        if old.asleep && !view.asleep {
+            self.stir([view.range()]);
         }
         if old.leader != view.leader || !Arc::ptr_eq(&old.descriptor, &view.descriptor) {
             self.changed([view.range()]);
@@ -163,16 +170,19 @@ impl Views {
         self.cells.load().get(&range).map(|cell| cell.view.load())
     }
 
-    /// The newest views of all ranges, by range id.
-    pub fn all(&self) -> Vec<Arc<ReadView>> {
-        let mut views: Vec<_> = self.cells.load().values().map(|cell| cell.view.load_full()).collect();
-        views.sort_by_key(|view| view.range());
-        views
+    /// Called once the new views can be seen.
+    fn stir(&self, ranges: impl IntoIterator<Item = RangeId>) {
+        self.stirred.lock().unwrap_or_else(PoisonError::into_inner).extend(ranges);
     }
 
-    /// Shows the newest view of each range, in no order.
-    pub fn each(&self, mut see: impl FnMut(&Arc<ReadView>)) {
-        self.cells.load().values().for_each(|cell| see(&cell.view.load()));
+    /// The newest views of the ranges that are awake, or were since the last call; at the first call of all. What sleeps on
+    /// costs nothing.
+    pub fn take_stirred(&self) -> Vec<Arc<ReadView>> {
+        let mut stirred = self.stirred.lock().unwrap_or_else(PoisonError::into_inner);
+        let views: Vec<_> =
+            stirred.iter().filter_map(|range| self.get(*range)).map(|view| Arc::clone(&view)).collect();
+        *stirred = views.iter().filter(|view| !view.asleep).map(|view| view.range()).collect();
+        views
     }
 
     /// How many replicas are here.
@@ -193,5 +203,63 @@ impl Views {
     /// How many ranges this store leads.
     pub fn led(&self) -> usize {
         self.led.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_engine::store::RangeClock;
+    use flotilla_engine::time::BootTime;
+    use flotilla_proto::{NodeId, v1};
+
+    use super::*;
+
+    fn view(range_id: u64, leader: u64, asleep: bool) -> Arc<ReadView> {
+        Arc::new(ReadView {
+            own_node: NodeId(1),
+            descriptor: Arc::new(v1::RangeDescriptor { range_id, ..Default::default() }),
+            siblings: Arc::default(),
+            term: 1,
+            leader: (leader != 0).then_some(NodeId(leader)),
+            serves: false,
+            asleep,
+            lease_until: BootTime::default(),
+            clock: RangeClock { ms: 0, at: BootTime::default() },
+            incarnation: 1,
+            tally: None,
+            frozen: false,
+        })
+    }
+
+    fn stirred(views: &Views) -> Vec<u64> {
+        views.take_stirred().iter().map(|view| view.range().0).collect()
+    }
+
+    #[test]
+    fn what_sleeps_on_is_looked_at_once_and_what_is_awake_always() {
+        let views = Views::new(vec![view(2, 1, true), view(3, 2, false)]);
+        assert_eq!(stirred(&views), [2, 3]);
+        assert_eq!(stirred(&views), [3]);
+        views.publish([view(2, 1, false), view(3, 2, true)].into_iter());
+        assert_eq!(stirred(&views), [2, 3], "one woke, the other one may have been written to before it fell asleep");
+        assert_eq!(stirred(&views), [2]);
+        views.publish([view(2, 1, true), view(2, 1, false), view(4, 1, true)].into_iter());
+        assert_eq!(stirred(&views), [2, 4]);
+        views.withdraw([RangeId(2)].into_iter());
+        assert!(stirred(&views).is_empty());
+    }
+
+    #[test]
+    fn changes_of_leaders_and_ranges_are_told_once() {
+        let views = Views::new(vec![view(2, 0, false)]);
+        let changed = |views: &Views| views.take_changed().iter().map(|range| range.0).collect::<Vec<_>>();
+        assert_eq!((changed(&views), views.leaderless()), (vec![2], 1));
+        let led = view(2, 1, false);
+        views.publish([Arc::clone(&led), view(3, 0, false)].into_iter());
+        assert_eq!((changed(&views), views.led(), views.leaderless()), (vec![2, 3], 1, 1));
+        views.publish([led].into_iter());
+        assert!(changed(&views).is_empty());
+        views.withdraw([RangeId(3)].into_iter());
+        assert_eq!((changed(&views), views.leaderless()), (vec![3], 0));
     }
 }
