@@ -47,8 +47,10 @@ struct Known {
     last: Option<String>,
     /// Addresses that did not answer when last asked: asked after the others.
     silent: BTreeSet<String>,
-    /// How often routes were asked for.
+    /// How often routes were asked for again.
     turn: usize,
+    /// The places that were last looked for.
+    looked_for: Places,
     channels: BTreeMap<String, Channel>,
 }
 
@@ -86,6 +88,13 @@ impl Endpoints {
         }
         known.turn = known.turn.wrapping_add(1);
         addresses
+    }
+
+    /// For whoever looks for these places: the one that answered last in front, unless it was just asked for one of them.
+    fn addresses_for(&self, places: &Places) -> Vec<String> {
+        let before = std::mem::replace(&mut self.known().looked_for, places.clone());
+        let again = !before.keys.is_disjoint(&places.keys) || !before.before.is_disjoint(&places.before);
+        if again { self.addresses_in_turn() } else { self.addresses() }
     }
 
     pub(super) fn address_of(&self, node: NodeId) -> Option<String> {
@@ -227,12 +236,12 @@ impl Endpoints {
     /// All ranges of a keyspace (empty: of all), in as many parts as it takes.
     pub(super) async fn list(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
         let mut request = v1::ListRangesRequest { keyspace: keyspace.into(), ..Default::default() };
-        let mut routes = self.ask_for_ranges(&request).await?;
+        let mut routes = self.ask_for_ranges(&request, self.addresses_in_turn()).await?;
         while std::mem::take(&mut routes.more) {
             let last = routes.ranges.last().and_then(|route| route.descriptor.as_ref());
             request.after =
                 last.map(|range| v1::RangePlace { keyspace_id: range.keyspace_id, start: range.start.clone() });
-            let part = self.ask_for_ranges(&request).await?;
+            let part = self.ask_for_ranges(&request, self.addresses()).await?;
             routes.ranges.extend(part.ranges);
             routes.more = part.more;
         }
@@ -241,22 +250,32 @@ impl Endpoints {
 
     /// One range, if it is known; and nodes.
     pub(super) async fn route_of(&self, range: RangeId) -> Result<v1::ListRangesResponse> {
-        self.look_up("", v1::RangeLookup { range_id: range.0, ..Default::default() }).await
+        let lookup = v1::RangeLookup { range_id: range.0, ..Default::default() };
+        self.look_up("", lookup, self.addresses_in_turn()).await
     }
 
-    async fn look_up(&self, keyspace: &str, lookup: v1::RangeLookup) -> Result<v1::ListRangesResponse> {
+    async fn look_up(
+        &self,
+        keyspace: &str,
+        lookup: v1::RangeLookup,
+        addresses: Vec<String>,
+    ) -> Result<v1::ListRangesResponse> {
         let request = v1::ListRangesRequest { keyspace: keyspace.into(), after: None, lookup: Some(lookup) };
-        self.ask_for_ranges(&request).await
+        self.ask_for_ranges(&request, addresses).await
     }
 
-    async fn ask_for_ranges(&self, request: &v1::ListRangesRequest) -> Result<v1::ListRangesResponse> {
+    async fn ask_for_ranges(
+        &self,
+        request: &v1::ListRangesRequest,
+        addresses: Vec<String>,
+    ) -> Result<v1::ListRangesResponse> {
         let ask = |mut admin: Admin| {
             let request = request.clone();
             async move { admin.list_ranges(request).await }
         };
         let accept =
             |address: &str, routes: &v1::ListRangesResponse| self.shared.naming.told(address, routes.cluster_id);
-        let routes = self.ask_each(self.addresses_in_turn(), ask, accept).await?;
+        let routes = self.ask_each(addresses, ask, accept).await?;
         self.learn(&routes.nodes);
         Ok(routes)
     }
@@ -265,7 +284,7 @@ impl Endpoints {
 /// A node that is asked for places in a keyspace that it does not know asks placement before it says that there is none.
 impl RouteSource for Endpoints {
     async fn routes_at(&self, keyspace: &str, places: &Places) -> Result<v1::ListRangesResponse> {
-        self.look_up(keyspace, places.lookup()).await
+        self.look_up(keyspace, places.lookup(), self.addresses_for(places)).await
     }
 
     async fn routes_with(&self, keyspace: &str) -> Result<v1::ListRangesResponse> {
@@ -279,4 +298,24 @@ pub(super) fn answer<A>(address: &str, result: RpcResult<A>) -> Result<A> {
         error::from_status(&status)
             .unwrap_or_else(|| Error::Unavailable { reason: format!("{address}: {}", status_text(&status)) })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_the_same_again_asks_another_node() {
+        let given = vec!["a:1".to_string(), "b:1".to_string(), "c:1".to_string()];
+        let endpoints = Endpoints::new(given, Duration::from_secs(1), 0).expect("they are addresses");
+        let first = |key: &'static str| {
+            let places = Places { keys: [key.into()].into(), ..Places::default() };
+            endpoints.addresses_for(&places).swap_remove(0)
+        };
+        endpoints.answered("b:1");
+        assert_eq!((first("x"), first("y"), first("z")), ("b:1".into(), "b:1".into(), "b:1".into()));
+        let again: BTreeSet<String> = (0..3).map(|_| first("z")).collect();
+        assert_eq!(again.len(), 3, "one after the other");
+        assert_eq!(first("x"), "b:1");
+    }
 }
