@@ -33,16 +33,17 @@ impl Service {
     /// The ranges that somebody has a request for. What is not known here placement knows; but the system range is looked for
     /// because placement is not found.
     async fn look_up(&self, keyspace: &str, lookup: &v1::RangeLookup) -> Result<v1::ListRangesResponse, Error> {
+        let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
+        match self.table.look_up(name, lookup) {
+            Ok((found, complete)) if complete || lookup.range_id == SYSTEM_RANGE.0 => return Ok(found),
+            // An unknown keyspace is one of the things that placement knows.
+            Ok(_) | Err(_) => {}
+        }
         if lookup.range_id == 0 {
-            let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
             self.table.look_for_keyspace(&self.news, name).await?;
         }
-        let (found, complete) = self.table.look_up(keyspace, lookup)?;
-        if complete || lookup.range_id == SYSTEM_RANGE.0 {
-            return Ok(found);
-        }
         self.news.exchange().await;
-        Ok(self.table.look_up(keyspace, lookup)?.0)
+        Ok(self.table.look_up(name, lookup)?.0)
     }
 
     /// Refuses a range that this node does not lead, with the leader as far as it is known; or one that

@@ -48,12 +48,14 @@ impl NodeRoutes {
 
 impl RouteSource for NodeRoutes {
     async fn routes_at(&self, keyspace: &str, places: &Places) -> Result<v1::ListRangesResponse> {
-        // Its own ranges it knows anyway; without a word from placement or another node it cannot tell which keyspaces
-        // there are.
-        if self.table.is_empty() {
-            return Err(Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() });
+        match self.table.look_up(keyspace, &places.lookup()) {
+            // Its own ranges it knows anyway; without a word from placement or another node it cannot tell which others, and
+            // which keyspaces, there are.
+            Ok((_, false)) | Err(_) if self.table.is_empty() => {
+                Err(Error::Unavailable { reason: "this node has not been told the cluster's ranges yet".into() })
+            }
+            found => Ok(found?.0),
         }
-        Ok(self.table.look_up(keyspace, &places.lookup())?.0)
     }
 
     /// A keyspace that was just created is known to placement, and within a report to every node.

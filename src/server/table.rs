@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flotilla_node::Node;
 use flotilla_placement::Learned;
-use flotilla_proto::ids::DEFAULT_KEYSPACE_NAME;
+use flotilla_proto::ids::{DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME};
 use flotilla_proto::{Error, Result, v1};
 use tokio::sync::watch;
 
@@ -222,8 +222,11 @@ impl RouteTable {
     }
 }
 
-/// The keyspace of this name, dropped or not.
+/// The keyspace of this name, dropped or not. The default one is known before anybody has told of keyspaces.
 fn id_of(learned: &Learned, name: &str) -> Result<u64> {
+    if name == DEFAULT_KEYSPACE_NAME && learned.is_empty() {
+        return Ok(DEFAULT_KEYSPACE.0);
+    }
     let known = learned.keyspaces.iter().find(|of| of.name == name).map(|of| of.keyspace_id);
     known.ok_or_else(|| Error::KeyspaceNotFound { name: name.into() })
 }
