@@ -156,7 +156,8 @@ mod tests {
         let mut learned = Learned::default();
         learned.told(&v1::ListRangesResponse { ranges: vec![route(2, 1, 7), route(3, 1, 7)], ..Default::default() });
         learned.own(4, Some(&route(4, 1, 7)));
-        let part = v1::ReportResponse { table_full: true, table_incomplete: true, ..answer(vec![route(3, 1, 7)], vec![]) };
+        let part =
+            v1::ReportResponse { table_full: true, table_incomplete: true, ..answer(vec![route(3, 1, 7)], vec![]) };
         assert!(!learned.answered(&part));
         assert_eq!(known(&learned).len(), 3, "not all was told yet");
         assert!(learned.answered(&answer(vec![], vec![])));

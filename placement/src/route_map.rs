@@ -90,7 +90,11 @@ impl RouteMap {
     }
 
     /// The ranges of a keyspace from the one down that holds the keys just below this one; empty: from the last one.
-    pub fn down_from<'a>(&'a self, keyspace: u64, before: &[u8]) -> impl Iterator<Item = &'a v1::RangeStatus> + use<'a> {
+    pub fn down_from<'a>(
+        &'a self,
+        keyspace: u64,
+        before: &[u8],
+    ) -> impl Iterator<Item = &'a v1::RangeStatus> + use<'a> {
         let end = match before {
             [] => (keyspace + 1, Bytes::new()),
             before => (keyspace, Bytes::copy_from_slice(before)),
@@ -227,13 +231,16 @@ mod tests {
         other.descriptor.as_mut().expect("it has one").keyspace_id = 2;
         map.merge(&other);
         let ids = |routes: Vec<&v1::RangeStatus>| routes.into_iter().map(range_id).collect::<Vec<_>>();
-        for (key, expected) in [("", &[2, 3, 4, 9][..]), ("a", &[2, 3, 4, 9]), ("g", &[3, 4, 9]), ("n", &[4, 9]), ("z", &[4, 9])] {
+        for (key, expected) in
+            [("", &[2, 3, 4, 9][..]), ("a", &[2, 3, 4, 9]), ("g", &[3, 4, 9]), ("n", &[4, 9]), ("z", &[4, 9])]
+        {
             assert_eq!(ids(map.behind(1, key.as_bytes(), true).collect()), expected, "{key}");
         }
         for (key, expected) in [("", &[3, 4, 9][..]), ("g", &[4, 9]), ("p", &[9])] {
             assert_eq!(ids(map.behind(1, key.as_bytes(), false).collect()), expected, "behind {key}");
         }
-        for (before, expected) in [("", &[4, 3, 2][..]), ("g", &[2]), ("h", &[3, 2]), ("n", &[3, 2]), ("q", &[4, 3, 2])] {
+        for (before, expected) in [("", &[4, 3, 2][..]), ("g", &[2]), ("h", &[3, 2]), ("n", &[3, 2]), ("q", &[4, 3, 2])]
+        {
             assert_eq!(ids(map.down_from(1, before.as_bytes()).collect()), expected, "down from {before}");
         }
         assert_eq!(ids(map.down_from(2, b"").collect()), [9]);

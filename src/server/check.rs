@@ -8,13 +8,8 @@ use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
 use flotilla_router::{Client, ClientConfig};
 use tokio::task::JoinSet;
 
-
 /// Checks a range that this node leads.
-pub(super) async fn run(
-    node: &Node,
-    range: RangeId,
-    timeout: Duration,
-) -> Result<v1::CheckRangeResponse> {
+pub(super) async fn run(node: &Node, range: RangeId, timeout: Duration) -> Result<v1::CheckRangeResponse> {
     let started = node.check(range, timeout).await?;
     let descriptor = node.descriptor(range).ok_or(Error::RangeNotFound { range })?;
     let nodes = node.nodes();

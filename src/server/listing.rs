@@ -104,7 +104,8 @@ mod tests {
         let replicas = vec![v1::ReplicaDescriptor { node_id: range_id, ..Default::default() }];
         let epoch = Some(v1::Epoch { conf_ver: 1, version: 1 });
         let (start, end) = (bytes(start), bytes(end));
-        let descriptor = v1::RangeDescriptor { range_id, keyspace_id: 1, start, end, epoch, replicas, ..Default::default() };
+        let descriptor =
+            v1::RangeDescriptor { range_id, keyspace_id: 1, start, end, epoch, replicas, ..Default::default() };
         v1::RangeStatus { descriptor: Some(descriptor), ..Default::default() }
     }
 

@@ -179,8 +179,7 @@ impl Views {
     /// costs nothing.
     pub fn take_stirred(&self) -> Vec<Arc<ReadView>> {
         let mut stirred = self.stirred.lock().unwrap_or_else(PoisonError::into_inner);
-        let views: Vec<_> =
-            stirred.iter().filter_map(|range| self.get(*range)).map(|view| Arc::clone(&view)).collect();
+        let views: Vec<_> = stirred.iter().filter_map(|range| self.get(*range)).map(|view| Arc::clone(&view)).collect();
         *stirred = views.iter().filter(|view| !view.asleep).map(|view| view.range()).collect();
         views
     }

@@ -29,11 +29,8 @@ pub trait Transport: Send + Sync + 'static {
 pub trait RouteSource: Send + Sync + 'static {
     /// The ranges of a keyspace (empty: the default one) at these places, some of their neighbours, and the nodes that they are
     /// on, as far as is known there. [`flotilla_proto::Error::KeyspaceNotFound`]: none of this name is known there.
-    fn routes_at(
-        &self,
-        keyspace: &str,
-        places: &Places,
-    ) -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
+    fn routes_at(&self, keyspace: &str, places: &Places)
+    -> impl Future<Output = Result<v1::ListRangesResponse>> + Send;
 
     /// The keyspace, from somebody who knows whether there is one of this name: asked before a request is refused
     /// because there is none. [`flotilla_proto::Error::KeyspaceNotFound`]: surely none.

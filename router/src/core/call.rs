@@ -77,15 +77,7 @@ struct Part {
 
 impl Part {
     fn new(items: Vec<u32>, at: Time) -> Self {
-        Self {
-            items,
-            failures: 0,
-            last: Failure::NoAnswer,
-            target: Target::Leader,
-            at,
-            refresh: false,
-            asked: false,
-        }
+        Self { items, failures: 0, last: Failure::NoAnswer, target: Target::Leader, at, refresh: false, asked: false }
     }
 }
 
@@ -375,7 +367,15 @@ impl Call {
             Decision::GiveUp(error) => self.give_up(&part.items, error),
             Decision::Again { target, at, refresh } => {
                 let failures = part.failures + 1;
-                self.waiting.push(Part { failures, last: failure, target, at, refresh, asked: false, items: part.items });
+                self.waiting.push(Part {
+                    failures,
+                    last: failure,
+                    target,
+                    at,
+                    refresh,
+                    asked: false,
+                    items: part.items,
+                });
             }
         }
     }

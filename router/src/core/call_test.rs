@@ -378,7 +378,8 @@ fn routes_are_asked_for_wherever_they_are_missing_and_nowhere_else() {
         Step::WaitUntil(_) => None,
         step => Some(step),
     });
-    let asked: Vec<_> = asked.filter_map(|step| if let Step::RefreshRoutes(places) = step { Some(places) } else { None }).collect();
+    let asked: Vec<_> =
+        asked.filter_map(|step| if let Step::RefreshRoutes(places) = step { Some(places) } else { None }).collect();
     let keys: Vec<_> = asked.iter().map(|places| places.keys.iter().cloned().collect::<Vec<_>>()).collect();
     assert_eq!(keys, [["h"]], "one place in each range");
 }

@@ -38,7 +38,8 @@ impl Places {
     pub fn into_questions(self) -> Vec<Self> {
         let mut questions = vec![Self::default()];
         let mut taken = (0, 0);
-        let places = self.keys.into_iter().map(|key| (key, true)).chain(self.before.into_iter().map(|end| (end, false)));
+        let places =
+            self.keys.into_iter().map(|key| (key, true)).chain(self.before.into_iter().map(|end| (end, false)));
         for (place, is_key) in places {
             if taken.0 == PLACES_MAX || (taken.0 > 0 && taken.1 + place.len() > BYTES_MAX) {
                 questions.push(Self::default());
@@ -46,7 +47,11 @@ impl Places {
             }
             taken = (taken.0 + 1, taken.1 + place.len());
             if let Some(question) = questions.last_mut() {
-                if is_key { question.keys.insert(place) } else { question.before.insert(place) };
+                if is_key {
+                    question.keys.insert(place)
+                } else {
+                    question.before.insert(place)
+                };
             }
         }
         questions
