@@ -217,6 +217,11 @@ impl<S: LocalStorage> Node<S> {
         self.inner.views.get(range).map(|view| range_status(&view))
     }
 
+    /// All ranges that have a replica here, as that knows them, by their ids.
+    pub fn own_routes(&self) -> Vec<v1::RangeStatus> {
+        self.inner.views.all().iter().map(|view| range_status(view)).collect()
+    }
+
     /// The ranges that have, or had, a replica here, and what that says of them now ([`Node::own_route`]): those of which it
     /// may be something else than at the last call, at the first call all. For one caller.
     pub fn own_route_changes(&self) -> impl Iterator<Item = (RangeId, Option<v1::RangeStatus>)> + '_ {

@@ -184,6 +184,13 @@ impl Views {
         views
     }
 
+    /// The newest views of all ranges, by range id.
+    pub fn all(&self) -> Vec<Arc<ReadView>> {
+        let mut views: Vec<_> = self.cells.load().values().map(|cell| cell.view.load_full()).collect();
+        views.sort_by_key(|view| view.range());
+        views
+    }
+
     /// How many replicas are here.
     pub fn len(&self) -> usize {
         self.cells.load().len()

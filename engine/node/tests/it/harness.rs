@@ -128,7 +128,7 @@ impl<S: LocalStorage> Cluster<S> {
         let running: Vec<NodeId> = self.running().map(Node::node_id).collect();
         eventually("every range has a running leader", || {
             self.running().all(|node| {
-                let ranges = node.own_routes().ranges;
+                let ranges = node.own_routes();
                 ranges.iter().all(|range| running.contains(&NodeId(range.leader_node_id)))
             })
         })
@@ -138,7 +138,7 @@ impl<S: LocalStorage> Cluster<S> {
     /// The range of a key.
     pub fn range_of(&self, key: &[u8]) -> v1::RangeDescriptor {
         // A node that installs a snapshot does not show the range meanwhile; the others do.
-        let routes = self.running().flat_map(|node| node.own_routes().ranges);
+        let routes = self.running().flat_map(|node| node.own_routes());
         let mut descriptors = routes.filter_map(|range| range.descriptor);
         let holds =
             |range: &v1::RangeDescriptor| key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..]);
@@ -224,14 +224,14 @@ impl<S: LocalStorage> Cluster<S> {
         // What is installed is shown a moment later.
         eventually("every node shows every range", || {
             let all = self.shown().len();
-            self.running().all(|node| node.own_routes().ranges.len() == all)
+            self.running().all(|node| node.own_routes().len() == all)
         })
         .await;
     }
 
     /// The ranges that any running node shows.
     fn shown(&self) -> BTreeSet<RangeId> {
-        let routes = self.running().flat_map(|node| node.own_routes().ranges);
+        let routes = self.running().flat_map(|node| node.own_routes());
         routes.filter_map(|range| range.descriptor).map(|range| RangeId(range.range_id)).collect()
     }
 }

@@ -39,7 +39,7 @@ async fn a_node_is_made_once_and_resumes_from_then_on() {
     let node = start(resumed).await.expect("it resumes");
     assert!(!node.was_bootstrapped());
     assert_eq!(node.cluster_id(), id);
-    assert_eq!(node.own_routes().ranges.len(), 2);
+    assert_eq!(node.own_routes().len(), 2);
 
     let error = start(config(directory.path())).await.expect_err("it is in use");
     assert!(error.to_string().contains("in use by another process"), "{error}");
