@@ -63,7 +63,7 @@ impl Service {
                 self.check_reported("what the node holds is not known yet")?;
                 if self.state.is_dead(node) && held == 0 && !self.state.knows_every_range() {
                     let reason = format!(
-                        "node {node} is dead, and there are keys of whose range nobody who lives has a replica: it may hold the only                          ones; start it, or the others that are dead, or see `flotilla recover plan`"
+                        "node {node} is dead, and there are keys of whose range nobody who lives has a replica: it may hold the only ones; start it, or the others that are dead, or see `flotilla recover plan`"
                     );
                     return Err(Error::Unavailable { reason });
                 }
