@@ -146,6 +146,8 @@ fn two_pre_candidates_that_lose_their_leader_elect_one_of_them() {
 fn a_leader_that_hears_nobody_steps_down_and_another_takes_over() {
     let mut scenario = Scenario::new();
     let old = scenario.leader();
+    // At work, and so awake: one that sleeps would not notice before it is asked.
+    scenario.put("k", "0");
     scenario.fault(&Fault::Partition { cut: Cut::Deaf(Target::Node(old)), length: ms(60_000) });
     let new = scenario.leader_other_than(Some(old));
     scenario.put("k", "1");
