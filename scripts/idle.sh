@@ -50,9 +50,9 @@ ranges() {
 rss_mib() { awk '/^VmRSS/ { print int($2 / 1024) }' "/proc/${PIDS[$1]}/status"; }
 # CPU (ms) and memory (MiB) of nodes 2 and 3, every half second.
 watch_them() { while sleep 0.5; do echo "$(cpu_ms 2) $(cpu_ms 3) $(rss_mib 2) $(rss_mib 3)"; done; }
-quiet() { # until nothing is sent for two seconds
+quiet() { # until nothing is sent for so many seconds, two if nothing is said
     local before=-1 after
-    until after=$(sent) && [ "$before" = "$after" ]; do before=$after; sleep 2; done
+    until after=$(sent) && [ "$before" = "$after" ]; do before=$after; sleep "${1:-2}"; done
 }
 
 mkdir -p "$DIR"
@@ -74,6 +74,7 @@ until [ "$(for id in 1 2 3; do metric $id flotilla_ranges; done | sort -n | head
 echo "made in $(($(now_ms) - began)) ms"
 quiet
 echo "quiet after $(($(now_ms) - began)) ms"
+quiet 12 # Placement looks again whether leaders are balanced ten seconds after they were.
 
 for id in 1 2 3; do cpu[$id]=$(cpu_ms $id); frames[$id]=$(metric $id flotilla_peer_frames_sent_total); done
 messages=$(sent)
