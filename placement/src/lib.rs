@@ -52,5 +52,5 @@ pub use learned::Learned;
 pub use records::{Change, Counter};
 pub use reporter::Reporter;
 pub use requests::CREATED_RANGES_MAX;
-pub use route_map::{RouteMap, is_newer};
+pub use route_map::RouteMap;
 pub use service::{Answer, Effects, Outcome, Request, Response, Service, Token, Write, WriteId};

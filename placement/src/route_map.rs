@@ -27,7 +27,7 @@ fn age(descriptor: &v1::RangeDescriptor) -> (u64, u64) {
 }
 
 /// Whether what `one` says of a range is newer than what `other` says.
-pub fn is_newer(one: &v1::RangeStatus, other: &v1::RangeStatus) -> bool {
+fn is_newer(one: &v1::RangeStatus, other: &v1::RangeStatus) -> bool {
     let (Some(this), Some(that)) = (&one.descriptor, &other.descriptor) else { return one.descriptor.is_some() };
     (age(this), one.term, one.leader_node_id != 0) > (age(that), other.term, other.leader_node_id != 0)
 }
@@ -57,11 +57,6 @@ impl RouteMap {
     /// Whether no range is known.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
-    }
-
-    /// The ids of all ranges.
-    pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        self.ranges.keys().copied()
     }
 
     /// All ranges, by keyspace and key.
@@ -194,7 +189,7 @@ mod tests {
             assert!(order.iter().all(|at| map.merge(&parts[*at])), "{order:?}");
             assert_eq!(known(&map), spans(&[(2, "", "g"), (3, "g", "m"), (4, "m", "")]), "{order:?}");
             assert!(!map.merge(&route(2, "", "", 1, 9)), "late news of the parent");
-            assert_eq!(map.ids().count(), 3);
+            assert_eq!(map.iter().count(), 3);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use flotilla_engine::config::Config;
 use flotilla_engine::store::{Input, Token, Write};
+use flotilla_engine::time::BootTime;
 use flotilla_proto::error::Action;
 use flotilla_proto::ids::{SYSTEM_KEYSPACE, SYSTEM_RANGE};
 use flotilla_proto::{Error, NodeId, v1};
@@ -35,6 +36,15 @@ fn writes_of_one_turn_share_an_entry_and_each_gets_its_own_answer() {
     assert!(versions.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{versions:?}");
 }
 
+/// Five writes at node 1, with the tokens 1 to 5.
+fn write_five(cluster: &mut Cluster, value: &str, deadline: BootTime) {
+    for token in 1..6 {
+        let request = request(vec![put("k", value)]);
+        let write = Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline };
+        cluster.turn(1, vec![Input::Write(write)]);
+    }
+}
+
 /// Its index may not be applied for as long as nobody writes; its bytes would count all that time, and leave no room for
 /// others (seed 456 of the simulation: the placement service could not write any more).
 #[test]
@@ -42,11 +52,7 @@ fn what_fell_out_of_the_log_counts_no_more_when_its_deadline_has_passed() {
     let mut cluster = Cluster::led_by_1(Config::default());
     cluster.cut_off.insert(1);
     let deadline = cluster.now + cluster.config.election_timeout() * 4;
-    for token in 1..6 {
-        let request = request(vec![put("k", "lost")]);
-        let write = Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline };
-        cluster.turn(1, vec![Input::Write(write)]);
-    }
+    write_five(&mut cluster, "lost", deadline);
     let before = cluster.summary(1).last_index;
     other_leader(&mut cluster);
     cluster.cut_off.clear();
@@ -65,11 +71,7 @@ fn what_a_deposed_leader_without_a_quorum_proposed_counts_no_more_when_its_deadl
     let mut cluster = Cluster::led_by_1(Config::default());
     cluster.cut_off.extend([2, 3]);
     let deadline = cluster.now + cluster.config.election_timeout() * 4;
-    for token in 1..6 {
-        let request = request(vec![put("k", "in the log")]);
-        let write = Write { token: Token(token), range: RANGE, epoch: EPOCH, request, deadline };
-        cluster.turn(1, vec![Input::Write(write)]);
-    }
+    write_five(&mut cluster, "in the log", deadline);
     let last = cluster.summary(1).last_index;
     cluster.tick_until(|cluster| !cluster.summary(1).leads && cluster.now > deadline);
     cluster.tick();
