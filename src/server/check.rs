@@ -11,22 +11,11 @@ use tokio::task::JoinSet;
 /// Checks a range that this node leads.
 pub(super) async fn run(node: &Node, range: RangeId, timeout: Duration) -> Result<v1::CheckRangeResponse> {
     let started = node.check(range, timeout).await?;
-    let descriptor = node.descriptor(range).ok_or(Error::RangeNotFound { range })?;
-    let nodes = node.nodes();
-    let mut gathering = JoinSet::new();
-    for replica in &descriptor.replicas {
-        let (own, id, check_id) = (node.clone(), replica.node_id, started.check_id);
-        let address = nodes.iter().find(|of| of.node_id == id).map(|of| of.client_addr.clone()).unwrap_or_default();
-        gathering.spawn(async move {
-            let spans = if id == own.node_id().0 {
-                own.checksums(range, check_id, timeout).await
-            } else {
-                elsewhere(NodeId(id), address, range, check_id, timeout).await
-            };
-            (id, spans)
-        });
-    }
-    let mut answers = gathering.join_all().await;
+    // Whose checksums are asked for, and of which keys, is what the range was at that index: it may have changed since.
+    let own = node.checksums(range, started.check_id, timeout).await?;
+    let descriptor = own.descriptor.clone().ok_or(Error::RangeNotFound { range })?;
+    let mut answers = gather(node, &descriptor, started.check_id, timeout).await;
+    answers.push((node.node_id().0, Ok(own)));
     answers.sort_by_key(|(id, _)| *id);
     let mut replicas = Vec::new();
     let mut compared = Vec::new();
@@ -43,7 +32,23 @@ pub(super) async fn run(node: &Node, range: RangeId, timeout: Duration) -> Resul
         replicas.push(replica);
     }
     let difference = checksum::first_difference(&descriptor, &compared);
-    Ok(v1::CheckRangeResponse { index: started.index, replicas, difference })
+    Ok(v1::CheckRangeResponse { index: started.index, replicas, difference, descriptor: Some(descriptor) })
+}
+
+/// What the replicas on other nodes have.
+async fn gather(
+    node: &Node,
+    descriptor: &v1::RangeDescriptor,
+    check_id: u64,
+    timeout: Duration,
+) -> Vec<(u64, Result<v1::RangeChecksumResponse>)> {
+    let (range, nodes) = (RangeId(descriptor.range_id), node.nodes());
+    let mut gathering = JoinSet::new();
+    for id in descriptor.replicas.iter().map(|replica| replica.node_id).filter(|id| *id != node.node_id().0) {
+        let address = nodes.iter().find(|of| of.node_id == id).map(|of| of.client_addr.clone()).unwrap_or_default();
+        gathering.spawn(async move { (id, elsewhere(NodeId(id), address, range, check_id, timeout).await) });
+    }
+    gathering.join_all().await
 }
 
 async fn elsewhere(

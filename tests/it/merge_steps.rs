@@ -159,7 +159,7 @@ fn a_merge_whose_nodes_die_at_any_step_is_made_once_or_not_at_all() {
         cluster.wait_replicated();
         recorder.read_all(&client).await;
         println!("{}", recorder.check());
-        replicas_agree(&client).await;
+        replicas_agree(&cluster, &client).await;
     });
 }
 

@@ -34,15 +34,16 @@ impl Checks {
         let (taken, wait) = mpsc::channel();
         let range = RangeId(checkpoint.descriptor.range_id);
         let read = move || {
+            let Checkpoint { index, check_id, descriptor } = checkpoint;
             let spans = storage.with_view(|view| {
                 // Whoever waits is told, or is gone.
                 taken.send(()).ok();
-                checksum::of_range(view, &checkpoint.descriptor)
+                checksum::of_range(view, &descriptor)
             });
             let outcome = spans
-                .map(|spans| v1::RangeChecksumResponse { index: checkpoint.index, spans })
+                .map(|spans| v1::RangeChecksumResponse { index, spans, descriptor: Some((*descriptor).clone()) })
                 .map_err(|error| error.to_string());
-            checks.finish(range, checkpoint.check_id, outcome);
+            checks.finish(range, check_id, outcome);
         };
         let thread = std::thread::Builder::new().name("range-check".into());
         match thread.spawn(move || abort_on_panic("checking a range", read)) {

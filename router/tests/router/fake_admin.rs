@@ -86,7 +86,7 @@ impl Admin for Service {
 
     async fn range_checksum(&self, request: Request<v1::RangeChecksumRequest>) -> Rpc<v1::RangeChecksumResponse> {
         let index = request.into_inner().check_id;
-        Ok(Response::new(v1::RangeChecksumResponse { index, spans: vec![] }))
+        Ok(Response::new(v1::RangeChecksumResponse { index, ..Default::default() }))
     }
 
     async fn range_events(&self, _: Request<v1::RangeEventsRequest>) -> Rpc<v1::RangeEventsResponse> {

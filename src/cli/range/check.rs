@@ -1,9 +1,12 @@
 //! `range check`: all replicas of a range, compared at one log index.
 
-use flotilla_proto::{RangeId, v1};
+use std::time::Duration;
+
+use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::Client;
 use serde_json::{Value, json};
 
+use super::coverage::{self, Tried};
 use super::describe::{end, start};
 use super::failure;
 use crate::cli::bytes::{KeyStyle, base64};
@@ -24,29 +27,31 @@ pub struct CheckArgs {
     style: KeyStyle,
 }
 
+/// How often all ranges are looked through, should they change all the time.
+const PASSES: u32 = 10;
+/// Before the next pass: news of what changed travel.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// What came of the check of a range.
 struct Checked {
     range: u64,
+    /// As it was listed; of a range that was named, only the id.
+    listed: v1::RangeDescriptor,
     answer: std::result::Result<v1::CheckRangeResponse, Failure>,
+    /// It was not found where it was listed.
+    is_gone: bool,
 }
 
 pub async fn run(args: &CheckArgs, global: &Global) -> Result {
     let client = global.client().await?;
-    let ranges = match args.range {
-        Some(range) => vec![range],
-        None => all(&client).await?,
+    let checks = match args.range {
+        Some(range) => {
+            let named = v1::RangeDescriptor { range_id: range, ..Default::default() };
+            let checked = check(&client, named).await;
+            vec![Checked { answer: Ok(checked.answer?), ..checked }]
+        }
+        None => check_all(&client).await?,
     };
-    let bar = output::progress(if ranges.len() > 1 { ranges.len() as u64 } else { 0 }, "check");
-    let mut checks = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let answer = client.check_range(RangeId(range)).await.map_err(failure);
-        bar.inc(1);
-        checks.push(Checked { range, answer });
-    }
-    bar.finish_and_clear();
-    if let ([Checked { answer: Err(failure), .. }], false) = (&checks[..], args.all) {
-        return Err(failure.clone());
-    }
     if global.json() {
         output::json(&Value::Array(checks.iter().map(|check| check.json()).collect()))?;
     } else {
@@ -55,12 +60,66 @@ pub async fn run(args: &CheckArgs, global: &Global) -> Result {
     verdict(&checks, args.style)
 }
 
-async fn all(client: &Client) -> Result<Vec<u64>> {
+async fn check(client: &Client, listed: v1::RangeDescriptor) -> Checked {
+    let answer = client.check_range(RangeId(listed.range_id)).await;
+    let is_gone = matches!(answer, Err(Error::RangeNotFound { .. }));
+    Checked { range: listed.range_id, listed, answer: answer.map_err(failure), is_gone }
+}
+
+/// Every key of every keyspace, although ranges split, merge and move meanwhile.
+async fn check_all(client: &Client) -> Result<Vec<Checked>> {
+    let mut checks: Vec<Checked> = Vec::new();
+    let mut open = all(client).await?;
+    for pass in 1..=PASSES {
+        let bar = output::progress(if open.len() > 1 { open.len() as u64 } else { 0 }, "check");
+        for range in open {
+            checks.push(check(client, range).await);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        let now = all(client).await?;
+        let tried: Vec<_> = checks.iter().map(Checked::tried).collect();
+        open = coverage::still_open(&tried, &now);
+        // A failure that another pass makes up for, or whose range is no more, tells nobody anything.
+        let stands = |check: &Checked| {
+            let is_there = |within: &[v1::RangeDescriptor]| within.iter().any(|of| coverage::is_same(of, &check.listed));
+            check.is_good() || check.has_difference() || (is_there(&now) && !is_there(&open))
+        };
+        checks.retain(stands);
+        if open.is_empty() {
+            break;
+        }
+        if pass < PASSES {
+            tokio::time::sleep(PAUSE * pass).await;
+        }
+    }
+    checks.extend(open.into_iter().map(Checked::never));
+    Ok(checks)
+}
+
+async fn all(client: &Client) -> Result<Vec<v1::RangeDescriptor>> {
     let ranges = client.list_ranges().await?.ranges;
-    Ok(ranges.into_iter().filter_map(|status| Some(status.descriptor?.range_id)).collect())
+    Ok(ranges.into_iter().filter_map(|status| status.descriptor).collect())
 }
 
 impl Checked {
+    /// A range that went on changing.
+    fn never(listed: v1::RangeDescriptor) -> Self {
+        let answer = Err(Failure::failed("it changed whenever it was to be checked"));
+        Self { range: listed.range_id, listed, answer, is_gone: true }
+    }
+
+    fn tried(&self) -> Tried<'_> {
+        let answer = self.answer.as_ref().ok().filter(|_| self.is_good() || self.has_difference());
+        // Nodes before this one's release do not say what they compared.
+        let compared = answer.map(|answer| answer.descriptor.as_ref().unwrap_or(&self.listed));
+        Tried { listed: &self.listed, compared, again: self.is_gone }
+    }
+
+    fn has_difference(&self) -> bool {
+        self.answer.as_ref().is_ok_and(|answer| answer.difference.is_some())
+    }
+
     /// Whether all replicas were compared and hold the same.
     fn is_good(&self) -> bool {
         self.answer.as_ref().is_ok_and(|answer| {
@@ -191,7 +250,8 @@ mod tests {
             checksum: 0xab,
         };
         let replicas = vec![replica(1, ""), replica(2, ""), replica(3, problem)];
-        Checked { range: 7, answer: Ok(v1::CheckRangeResponse { index: 12, replicas, difference }) }
+        let answer = v1::CheckRangeResponse { index: 12, replicas, difference, descriptor: None };
+        Checked { answer: Ok(answer), ..Checked::never(v1::RangeDescriptor { range_id: 7, ..Default::default() }) }
     }
 
     #[test]
@@ -222,7 +282,7 @@ mod tests {
         let checks = [checked(None, "no answer in time")];
         assert_eq!(verdict(&checks, KeyStyle::default()).expect_err("not compared").code(), 1);
         assert!(table(&checks).to_string().contains("not compared: no answer in time"));
-        let failed = [Checked { range: 9, answer: Err(Failure::failed("no leader")) }];
+        let failed = [Checked { answer: Err(Failure::failed("no leader")), ..checked(None, "") }];
         assert!(verdict(&failed, KeyStyle::default()).is_err());
         assert!(table(&failed).to_string().contains("not checked: no leader"));
         assert_eq!(failed[0].json()["ok"], false);

@@ -1,6 +1,7 @@
 //! `range`: the ranges, who leads them, and orders to them.
 
 mod check;
+mod coverage;
 pub mod describe;
 mod events;
 mod explain;

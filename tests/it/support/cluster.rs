@@ -287,10 +287,29 @@ impl Process {
     }
 }
 
+impl Cluster {
+    /// For a test that failed: what a node knows of ranges without a leader. Its log is copied to the directory that
+    /// FLOTILLA_TEST_KEEP names.
+    fn tell(&self, id: u64) {
+        let node = self.node(id);
+        if node.child.is_some() {
+            let ranges = routes(&node.client).unwrap_or_default().ranges;
+            let orphans = ranges.iter().filter(|range| range.leader_node_id == 0);
+            orphans.for_each(|range| eprintln!("--- node {id} knows no leader: {range:?}"));
+        }
+        if let Some(directory) = std::env::var_os("FLOTILLA_TEST_KEEP") {
+            let copy = Path::new(&directory).join(format!("{}-node-{id}.log", std::process::id()));
+            let done = std::fs::copy(node.data.with_extension("log"), &copy);
+            eprintln!("--- node {id}: its log goes to {}: {done:?}", copy.display());
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         for id in 1..=self.nodes.len() as u64 {
             if std::thread::panicking() {
+                self.tell(id);
                 let log = self.log(id);
                 let tail: Vec<&str> = log.lines().rev().take(20).collect();
                 eprintln!("--- node {id}, the end of its log:");
