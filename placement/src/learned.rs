@@ -4,10 +4,12 @@
 //! counts until the new table is complete: a service that has just begun does not know everything yet.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use flotilla_proto::v1;
 
-use crate::route_map::{RouteMap, range_id};
+use crate::route::Route;
+use crate::route_map::RouteMap;
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -42,9 +44,9 @@ impl Learned {
         for gone in &answer.gone_ranges {
             changed |= self.forget(*gone);
         }
-        for route in &answer.routes {
-            self.doubtful.remove(&range_id(route));
-            self.told.insert(range_id(route));
+        for route in answer.routes.iter().filter_map(Route::told) {
+            self.doubtful.remove(&route.range_id());
+            self.told.insert(route.range_id());
             changed |= self.merge(route);
         }
         if !answer.table_incomplete {
@@ -62,10 +64,11 @@ impl Learned {
         changed
     }
 
-    fn merge(&mut self, route: &v1::RangeStatus) -> bool {
+    fn merge(&mut self, route: Route) -> bool {
+        let range = route.range_id();
         let changed = self.ranges.merge(route);
         if changed {
-            self.changed.insert(range_id(route));
+            self.changed.insert(range);
         }
         changed
     }
@@ -77,11 +80,13 @@ impl Learned {
     }
 
     /// What a replica of this node says of its range; `None`: there is no replica of it here any more.
-    pub fn own(&mut self, range: u64, route: Option<&v1::RangeStatus>) {
+    pub fn own(&mut self, range: u64, route: Option<Route>) {
         match route {
             Some(route) => {
                 self.own.insert(range);
+                let descriptor = Arc::clone(&route.descriptor);
                 self.merge(route);
+                self.ranges.share(&descriptor);
             }
             None => {
                 self.own.remove(&range);
@@ -95,13 +100,13 @@ impl Learned {
     /// What is known now of the ranges of which something else was known at the last call.
     pub fn take_changed(&mut self) -> Vec<v1::RangeStatus> {
         let changed = std::mem::take(&mut self.changed);
-        changed.iter().filter_map(|range| self.ranges.get(*range)).cloned().collect()
+        changed.iter().filter_map(|range| self.ranges.get(*range)).map(Route::status).collect()
     }
 
     /// Takes another node's routes in.
     pub fn told(&mut self, routes: &v1::ListRangesResponse) {
-        for route in &routes.ranges {
-            self.told.insert(range_id(route));
+        for route in routes.ranges.iter().filter_map(Route::told) {
+            self.told.insert(route.range_id());
             self.merge(route);
         }
         if self.keyspaces.is_empty() {
@@ -130,14 +135,14 @@ mod tests {
     }
 
     fn known(learned: &Learned) -> Vec<(u64, u64)> {
-        learned.ranges.iter().map(|route| (range_id(route), route.leader_node_id)).collect()
+        learned.ranges.iter().map(|route| (route.range_id(), route.leader_node_id)).collect()
     }
 
     #[test]
     fn what_a_replica_here_says_stays_until_it_goes() {
         let mut learned = Learned::default();
-        learned.own(2, Some(&route(2, 1, 7)));
-        learned.own(3, Some(&route(3, 1, 7)));
+        learned.own(2, Route::told(&route(2, 1, 7)));
+        learned.own(3, Route::told(&route(3, 1, 7)));
         assert!(learned.answered(&answer(vec![route(3, 1, 7), route(4, 1, 8)], vec![])));
         assert_eq!(known(&learned), [(2, 7), (3, 7), (4, 8)]);
         assert!(learned.answered(&answer(vec![], vec![3, 4])), "one of them has gone");
@@ -146,7 +151,7 @@ mod tests {
         learned.own(3, None);
         assert!(known(&learned).is_empty(), "nobody names them any more");
         learned.answered(&answer(vec![route(5, 1, 8)], vec![]));
-        learned.own(5, Some(&route(5, 2, 9)));
+        learned.own(5, Route::told(&route(5, 2, 9)));
         learned.own(5, None);
         assert_eq!(known(&learned), [(5, 9)], "others have it");
     }
@@ -155,7 +160,7 @@ mod tests {
     fn a_table_that_is_told_anew_takes_the_place_of_what_was_told() {
         let mut learned = Learned::default();
         learned.told(&v1::ListRangesResponse { ranges: vec![route(2, 1, 7), route(3, 1, 7)], ..Default::default() });
-        learned.own(4, Some(&route(4, 1, 7)));
+        learned.own(4, Route::told(&route(4, 1, 7)));
         let part =
             v1::ReportResponse { table_full: true, table_incomplete: true, ..answer(vec![route(3, 1, 7)], vec![]) };
         assert!(!learned.answered(&part));
@@ -167,12 +172,12 @@ mod tests {
     #[test]
     fn changes_are_told_once() {
         let mut learned = Learned::default();
-        learned.own(2, Some(&route(2, 1, 0)));
-        learned.own(2, Some(&route(2, 1, 7)));
+        learned.own(2, Route::told(&route(2, 1, 0)));
+        learned.own(2, Route::told(&route(2, 1, 7)));
         learned.answered(&answer(vec![route(3, 1, 8)], vec![]));
         let leaders = |routes: Vec<v1::RangeStatus>| routes.iter().map(|of| of.leader_node_id).collect::<Vec<_>>();
         assert_eq!(leaders(learned.take_changed()), [7, 8]);
-        learned.own(2, Some(&route(2, 1, 7)));
+        learned.own(2, Route::told(&route(2, 1, 7)));
         assert!(learned.take_changed().is_empty());
     }
 }

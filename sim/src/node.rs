@@ -8,6 +8,7 @@ use flotilla_engine::apply::{ApplyStage, ApplyTask};
 use flotilla_engine::recover::Boot;
 use flotilla_engine::store::{Input, LogBatch, ReadView, Store, Token};
 use flotilla_engine::time::BootTime;
+use flotilla_placement::Route;
 use flotilla_proto::{NodeId, RangeId, v1};
 
 use crate::clock::{Clock, Nanos};
@@ -159,10 +160,14 @@ impl Process {
         }
         // Of these one kind is empty.
         let mut all = self.agent.learned.ranges.clone();
-        for status in ranges.values() {
-            all.merge(status);
+        for route in ranges.values().filter_map(Route::told) {
+            all.merge(route);
         }
-        let ranges = if self.table.is_empty() { all.iter().cloned().collect() } else { ranges.into_values().collect() };
+        let ranges = if self.table.is_empty() {
+            all.iter().map(Route::status).collect()
+        } else {
+            ranges.into_values().collect()
+        };
         let keyspaces = self.agent.learned.keyspaces.clone();
         v1::ListRangesResponse { ranges, keyspaces, ..Default::default() }
     }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use flotilla_node::Node;
-use flotilla_proto::ids::{DEFAULT_KEYSPACE_NAME, SYSTEM_RANGE};
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tonic::{Request, Response, Status};
 
 use super::check;
 use super::placement::{Handle, News};
-use super::table::RouteTable;
+use super::table::{RouteTable, or_default};
 
 /// The service.
 pub(super) struct Service {
@@ -33,16 +33,17 @@ impl Service {
     /// The ranges that somebody has a request for. What is not known here placement knows; but the system range is looked for
     /// because placement is not found.
     async fn look_up(&self, keyspace: &str, lookup: &v1::RangeLookup) -> Result<v1::ListRangesResponse, Error> {
-        let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
+        let name = or_default(keyspace);
         match self.table.look_up(name, lookup) {
             Ok((found, complete)) if complete || lookup.range_id == SYSTEM_RANGE.0 => return Ok(found),
             // An unknown keyspace is one of the things that placement knows.
             Ok(_) | Err(_) => {}
         }
-        if lookup.range_id == 0 {
+        if lookup.range_id == 0 && !self.table.has_keyspace(name) {
             self.table.look_for_keyspace(&self.news, name).await?;
+        } else {
+            self.news.exchange().await;
         }
-        self.news.exchange().await;
         Ok(self.table.look_up(name, lookup)?.0)
     }
 
@@ -56,7 +57,7 @@ impl Service {
         let Some(route) = known else { return Err(self.unknown(range)) };
         let known = Some(NodeId(route.leader_node_id)).filter(|node| node.0 != 0 && *node != self.node.node_id());
         let leader = self.node.leader(range).or(known);
-        Err(Error::NotLeader { range, leader, descriptors: route.descriptor.into_iter().collect() })
+        Err(Error::NotLeader { range, leader, descriptors: vec![(*route.descriptor).clone()] })
     }
 }
 

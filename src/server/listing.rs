@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use flotilla_placement::RouteMap;
+use flotilla_placement::{Route, RouteMap};
 use flotilla_proto::v1;
 use prost::Message;
 
@@ -19,15 +19,15 @@ const NEIGHBOURS: usize = 31;
 const NODES_TOLD: usize = 64;
 
 /// As many ranges as fit into an answer, and whether there are more.
-pub(super) fn part<'a>(ranges: impl Iterator<Item = &'a v1::RangeStatus>) -> (Vec<v1::RangeStatus>, bool) {
+pub(super) fn part<'a>(ranges: impl Iterator<Item = &'a Route>) -> (Vec<v1::RangeStatus>, bool) {
     let mut bytes = 0;
     let mut fitting = Vec::new();
-    for route in ranges {
+    for route in ranges.map(Route::status) {
         bytes += route.encoded_len() + 4;
         if bytes > BYTES_MAX && !fitting.is_empty() {
             return (fitting, true);
         }
-        fitting.push(route.clone());
+        fitting.push(route);
     }
     (fitting, false)
 }
@@ -39,25 +39,25 @@ pub(super) fn found(
     lookup: &v1::RangeLookup,
     ranges: &mut Vec<v1::RangeStatus>,
 ) -> bool {
-    let mut seen: BTreeSet<u64> = ranges.iter().map(id).collect();
+    let mut seen: BTreeSet<u64> = ranges.iter().filter_map(|route| Some(route.descriptor.as_ref()?.range_id)).collect();
     let mut complete = true;
-    let mut add = |route: &v1::RangeStatus| {
-        if seen.insert(id(route)) {
-            ranges.push(route.clone());
+    let mut add = |route: &Route| {
+        if seen.insert(route.range_id()) {
+            ranges.push(route.status());
         }
     };
-    let of_it = |route: &&v1::RangeStatus| route.descriptor.as_ref().is_some_and(|of| of.keyspace_id == keyspace);
+    let of_it = |route: &&Route| route.descriptor.keyspace_id == keyspace;
     let neighbours = if lookup.keys.len() == 1 { NEIGHBOURS } else { 0 };
     for key in &lookup.keys {
         let mut routes = known.behind(keyspace, key, true).take_while(of_it).take(1 + neighbours).peekable();
         let starts_before = |of: &v1::RangeDescriptor| of.start <= *key;
-        complete &= routes.peek().is_some_and(|route| route.descriptor.as_ref().is_some_and(starts_before));
+        complete &= routes.peek().is_some_and(|route| starts_before(&route.descriptor));
         routes.for_each(&mut add);
     }
     for before in &lookup.before {
         let mut routes = known.down_from(keyspace, before).take(1 + NEIGHBOURS).peekable();
         let reaches = |of: &v1::RangeDescriptor| of.end.is_empty() || (!before.is_empty() && *before <= of.end);
-        complete &= routes.peek().is_some_and(|route| route.descriptor.as_ref().is_some_and(reaches));
+        complete &= routes.peek().is_some_and(|route| reaches(&route.descriptor));
         routes.for_each(&mut add);
     }
     complete
@@ -89,10 +89,6 @@ pub(super) fn tiles<'a>(ranges: impl Iterator<Item = &'a v1::RangeDescriptor>) -
     end.is_some_and(<[u8]>::is_empty)
 }
 
-fn id(route: &v1::RangeStatus) -> u64 {
-    route.descriptor.as_ref().map_or(0, |range| range.range_id)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -109,9 +105,13 @@ mod tests {
         v1::RangeStatus { descriptor: Some(descriptor), ..Default::default() }
     }
 
+    fn id(route: &v1::RangeStatus) -> u64 {
+        route.descriptor.as_ref().map_or(0, |range| range.range_id)
+    }
+
     fn map(routes: &[v1::RangeStatus]) -> RouteMap {
         let mut map = RouteMap::default();
-        assert!(routes.iter().all(|route| map.merge(route)));
+        assert!(routes.iter().filter_map(Route::told).all(|route| map.merge(route)));
         map
     }
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use flotilla_engine::bootstrap::Birth;
 use flotilla_node::{Doors, Node, NodeConfig, Proof};
+use flotilla_placement::Route;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
@@ -192,9 +193,9 @@ impl Server {
     /// Waits until every range that is known here has so many voters, and a leader.
     pub async fn replicated(&self, replicas: usize) {
         let (mut own, mut learned) = (self.node.route_changes(), self.table.changes());
-        let whole = |route: &v1::RangeStatus| {
+        let whole = |route: &Route| {
             let voter = |of: &&v1::ReplicaDescriptor| of.role() == v1::ReplicaRole::Voter;
-            let voters = route.descriptor.iter().flat_map(|range| &range.replicas).filter(voter).count();
+            let voters = route.descriptor.replicas.iter().filter(voter).count();
             voters == replicas && route.leader_node_id != 0
         };
         while !self.table.all(whole) {

@@ -9,8 +9,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flotilla_engine::store::ReadView;
 use flotilla_node::Node;
-use flotilla_placement::Learned;
+use flotilla_placement::{Learned, Route};
 use flotilla_proto::ids::{DEFAULT_KEYSPACE, DEFAULT_KEYSPACE_NAME};
 use flotilla_proto::{Error, Result, v1};
 use tokio::sync::watch;
@@ -35,8 +36,8 @@ impl RouteTable {
     fn known(&self) -> MutexGuard<'_, Learned> {
         // Each change is a single one, so a panic elsewhere does no harm.
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        for (range, route) in self.node.own_route_changes() {
-            learned.own(range.0, route.as_ref());
+        for (range, view) in self.node.own_changes() {
+            learned.own(range.0, view.as_deref().map(own_route));
         }
         learned
     }
@@ -86,7 +87,7 @@ impl RouteTable {
     }
 
     /// Whether something holds of all ranges.
-    pub(crate) fn all(&self, holds: impl Fn(&v1::RangeStatus) -> bool) -> bool {
+    pub(crate) fn all(&self, holds: impl Fn(&Route) -> bool) -> bool {
         self.known().ranges.iter().all(holds)
     }
 
@@ -103,7 +104,7 @@ impl RouteTable {
         let first = (of.unwrap_or(0), &[][..]);
         let (from, key) = after.map_or(first, |place| (place.keyspace_id, &place.start[..]));
         let behind = learned.ranges.behind(from, key, after.is_none());
-        let wanted = |route: &&v1::RangeStatus| of.is_none() || keyspace_of(route) == of;
+        let wanted = |route: &&Route| of.is_none_or(|of| keyspace_of(route) == of);
         let (ranges, more) = listing::part(behind.take_while(wanted));
         let (nodes, keyspaces) = match after {
             None => (self.counted(&learned), learned.keyspaces.clone()),
@@ -122,11 +123,10 @@ impl RouteTable {
         if lookup.range_id != 0 {
             let route = learned.ranges.get(lookup.range_id);
             complete = route.is_some();
-            answer.ranges.extend(route.cloned());
+            answer.ranges.extend(route.map(Route::status));
         }
         if lookup.range_id == 0 || !lookup.keys.is_empty() || !lookup.before.is_empty() {
-            let name = if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace };
-            let id = id_of(&learned, name)?;
+            let id = id_of(&learned, or_default(keyspace))?;
             complete &= listing::found(&learned.ranges, id, lookup, &mut answer.ranges);
             answer.keyspaces.extend(learned.keyspaces.iter().find(|of| of.keyspace_id == id).cloned());
         }
@@ -138,14 +138,14 @@ impl RouteTable {
     pub(super) fn tiles(&self, keyspace: &str) -> bool {
         let learned = self.known();
         let Ok(id) = id_of(&learned, keyspace) else { return false };
-        let of_it = learned.ranges.behind(id, &[], true).take_while(|route| keyspace_of(route) == Some(id));
-        listing::tiles(of_it.filter_map(|route| route.descriptor.as_ref()))
+        let of_it = learned.ranges.behind(id, &[], true).take_while(|route| keyspace_of(route) == id);
+        listing::tiles(of_it.map(|route| &*route.descriptor))
     }
 
     /// The ranges with larger ids than this one, by their ids, as many as one wants.
     pub(super) fn descriptors_above(&self, range: u64, most: usize) -> Vec<v1::RangeDescriptor> {
         let learned = self.known();
-        learned.ranges.with_ids_above(range).filter_map(|route| route.descriptor.clone()).take(most).collect()
+        learned.ranges.with_ids_above(range).map(|route| (*route.descriptor).clone()).take(most).collect()
     }
 
     /// The nodes, with how much each of them has.
@@ -157,7 +157,7 @@ impl RouteTable {
         let mut nodes = self.node.nodes();
         let at: BTreeMap<u64, usize> = nodes.iter().enumerate().map(|(at, node)| (node.node_id, at)).collect();
         for route in learned.ranges.iter() {
-            for replica in route.descriptor.iter().flat_map(|descriptor| &descriptor.replicas) {
+            for replica in &route.descriptor.replicas {
                 let Some(node) = at.get(&replica.node_id).and_then(|at| nodes.get_mut(*at)) else { continue };
                 node.replicas += 1;
                 node.data_bytes += route.data_bytes;
@@ -184,7 +184,7 @@ impl RouteTable {
     }
 
     /// Whether a keyspace of this name is known, and not dropped.
-    fn has_keyspace(&self, name: &str) -> bool {
+    pub(super) fn has_keyspace(&self, name: &str) -> bool {
         let keyspaces = &self.known().keyspaces;
         keyspaces.iter().any(|of| of.name == name && of.state() != v1::KeyspaceState::Dropped)
     }
@@ -208,7 +208,7 @@ impl RouteTable {
     }
 
     /// The range with this id; what is not known here is asked of placement first.
-    pub(super) async fn look_for_range(&self, news: &News, range: u64) -> Option<v1::RangeStatus> {
+    pub(super) async fn look_for_range(&self, news: &News, range: u64) -> Option<Route> {
         if let Some(known) = self.range(range) {
             return Some(known);
         }
@@ -217,9 +217,14 @@ impl RouteTable {
     }
 
     /// The range with this id.
-    pub(crate) fn range(&self, range: u64) -> Option<v1::RangeStatus> {
+    pub(crate) fn range(&self, range: u64) -> Option<Route> {
         self.known().ranges.get(range).cloned()
     }
+}
+
+/// The name of the keyspace that is meant by who names none.
+pub(super) fn or_default(keyspace: &str) -> &str {
+    if keyspace.is_empty() { DEFAULT_KEYSPACE_NAME } else { keyspace }
 }
 
 /// The keyspace of this name, dropped or not. The default one is known before anybody has told of keyspaces.
@@ -231,6 +236,17 @@ fn id_of(learned: &Learned, name: &str) -> Result<u64> {
     known.ok_or_else(|| Error::KeyspaceNotFound { name: name.into() })
 }
 
-fn keyspace_of(route: &v1::RangeStatus) -> Option<u64> {
-    route.descriptor.as_ref().map(|range| range.keyspace_id)
+fn keyspace_of(route: &Route) -> u64 {
+    route.descriptor.keyspace_id
+}
+
+/// What a replica of this node says of its range.
+fn own_route(view: &ReadView) -> Route {
+    Route {
+        descriptor: Arc::clone(&view.descriptor),
+        leader_node_id: view.leader.map_or(0, |node| node.0),
+        term: view.term,
+        data_bytes: 0,
+        load: None,
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use flotilla_engine::store::ReadView;
 use flotilla_engine::time::BootTime;
 use flotilla_proto::{Error, NodeId, RangeId, cluster, limits, v1};
 use flotilla_store::{Properties, RocksStorage, Statistics};
@@ -212,20 +213,18 @@ impl<S: LocalStorage> Node<S> {
         !self.inner.views.is_empty()
     }
 
-    /// A range as the replica here knows it; `None`: there is none.
-    pub fn own_route(&self, range: RangeId) -> Option<v1::RangeStatus> {
-        self.inner.views.get(range).map(|view| range_status(&view))
-    }
-
     /// All ranges that have a replica here, as that knows them, by their ids.
     pub fn own_routes(&self) -> Vec<v1::RangeStatus> {
         self.inner.views.all().iter().map(|view| range_status(view)).collect()
     }
 
-    /// The ranges that have, or had, a replica here, and what that says of them now ([`Node::own_route`]): those of which it
-    /// may be something else than at the last call, at the first call all. For one caller.
-    pub fn own_route_changes(&self) -> impl Iterator<Item = (RangeId, Option<v1::RangeStatus>)> + '_ {
-        self.inner.views.take_changed().into_iter().map(|range| (range, self.own_route(range)))
+    /// The ranges that have, or had, a replica here, and what that says of them now: those of which it may be something else
+    /// than at the last call, at the first call all. For one caller.
+    pub fn own_changes(&self) -> impl Iterator<Item = (RangeId, Option<Arc<ReadView>>)> + '_ {
+        self.inner.views.take_changed().into_iter().map(|range| {
+            let view = self.inner.views.get(range).map(|view| Arc::clone(&view));
+            (range, view)
+        })
     }
 
     /// What placement says of the nodes: connections follow it, and a restart begins with it.

@@ -39,6 +39,9 @@ use crate::requests;
 use crate::transport::Outgoing;
 use crate::views::Views;
 
+/// Items that the emptied buffer of a turn may have room for.
+const ITEMS_KEPT: usize = 1_024;
+
 /// Who waits for an answer of the store.
 #[derive(Debug)]
 pub(crate) enum Asker {
@@ -132,6 +135,8 @@ impl<S: LocalStorage> StoreLoop<S> {
         }
         self.store.end_turn(clock::now(), effects);
         self.carry_out(effects);
+        effects.give_back_room();
+        items.shrink_to(ITEMS_KEPT);
         self.counters.loop_turns.add(1);
         self.counters.loop_turn.record(clock::now().since(began));
     }

@@ -82,7 +82,8 @@ async fn check_all(client: &Client) -> Result<Vec<Checked>> {
         open = coverage::still_open(&tried, &now);
         // A failure that another pass makes up for, or whose range is no more, tells nobody anything.
         let stands = |check: &Checked| {
-            let is_there = |within: &[v1::RangeDescriptor]| within.iter().any(|of| coverage::is_same(of, &check.listed));
+            let is_there =
+                |within: &[v1::RangeDescriptor]| within.iter().any(|of| coverage::is_same(of, &check.listed));
             check.is_good() || check.has_difference() || (is_there(&now) && !is_there(&open))
         };
         checks.retain(stands);

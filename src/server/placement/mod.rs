@@ -70,7 +70,7 @@ impl Handle {
             let leader = known.as_ref().map_or(0, |route| route.leader_node_id);
             (leader != 0).then_some(leader.into())
         });
-        let descriptors = known.and_then(|route| route.descriptor).into_iter().collect();
+        let descriptors = known.iter().map(|route| (*route.descriptor).clone()).collect();
         Error::NotLeader {
             range: SYSTEM_RANGE,
             leader: leader.filter(|node| *node != self.node.node_id()),

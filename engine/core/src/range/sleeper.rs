@@ -44,18 +44,31 @@ pub(crate) struct Sleeper {
     silent_until: BootTime,
     campaigns: u64,
     size: Size,
-    /// Ranges that it ever took in.
-    absorbed: Box<[u64]>,
-    /// When it went on without its majority: hardly ever.
-    recoveries: Box<[v1::RangeRecovery]>,
-    no_merge_before: BootTime,
-    too_large_to_split: u64,
     range_time_ms: u64,
     next_expiry_ms: u64,
+    rare: Option<Box<Rare>>,
+}
+
+/// What most sleepers do without.
+#[derive(Debug, Default, PartialEq)]
+struct Rare {
+    /// Ranges that it ever took in.
+    absorbed: Vec<u64>,
+    /// When it went on without its majority: hardly ever.
+    recoveries: Vec<v1::RangeRecovery>,
+    no_merge_before: BootTime,
+    too_large_to_split: u64,
     /// Of a leader: when it began to count the range's time, and from what on.
     reign: Option<(BootTime, u64)>,
     /// Of a leader: replicas that it sleeps without.
-    absent: Box<[u64]>,
+    absent: Vec<u64>,
+}
+
+impl Rare {
+    /// It, unless it says nothing.
+    fn kept(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
 }
 
 /// What a message is to a sleeper.
@@ -77,6 +90,14 @@ impl Range {
         let raft = v1::RaftState { commit: self.applied.0, ..self.raft_state() };
         let log = self.raft.store();
         let (terms, entry_bytes) = (log.terms().collect(), log.sizes().collect());
+        let rare = Rare {
+            absorbed: self.absorbed,
+            recoveries: self.recoveries,
+            no_merge_before: self.no_merge_before,
+            too_large_to_split: self.too_large_to_split,
+            reign: self.expiry.reign_began(),
+            absent: self.rest.absent,
+        };
         let sleeper = Sleeper {
             raft,
             terms,
@@ -93,14 +114,9 @@ impl Range {
             silent_until: self.silent_until,
             campaigns: self.campaigns,
             size: self.size,
-            absorbed: self.absorbed.into_boxed_slice(),
-            recoveries: self.recoveries.into_boxed_slice(),
-            no_merge_before: self.no_merge_before,
-            too_large_to_split: self.too_large_to_split,
             range_time_ms: self.expiry.time_ms(),
             next_expiry_ms: self.expiry.bound_ms(),
-            reign: self.expiry.reign_began(),
-            absent: self.rest.absent.into_boxed_slice(),
+            rare: rare.kept(),
             view: self.view,
         };
         (sleeper, alarm)
@@ -122,6 +138,8 @@ impl Sleeper {
             return None;
         }
         let replica = own.replica_id;
+        let recoveries = boot.recoveries.recoveries.clone();
+        let rare = Rare { absorbed: merge.absorbed, recoveries, ..Rare::default() };
         shared.incarnations += 1;
         Some(Self {
             view: Arc::new(ReadView { asleep: true, ..initial_view(shared, boot) }),
@@ -140,15 +158,15 @@ impl Sleeper {
             silent_until: silence(shared, boot, replica, now),
             campaigns: 0,
             size: Size::default(),
-            absorbed: merge.absorbed.into_boxed_slice(),
-            recoveries: boot.recoveries.recoveries.clone().into_boxed_slice(),
-            no_merge_before: BootTime::default(),
-            too_large_to_split: 0,
             range_time_ms: boot.applied.range_time_ms,
             next_expiry_ms: boot.applied.next_expiry_ms,
-            reign: None,
-            absent: Box::default(),
+            rare: rare.kept(),
         })
+    }
+
+    /// Of a leader: the replicas that it sleeps without.
+    fn absent(&self) -> &[u64] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.absent)
     }
 
     pub(crate) fn descriptor(&self) -> &Arc<v1::RangeDescriptor> {
@@ -180,7 +198,7 @@ impl Sleeper {
                 .descriptor
                 .replicas
                 .iter()
-                .any(|of| of.node_id == node.0 && self.absent.contains(&of.replica_id))
+                .any(|of| of.node_id == node.0 && self.absent().contains(&of.replica_id))
     }
 
     /// The nodes of all voters.
@@ -216,7 +234,10 @@ impl Sleeper {
         if !std::mem::take(&mut self.leads) {
             return None;
         }
-        (self.leader, self.orphan, self.absent) = (0, true, Box::default());
+        (self.leader, self.orphan) = (0, true);
+        if let Some(rare) = &mut self.rare {
+            rare.absent.clear();
+        }
         self.view = Arc::new(ReadView { leader: None, serves: false, ..(*self.view).clone() });
         Some(self.view.clone())
     }
@@ -238,7 +259,10 @@ impl Sleeper {
     /// Whether it leads a range that is larger than its keyspace allows.
     pub(crate) fn is_too_large(&self, limit: u64) -> bool {
         let bytes = self.size.bytes();
-        self.leads && limit != 0 && bytes > limit && bytes / 2 >= self.too_large_to_split
+        self.leads
+            && limit != 0
+            && bytes > limit
+            && bytes / 2 >= self.rare.as_ref().map_or(0, |rare| rare.too_large_to_split)
     }
 
     /// What a message is to it.
@@ -261,7 +285,7 @@ impl Sleeper {
             };
         }
         let answer = is(MessageType::MsgHeartbeatResponse) || is(MessageType::MsgAppendResponse);
-        if self.leads && answer && same_term && !message.reject && !self.absent.contains(&message.from_replica) {
+        if self.leads && answer && same_term && !message.reject && !self.absent().contains(&message.from_replica) {
             // Late: what it says was known before.
             return Reaches::Nothing;
         }
@@ -283,6 +307,9 @@ impl Sleeper {
             next_expiry_ms: self.next_expiry_ms,
             ..Default::default()
         };
+        let rare = self.rare.as_deref();
+        let (absorbed, recoveries) =
+            rare.map_or((&[][..], &[][..]), |rare| (rare.absorbed.as_slice(), rare.recoveries.as_slice()));
         let boot = RangeBoot {
             descriptor: self.view.descriptor.clone(),
             raft: self.raft,
@@ -291,17 +318,19 @@ impl Sleeper {
             last_index: self.last.0,
             entry_bytes: self.entry_bytes.to_vec(),
             entries: Vec::new(),
-            merge: (!self.absorbed.is_empty())
-                .then(|| Box::new(v1::MergeState { frozen: None, absorbed: self.absorbed.to_vec() })),
-            recoveries: v1::RangeRecoveries { recoveries: self.recoveries.to_vec() },
+            merge: (!absorbed.is_empty())
+                .then(|| Box::new(v1::MergeState { frozen: None, absorbed: absorbed.to_vec() })),
+            recoveries: v1::RangeRecoveries { recoveries: recoveries.to_vec() },
         };
         let mut range = Range::new(shared, &boot, now)?;
         range.incarnation = self.view.incarnation;
         range.silent_until = self.silent_until;
         range.campaigns = self.campaigns;
         range.size = self.size;
-        range.no_merge_before = self.no_merge_before;
-        range.too_large_to_split = self.too_large_to_split;
+        if let Some(rare) = rare {
+            range.no_merge_before = rare.no_merge_before;
+            range.too_large_to_split = rare.too_large_to_split;
+        }
         // What was applied is durable with the next sync at the latest.
         range.applied_marks = [(sequence, self.last.0)].into();
         range.view = self.view.clone();
@@ -320,7 +349,7 @@ impl Sleeper {
         raft.state = StateRole::Leader;
         raft.leader_id = self.replica;
         for (id, progress) in raft.mut_prs().iter_mut() {
-            if !self.absent.contains(id) {
+            if !self.absent().contains(id) {
                 progress.matched = self.last.0;
                 progress.become_replicate();
                 progress.recent_active = true;
@@ -334,7 +363,8 @@ impl Sleeper {
         if self.lease_is_void {
             range.lease.void();
         }
-        range.expiry.lead_on(self.raft.term, range.descriptor.epoch.unwrap_or_default().version, self.reign);
+        let reign = self.rare.as_ref().and_then(|rare| rare.reign);
+        range.expiry.lead_on(self.raft.term, range.descriptor.epoch.unwrap_or_default().version, reign);
     }
 
     /// Follows on, or nobody if there is nobody to follow. A promise that was given to the last leader is kept.
@@ -355,7 +385,7 @@ impl Sleeper {
     /// What it says for metrics and checkers.
     pub(crate) fn summary(&self) -> RangeSummary {
         let others = self.view.descriptor.replicas.iter().filter(|of| self.leads && of.replica_id != self.replica);
-        let (silent, level): (Vec<_>, Vec<_>) = others.partition(|of| self.absent.contains(&of.replica_id));
+        let (silent, level): (Vec<_>, Vec<_>) = others.partition(|of| self.absent().contains(&of.replica_id));
         let nodes = |of: Vec<&v1::ReplicaDescriptor>| of.into_iter().map(|of| of.node_id).collect();
         RangeSummary {
             range: RangeId(self.view.descriptor.range_id),
@@ -389,7 +419,7 @@ impl Sleeper {
     }
 
     fn follower(&self, of: &v1::ReplicaDescriptor) -> v1::FollowerProgress {
-        let level = !self.absent.contains(&of.replica_id);
+        let level = !self.absent().contains(&of.replica_id);
         v1::FollowerProgress {
             node_id: of.node_id,
             replica_id: of.replica_id,
@@ -413,7 +443,7 @@ impl Sleeper {
             truncated_index: self.raft.truncated_index,
             applied_checksum: self.checksum,
             followers: others.map(|of| self.follower(of)).collect(),
-            recoveries: self.recoveries.to_vec(),
+            recoveries: self.rare.as_ref().map(|rare| rare.recoveries.clone()).unwrap_or_default(),
             ..Default::default()
         };
         v1::GetRangeResponse {

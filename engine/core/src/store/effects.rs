@@ -134,6 +134,22 @@ impl Effects {
     }
 }
 
+/// Items that an emptied buffer may have room for.
+const ROOM_KEPT: usize = 1_024;
+
+impl Effects {
+    /// Gives back the room that a turn of very much work took: a node that woke a hundred thousand ranges is to be small
+    /// again when they sleep. For the empty.
+    pub fn give_back_room(&mut self) {
+        self.views.shrink_to(ROOM_KEPT);
+        self.messages.shrink_to(ROOM_KEPT);
+        self.writes.shrink_to(ROOM_KEPT);
+        self.barriers.shrink_to(ROOM_KEPT);
+        self.fetches.shrink_to(ROOM_KEPT);
+        self.events.shrink_to(ROOM_KEPT);
+    }
+}
+
 /// A sign of life for a node that shares sleeping ranges with this one; the caller adds
 /// [`crate::config::Config::boot_id`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

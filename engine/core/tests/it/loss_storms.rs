@@ -18,6 +18,7 @@ use crate::merge_storms::Storm;
 use crate::merges::assert_well;
 use crate::quorum_loss::survey;
 use crate::ranges::order;
+use crate::which_storms;
 
 /// Passes after which a recovery, or the calm behind it, takes too long.
 const PASSES: usize = 600;
@@ -455,13 +456,7 @@ fn loss(seed: u64) -> Seen {
 
 #[test]
 fn a_recovery_in_a_storm_loses_nothing_that_it_does_not_name() {
-    let (from, count): (u64, u64) = match option_env!("STORM") {
-        Some(text) => {
-            let mut parts = text.split('+').map(|part| part.parse().expect("a number"));
-            (parts.next().expect("from"), parts.next().unwrap_or(1))
-        }
-        None => (1, 60),
-    };
+    let (from, count) = which_storms(60);
     let mut sum = Seen::default();
     for seed in from..from + count {
         let Ok(done) = std::panic::catch_unwind(|| loss(seed)) else { panic!("seed {seed}") };

@@ -34,3 +34,10 @@ mod splits;
 mod staging;
 mod ttl;
 mod writes;
+
+/// Which seeds of a storm run: the first, and how many. `STORM=7000+1000` names a thousand from 7,000 on, `STORM=7` that one.
+fn which_storms(count: u64) -> (u64, u64) {
+    let Some(text) = option_env!("STORM") else { return (1, count) };
+    let mut parts = text.split('+').map(|part| part.parse().expect("a number"));
+    (parts.next().expect("from"), parts.next().unwrap_or(1))
+}

@@ -13,6 +13,7 @@ use flotilla_proto::{NodeId, RangeId, v1};
 use crate::cluster::{Cluster, LATER, put, request, rows};
 use crate::merges::{assert_well, split_with};
 use crate::ranges::whole;
+use crate::which_storms;
 
 /// splitmix64 (Steele, Lea, Flood 2014)
 pub struct Dice(u64);
@@ -418,13 +419,7 @@ fn storm(seed: u64) -> Seen {
 
 #[test]
 fn nothing_is_lost_in_a_storm_of_merges() {
-    let (from, count): (u64, u64) = match option_env!("STORM") {
-        Some(text) => {
-            let mut parts = text.split('+').map(|part| part.parse().expect("a number"));
-            (parts.next().expect("from"), parts.next().unwrap_or(1))
-        }
-        None => (1, 40),
-    };
+    let (from, count) = which_storms(40);
     let mut sum = Seen::default();
     for seed in from..from + count {
         let done = std::panic::catch_unwind(|| storm(seed));

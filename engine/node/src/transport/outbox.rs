@@ -20,8 +20,10 @@ const WAITING_BYTES_MAX: usize = 32 << 20;
 const FRAME_BYTES_TARGET: usize = 4 << 20;
 /// Most messages in one frame.
 const FRAME_MESSAGES_MAX: usize = 16_384;
-/// A message without entries, about.
-const MESSAGE_BYTES: usize = 64;
+/// Messages that an empty outbox may have room for.
+const MESSAGES_KEPT: usize = 1_024;
+/// A message without entries.
+const MESSAGE_BYTES: usize = size_of::<v1::PeerMessage>();
 /// An entry without its data, about.
 const ENTRY_BYTES: usize = 24;
 
@@ -66,6 +68,15 @@ fn bytes_of(message: &v1::PeerMessage) -> usize {
     MESSAGE_BYTES + message.context.len() + entries
 }
 
+/// Wakes whoever waits for something to be sent.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
 impl Outbox {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,39 +99,26 @@ impl Outbox {
             state.bytes += bytes;
             state.messages.push_back(message);
         }
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(state);
         dropped
     }
 
     /// Sends a sign of life, with whatever else waits. One that has not left yet is replaced.
     pub fn beat(&self, sign: Sign) {
-        let mut state = self.lock();
-        if !state.open {
-            return;
-        }
-        state.beat = Some(sign);
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.say(|state| state.beat = Some(sign));
     }
 
     /// Tells the node how fast this one is, with what goes to it next, or by itself.
     pub fn tell(&self, health: v1::NodeHealth) {
+        self.say(|state| state.health = Some(health));
+    }
+
+    /// Changes what is to be said, if somebody hears it.
+    fn say(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();
-        if !state.open {
-            return;
-        }
-        state.health = Some(health);
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        if state.open {
+            change(&mut state);
+            wake(state);
         }
     }
 
@@ -149,11 +147,8 @@ impl Outbox {
         let mut state = self.lock();
         let dropped = state.messages.len();
         let (connection, waker) = (state.connection, state.waker.take());
-        *state = State { connection, last_words, ended: true, ..State::default() };
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        *state = State { connection, last_words, ended: true, waker, ..State::default() };
+        wake(state);
         dropped
     }
 }
@@ -192,6 +187,9 @@ impl Frames {
         }
         state.bytes -= bytes;
         let messages: Vec<_> = state.messages.drain(..count).collect();
+        if state.messages.is_empty() {
+            state.messages.shrink_to(MESSAGES_KEPT);
+        }
         let (disk_full, health) = (state.disk_full, state.health.take());
         let sign = state.beat.take();
         drop(state);
@@ -255,6 +253,21 @@ mod tests {
         assert_eq!(take(&mut frames).await, Some(4));
         assert_eq!(take(&mut frames).await, Some(2));
         assert_eq!(outbox.push(messages(40, 1 << 20), false), 9, "what is too much is dropped");
+    }
+
+    #[tokio::test]
+    async fn one_that_held_very_much_is_small_again() {
+        let outbox = Arc::new(Outbox::default());
+        let mut frames = connect(&outbox);
+        frames.next().await;
+        outbox.open();
+        assert_eq!(outbox.push(messages(100_000, 0), false), 0);
+        assert!(outbox.lock().messages.capacity() >= 100_000);
+        let mut taken = 0;
+        while taken < 100_000 {
+            taken += take(&mut frames).await.expect("more is waiting");
+        }
+        assert!(outbox.lock().messages.capacity() < 4 * MESSAGES_KEPT);
     }
 
     #[tokio::test]
