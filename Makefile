@@ -20,7 +20,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench idle growth gray million snapshot-memory sim mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray million snapshot-memory sim soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -72,6 +72,10 @@ mutants: setup
 	done
 	@printf 'no mutant, late proposals alone: '
 	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200
+
+# A long run, as long as one likes: seeds that nobody has run, kills, power cuts. Its tally is soak/tally.tsv.
+soak: setup
+	scripts/soak.sh $(or $(HOURS),1) $(if $(PARTS),"$(PARTS)")
 
 # Measurements, with medians and spread; docs/performance.md says what they decided.
 bench: bin

@@ -173,7 +173,7 @@ fn ranges_split_merge_and_move_under_load_while_nodes_are_killed() {
         }
         cluster.wait_replicated();
         recorder.read_all(&client).await;
-        println!("{}; {:?}", recorder.check(), people.done.lock().expect("nobody panicked"));
+        println!("{ROUNDS} kills, {}; {:?}", recorder.check(), people.done.lock().expect("nobody panicked"));
         replicas_agree(&cluster, &client).await;
     });
 }
