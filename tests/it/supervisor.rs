@@ -70,7 +70,8 @@ fn a_cluster_is_shown_loses_a_node_takes_it_back_and_resumes() {
     let mut again = typed(&format!("exec {start_line}")).spawn().expect("bash is there");
     supervisor.wait_line("word of its return", |line| line.contains("is up again"));
     supervisor.wait_line("word of its being level", |line| line.contains("is level with the others"));
-    at(&addresses, &["status", "--check"]).exits(0);
+    // A node that looked for it while it was gone looks again within a second.
+    eventually("all to be well", || at(&addresses, &["status", "--check"]).code == 0);
 
     pids.push(again.id());
     assert_eq!(supervisor.end(libc::SIGTERM), Some(0), "{:?}", supervisor.seen);

@@ -24,11 +24,20 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The same, for asynchronous conditions.
-pub async fn eventually_async<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually_async<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    eventually_within(PATIENCE, what, condition).await;
+}
+
+/// The same, for what may take longer.
+pub async fn eventually_within<F: Future<Output = bool>>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) {
     let begun = Instant::now();
     let mut pulse = tokio::time::interval(Duration::from_millis(20));
     while !condition().await {
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        assert!(begun.elapsed() < patience, "waited {patience:?} for: {what}");
         pulse.tick().await;
     }
 }
