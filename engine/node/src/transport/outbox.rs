@@ -261,10 +261,10 @@ mod tests {
         let mut frames = connect(&outbox);
         frames.next().await;
         outbox.open();
-        assert_eq!(outbox.push(messages(100_000, 0), false), 0);
-        assert!(outbox.lock().messages.capacity() >= 100_000);
+        assert_eq!(outbox.push(messages(50_000, 0), false), 0);
+        assert!(outbox.lock().messages.capacity() >= 50_000);
         let mut taken = 0;
-        while taken < 100_000 {
+        while taken < 50_000 {
             taken += take(&mut frames).await.expect("more is waiting");
         }
         assert!(outbox.lock().messages.capacity() < 4 * MESSAGES_KEPT);
