@@ -330,7 +330,8 @@ impl Cluster {
         }
         real.recovery.well_at = Some(self.now);
         self.next_stage(Stage::Looks);
-        let Some(real) = &self.real else { return };
+        // With a hole in a keyspace nothing is settled.
+        let Some(real) = self.real.as_ref().filter(|_| !gaps) else { return };
         for lost in self.invariants.territory.settled(|keyspace| real.ledger.is_dropped(keyspace)) {
             self.invariants.forget(lost);
         }
