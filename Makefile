@@ -15,8 +15,9 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 	remove-before-voter orders-before-written \
 	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart \
 	merge-keeps-counter merged-outlives-snapshot \
-	sleep-with-one-behind orphans-sleep-on
-# Those of recoveries: known bugs that the engine's storms of losses must find.
+	sleep-with-one-behind orphans-sleep-on \
+	recover-behind recover-same-replica
+# Those of recoveries: known bugs that the engine's storms of losses must find, too.
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 

@@ -25,8 +25,13 @@ impl Service {
         let words =
             format!("recovery {}: nodes {:?} are gone for good; {}", request.plan_id, request.dead_nodes, request.what);
         self.effects.notes.push(words.clone());
-        self.work.stir();
         let unit = self.stage_told(changes, vec![history::of_nodes("recovered", &request.dead_nodes, words)]);
+        // Whoever is removed does not die any more: what such a node held is looked at now, or by nobody.
+        for node in &request.dead_nodes {
+            let held = self.state.table.holding(*node).map(|holding| holding.held.clone()).unwrap_or_default();
+            self.work.look_at(&self.state, held);
+        }
+        self.work.unpark();
         self.round();
         self.wait(token, unit, Wants::Written(Response::RecordRecovery(v1::RecordRecoveryResponse {})));
         Ok(())

@@ -105,6 +105,9 @@ impl Cluster {
                 self.tell_node(index, to, || Input::Health { from, health: health.clone() });
             }
         }
+        for (token, answer) in effects.recoveries.drain(..) {
+            self.recovery_answered(token, answer);
+        }
         effects.statuses.clear();
         if stands && self.crash_if_armed(index, CrashPoint::AfterStandstill) {
             return self.marks.hit(Mark::CrashMidMerge);
@@ -185,8 +188,9 @@ impl Cluster {
                 }
             }
             CoreEvent::CannotSplit { .. } | CoreEvent::LoadStays { .. } => self.marks.hit(Mark::CannotSplit),
-            // Nobody orders it here yet.
-            CoreEvent::Recovered { .. } => {}
+            CoreEvent::Recovered { descriptor, .. } => {
+                self.trace.note(self.now, "recovered", &[index as u64 + 1, descriptor.range_id]);
+            }
             CoreEvent::ReplicasChanged { descriptor } => {
                 self.tally.moves += 1;
                 let joint = membership::is_joint(&descriptor);
@@ -251,7 +255,8 @@ impl Cluster {
     fn check_task(&mut self, index: usize, task: &ApplyTask) {
         let verdict = match &task.work {
             ApplyWork::Entries(entries) => {
-                if let Some(real) = self.real.as_mut().filter(|_| task.range == SYSTEM_RANGE) {
+                let outcast = self.is_outcast(index);
+                if let Some(real) = self.real.as_mut().filter(|_| task.range == SYSTEM_RANGE && !outcast) {
                     real.ledger.committed(entries);
                 }
                 self.invariants.committed(index, task.range, entries)
@@ -370,6 +375,9 @@ impl Cluster {
         self.trace.note_words(&[message.term, message.index, message.commit, message.entries.len() as u64]);
         if !self.nodes[to].is_up() {
             return self.lose(envelope, sender, Fate::Cut);
+        }
+        if self.refuses(to, sender.node) {
+            return self.lose(envelope, sender, Fate::Lost);
         }
         if sent + ms(1_000) < self.now {
             self.marks.hit(Mark::AncientMessage);

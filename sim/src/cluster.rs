@@ -202,7 +202,9 @@ impl Cluster {
             }
             Event::Told { to, sent, what } => {
                 self.note_late(sent);
-                self.give(to, *what);
+                if !self.refuses_told(to, &what) {
+                    self.give(to, *what);
+                }
             }
             Event::SlowPhaseEnds => self.judge_slow_phase(),
             Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
@@ -248,7 +250,7 @@ impl Cluster {
 
     /// Starts a node's process from what its disk holds.
     pub(crate) fn start(&mut self, index: usize) {
-        if self.nodes[index].is_up() || !self.has_disk(index) {
+        if self.nodes[index].is_up() || !(self.has_disk(index) || self.is_outcast(index)) {
             return;
         }
         let node = &mut self.nodes[index];
@@ -284,6 +286,9 @@ impl Cluster {
             Ok(store) => store,
             Err(what) => return self.check(Err(format!("n{} does not start: {what}", index + 1))),
         };
+        for range in boot.ranges.iter().filter(|range| !range.recoveries.recoveries.is_empty()) {
+            self.goes_on(index, RangeId(range.descriptor.range_id));
+        }
         let verdict = self.invariants.recovered(index, &boot);
         self.check(verdict);
         self.nodes[index].process = Some(Process::new(store, &boot));

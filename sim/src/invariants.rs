@@ -6,8 +6,9 @@
 
 mod data;
 mod leases;
+mod losses;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_engine::recover::Boot;
 use flotilla_engine::store::{Envelope, LogBatch, LogItem, ReadView};
@@ -61,6 +62,8 @@ pub(crate) struct Invariants {
     versions: BTreeMap<(u64, bytes::Bytes), u64>,
     /// What the data was where a check asked for it.
     checkpoints: BTreeMap<(RangeId, u64), (u64, u32)>,
+    /// Nodes that were given up for good, and came back: nobody is to believe them.
+    outcasts: BTreeSet<usize>,
     /// The newest view of each node and range.
     views: BTreeMap<(RangeId, usize), std::sync::Arc<ReadView>>,
 }
@@ -104,6 +107,9 @@ fn begins_or_ends(mirror: &mut Mirror, node: usize, item: &LogItem) -> bool {
         let replica = replica_on(descriptor, node).unwrap_or_default();
         mirror.insert(item.range, LogMirror::initial(replica));
     }
+    if let Some(recovers) = &item.recovers {
+        mirror.entry(item.range).or_default().replica = replica_on(&recovers.descriptor, node).unwrap_or_default();
+    }
     false
 }
 
@@ -127,6 +133,9 @@ impl Invariants {
 
     /// I8: what recovery found is not behind what was known to be durable.
     pub(crate) fn recovered(&mut self, node: usize, boot: &Boot) -> Check {
+        if self.is_outcast(node) {
+            return Ok(());
+        }
         self.territory.recovered(node, boot)?;
         let found = mirror::of_boot(node, boot);
         for (range, before) in &self.durable[node] {
@@ -194,6 +203,9 @@ impl Invariants {
 
     /// I2: the same index and term mean the same entry, and the same entry before it.
     pub(crate) fn log_batch(&mut self, node: usize, batch: &LogBatch) -> Result<u64, String> {
+        if self.is_outcast(node) {
+            return Ok(0);
+        }
         let mut overwritten = 0;
         for item in &batch.items {
             if begins_or_ends(&mut self.written[node], node, item) {
@@ -233,6 +245,9 @@ impl Invariants {
 
     /// The store was told that these batches are durable.
     pub(crate) fn persisted(&mut self, node: usize, batches: &[LogBatch], applied: BTreeMap<RangeId, u64>) {
+        if self.is_outcast(node) {
+            return;
+        }
         let born = std::mem::take(&mut self.born[node]);
         self.durable[node].extend(born);
         for item in batches.iter().flat_map(|batch| &batch.items) {
@@ -262,6 +277,9 @@ impl Invariants {
 
     /// I1: a range has one leader in a term.
     pub(crate) fn became_leader(&mut self, node: usize, range: RangeId, term: u64) -> Check {
+        if self.is_outcast(node) {
+            return Ok(());
+        }
         let known = *self.leaders.entry((range, term)).or_insert(node);
         if known != node {
             return fail(format!("I1: n{} and n{} both lead {range} in term {term}", known + 1, node + 1));
@@ -271,10 +289,10 @@ impl Invariants {
 
     /// One vote per term, and nothing promised that is not durable. True: two asked for one term.
     pub(crate) fn message(&mut self, envelope: &Envelope) -> Check {
-        if self.black_box {
+        let node = crate::node::index_of(envelope.from);
+        if self.black_box || self.is_outcast(node) {
             return Ok(());
         }
-        let node = crate::node::index_of(envelope.from);
         let message = &envelope.message;
         let range = RangeId(message.range_id);
         let is = |kind: MessageType| message.message_type == kind as u32;
@@ -330,6 +348,9 @@ impl Invariants {
 
     /// I3: what is committed is durable on a quorum. I2: it never changes.
     pub(crate) fn committed(&mut self, node: usize, range: RangeId, entries: &[Entry]) -> Check {
+        if self.is_outcast(node) {
+            return Ok(());
+        }
         let mut last_new = None;
         for entry in entries {
             let what = (entry.term, hash(&entry.data));

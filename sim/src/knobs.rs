@@ -8,7 +8,7 @@ use flotilla_proto::v1;
 
 use crate::clock::{Clock, Nanos, ms, us};
 use crate::gray::GrayKnobs;
-use crate::placement::{OperatorKnobs, RealKnobs};
+use crate::placement::{LossKnobs, OperatorKnobs, RealKnobs};
 use crate::rng::Rng;
 
 /// How the network treats what is sent over it.
@@ -226,8 +226,13 @@ impl Knobs {
     /// The real placement: the cluster begins with one node.
     fn draw_real(&mut self, rng: &mut Rng) {
         let operators = OperatorKnobs::draw(&mut Rng::new(self.seed, 15));
-        let real = RealKnobs { operators, ..RealKnobs::draw(rng) };
-        (self.nodes, self.members, self.replicas) = (RealKnobs::NODES_MAX, 1, 1);
+        let mut real = RealKnobs { operators, ..RealKnobs::draw(rng) };
+        if let Some(loss) = LossKnobs::draw(&mut Rng::new(self.seed, 17)) {
+            real.lose_a_majority(loss);
+        }
+        // Others come in place of the lost.
+        let more = if real.loss.is_some() { 3 } else { 0 };
+        (self.nodes, self.members, self.replicas) = (RealKnobs::NODES_MAX + more, 1, 1);
         self.placement = PlacementKnobs {
             split_per_mille: rng.pick(&[0, 100, 250]),
             ..PlacementKnobs::still(real.replicas as usize)

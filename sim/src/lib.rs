@@ -23,6 +23,7 @@ mod faulting;
 mod faults;
 mod gray;
 mod invariants;
+mod kept;
 mod knobs;
 mod marks;
 mod mirror;

@@ -228,6 +228,8 @@ pub fn repeat_command(seed: u64) -> String {
         (cfg!(feature = "mutant-merge-tombstone-apart"), "mutant-merge-tombstone-apart"),
         (cfg!(feature = "mutant-merge-keeps-counter"), "mutant-merge-keeps-counter"),
         (cfg!(feature = "mutant-merged-outlives-snapshot"), "mutant-merged-outlives-snapshot"),
+        (cfg!(feature = "mutant-recover-behind"), "mutant-recover-behind"),
+        (cfg!(feature = "mutant-recover-same-replica"), "mutant-recover-same-replica"),
     ]
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))

@@ -47,7 +47,8 @@ impl Cluster {
             return self.schedule.at(at, Event::Request { node: index, reply_to, request });
         }
         let own = reply_to.client == HOST;
-        if node.clients_cut > 0 && !own {
+        // Whoever was given up is reached by nobody: that is what a person has promised.
+        if (node.clients_cut > 0 || self.invariants.is_outcast(index)) && !own {
             return self.outcome_after(ms(400), reply_to, CallOutcome::Broken("the connection broke".into()));
         }
         let now = node.clock.read(self.now);

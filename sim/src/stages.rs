@@ -86,6 +86,9 @@ impl Cluster {
         process.log_busy = more;
         let applied = self.applied_on_disk(life.node);
         self.invariants.persisted(life.node, &batches, applied);
+        for item in batches.iter().flat_map(|batch| &batch.items).filter(|item| item.recovers.is_some()) {
+            self.goes_on(life.node, item.range);
+        }
         if let Some(last) = batches.last() {
             self.trace.note(self.now, "persisted", &[life.node as u64 + 1, last.sequence]);
             self.give(life.node, Input::Persisted { sequence: last.sequence });
@@ -149,8 +152,10 @@ impl Cluster {
             }
             let verdict = self.invariants.applied(life.node, applied);
             self.check(verdict);
-            self.check_removals(applied);
-            self.note_records(applied);
+            if !self.is_outcast(life.node) {
+                self.check_removals(applied);
+                self.note_records(applied);
+            }
         }
         // The crash loses none of what the disk has taken: a sole voter's change may be seen nowhere else.
         for applied in &done {

@@ -4,10 +4,11 @@
 //! apart from the disks and from the cores. Of each range the history of its descriptors along its log; of each
 //! store the ranges that have data on its disk, and the tombstones.
 
+mod losses;
 mod merges;
 mod merging;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flotilla_engine::apply::{Applied, RangeChange};
@@ -22,7 +23,7 @@ use crate::invariants::Check;
 use crate::mirror::replica_on;
 use merges::Merges;
 
-type Descriptor = Arc<v1::RangeDescriptor>;
+pub(crate) type Descriptor = Arc<v1::RangeDescriptor>;
 
 /// What a store has on its disk.
 #[derive(Debug, Default)]
@@ -45,6 +46,12 @@ pub(crate) struct Territory {
     change_terms: BTreeMap<(u64, u64), u64>,
     stores: Vec<Holdings>,
     pub merges: Merges,
+    /// Nodes that are lost for good, if a majority was.
+    lost: BTreeSet<usize>,
+    /// Ranges have lost their majorities, and nobody has decided yet what becomes of them.
+    in_doubt: bool,
+    /// What stood in force where a range went on without its majority, for those who have still to apply it.
+    superseded: BTreeMap<(RangeId, u64), Descriptor>,
 }
 
 /// (version, conf_ver): both only grow along a range's log.
@@ -221,6 +228,9 @@ impl Territory {
 
     /// A log batch was written to a store's disk.
     pub(crate) fn written(&mut self, node: usize, batch: &LogBatch) -> Check {
+        if self.lost.contains(&node) {
+            return Ok(());
+        }
         for item in &batch.items {
             if let Some(destroy) = &item.destroy {
                 let store = &mut self.stores[node];
@@ -294,7 +304,7 @@ impl Territory {
     /// What the newest descriptors of a keyspace hold is every key, once.
     fn check_cover(&self, range: RangeId) -> Check {
         let keyspace = self.newest(range).map_or(0, |range| range.keyspace_id);
-        if keyspace != DEFAULT_KEYSPACE.0 {
+        if keyspace != DEFAULT_KEYSPACE.0 || self.in_doubt {
             // Others are born in pieces.
             return Ok(());
         }
@@ -307,7 +317,7 @@ impl Territory {
             return Err(format!("I5: range {range} changes, and came from nothing"));
         };
         if let Some(known) = history.get(&index) {
-            if known != descriptor {
+            if known != descriptor && self.superseded.get(&(range, index)) != Some(descriptor) {
                 return Err(format!(
                     "I5: entry {index} makes {} on one replica and {} on another",
                     words(known),

@@ -2,7 +2,8 @@
 
 use flotilla_proto::v1;
 
-use super::{Descriptor, Led, Route};
+use super::{Descriptor, Led, Route, epoch};
+use crate::recovery::LEAP;
 
 /// What a report changes of a route.
 pub(super) struct Heard {
@@ -42,7 +43,10 @@ pub(super) fn hear(route: &Route, descriptor: &Descriptor, node: u64, report: &v
         Heard { leader: route.leader, term: route.term, data_bytes: route.data_bytes, led: None, load: None };
     let unled = || route.led.is_some().then_some(None);
     let claims = report.leader_node_id == node;
-    if claims && report.term >= route.term {
+    // A range of which nothing was left has begun again: its terms have, too.
+    let conf_ver = report.descriptor.as_ref().map_or(0, |of| epoch(of).1);
+    let begins_again = conf_ver >= route.descriptor.epoch().1 + LEAP;
+    if claims && (report.term >= route.term || begins_again) {
         (heard.leader, heard.term) = (node, report.term);
         if size_moved(route.data_bytes, report.data_bytes) || route.led.is_none() {
             heard.data_bytes = report.data_bytes;

@@ -52,6 +52,22 @@ fn a_split_takes_the_old_cut_out_whichever_half_comes_first() {
     }
 }
 
+/// A range of which nothing was left begins again under its id, with its first term; a claim of an older term by one that
+/// is not beyond the leap of a recovery is none.
+#[test]
+fn who_leads_a_range_that_has_begun_again_is_believed_whatever_its_term() {
+    let led = |table: &Table| table.get(2).map(|route| (route.leader, route.term));
+    let mut table = Table::default();
+    table.report(0, 1, &report(&descriptor(2, "", "", 1, 1), 1, 90));
+    table.report(0, 2, &report(&descriptor(2, "", "", 1, 2), 2, 6));
+    assert_eq!(led(&table), Some((1, 90)));
+    let again = descriptor(2, "", "", 1, 2 + crate::recovery::LEAP);
+    table.report(0, 2, &report(&again, 2, 6));
+    assert_eq!(led(&table), Some((2, 6)));
+    table.report(0, 2, &report(&again, 2, 7));
+    assert_eq!(led(&table), Some((2, 7)));
+}
+
 #[test]
 fn a_descriptor_older_than_what_covers_its_span_has_no_place() {
     let mut table = Table::default();

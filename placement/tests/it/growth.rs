@@ -36,6 +36,26 @@ fn three_fresh_nodes_soon_hold_three_replicas_of_every_range() {
     rest_without_moves(&mut toy);
 }
 
+/// A node that a person has given up is removed before anybody found it dead; what else it held has a majority, and is
+/// rebuilt all the same.
+#[test]
+fn what_a_node_held_that_a_recovery_gives_up_is_rebuilt() {
+    let mut toy = grown(8, 4, 1);
+    let node = 4;
+    assert!(toy.replicas_on(node) > 0);
+    toy.nodes.get_mut(&node).expect("joined").up = false;
+    let record = v1::RecordRecoveryRequest { plan_id: "p".into(), dead_nodes: vec![node], what: String::new() };
+    // Refused as long as it counts as living.
+    let mut steps = 0;
+    while toy.ask(Request::RecordRecovery(record.clone())).is_err() {
+        toy.step();
+        steps += 1;
+        assert!(steps < 100, "it is never believed to be gone");
+    }
+    assert!(toy.replicas_on(node) > 0, "it is not found dead yet");
+    toy.until("replicas elsewhere", |toy| toy.replicas_on(node) == 0 && toy.at_rest(3));
+}
+
 #[test]
 fn two_nodes_keep_one_replica_because_two_would_outlive_less() {
     let mut toy = Toy::new(4, 1);

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::chapters::Cut;
+
 /// A key of the `plain` data model.
 pub type Key = Bytes;
 /// A value of the `plain` data model.
@@ -132,17 +134,19 @@ pub struct Operation {
 pub(super) type Moment = (u64, u64);
 
 #[derive(Clone, Debug)]
-struct Entry {
-    operation: Operation,
-    invoke_seq: u64,
-    return_seq: u64,
+pub(super) struct Entry {
+    pub operation: Operation,
+    pub invoke_seq: u64,
+    pub return_seq: u64,
 }
 
 /// All operations of a run. See the invariants at the head of this file.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    entries: Vec<Entry>,
-    next_seq: u64,
+    pub(super) entries: Vec<Entry>,
+    pub(super) next_seq: u64,
+    /// Where keys have gone back to what one replica had.
+    pub(super) cuts: BTreeMap<Key, Vec<Cut>>,
 }
 
 impl History {
@@ -250,7 +254,7 @@ impl History {
         }
     }
 
-    fn take_seq(&mut self) -> u64 {
+    pub(super) fn take_seq(&mut self) -> u64 {
         self.next_seq += 1;
         self.next_seq
     }

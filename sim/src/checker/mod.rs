@@ -3,7 +3,7 @@
 //! They know nothing of the engine or of the simulator, so that tests with real processes use the same
 //! ones. Flow: a workload records a [`History`]; [`check`] decides whether every key is linearizable;
 //! [`nothing_lost`] and [`nothing_invented`] look again, in a cheaper and independent way; [`nothing_outlives`] sees to it
-//! that values with a ttl end in time.
+//! that values with a ttl end in time. Losses that were announced: [`Chapters`].
 //!
 //! ```
 //! use flotilla_sim::checker::{Budget, History, Input, Outcome, Output, check};
@@ -26,6 +26,7 @@
 
 mod audit;
 mod chains;
+mod chapters;
 mod expiry;
 mod explain;
 mod history;
@@ -39,6 +40,7 @@ mod search;
 mod tests;
 
 pub use audit::{Finding, LossAudit, nothing_invented, nothing_lost};
+pub use chapters::Chapters;
 pub use expiry::{Calm, nothing_outlives};
 pub use history::{Expect, History, Input, Key, OpId, Operation, Outcome, Output, Value, Version, Versioned};
 pub use linearizability::{Budget, Checked, Verdict, Violation, check};

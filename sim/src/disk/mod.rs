@@ -77,6 +77,12 @@ impl SimDisk {
         Arc::clone(&self.lock().visible)
     }
 
+    /// A disk of its own with all that is visible here, as if it were synced.
+    pub fn copy(&self) -> Self {
+        let disk = Disk { visible: self.visible(), ..Disk::default() };
+        Self { disk: Arc::new(Mutex::new(disk)) }
+    }
+
     /// Cuts the power: of the batches that no sync covered, a number drawn from `seed` stays, the
     /// oldest first. Faults end with it, lack of space excepted. Returns how many batches were lost.
     pub fn crash(&self, seed: u64) -> usize {

@@ -10,6 +10,9 @@ use crate::territory;
 impl Invariants {
     /// I7: while one replica may serve reads by its lease, no other may. `clocks` are all nodes' times now.
     pub(crate) fn view(&mut self, node: usize, view: &std::sync::Arc<ReadView>, clocks: &[BootTime]) -> Check {
+        if self.is_outcast(node) {
+            return Ok(());
+        }
         let range = view.range();
         self.views.insert((range, node), view.clone());
         if view.lease_covers(clocks[node]) {
@@ -30,6 +33,9 @@ impl Invariants {
     /// I7, from the other side: nobody acknowledges a write while another replica may serve reads alone.
     /// A write of an older term than the lease's is in that leader's log, and applied there.
     pub(crate) fn write_answered(&self, node: usize, range: RangeId, term: u64, clocks: &[BootTime]) -> Check {
+        if self.is_outcast(node) {
+            return Ok(());
+        }
         self.no_older_lease(node, range, term, clocks, "acknowledges a write")?;
         let Some(own) = self.views.get(&(range, node)).filter(|_| !self.black_box) else { return Ok(()) };
         // A range that was split on other nodes and not on that one must not be read there by its lease.

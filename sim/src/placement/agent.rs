@@ -68,7 +68,7 @@ impl Cluster {
     }
 
     pub(super) fn agent_wakes(&mut self, life: Life, wake: u64) {
-        if !self.lives(life) {
+        if !self.lives(life) || self.is_outcast(life.node) {
             return;
         }
         let node = &mut self.nodes[life.node];
@@ -159,6 +159,9 @@ impl Cluster {
         agent.lost = false;
         agent.reporter.answered(&answer);
         agent.learned.answered(&answer);
+        if let Some(real) = &mut self.real {
+            real.learn_nodes(index, &answer.nodes);
+        }
         agent.wants_ids &= answer.range_ids == 0;
         self.give(index, Input::Keyspaces(answer.keyspaces));
         if answer.range_ids > 0 {

@@ -86,7 +86,7 @@ impl Cluster {
 
     /// Takes the host as far as it goes now.
     pub(crate) fn look_after_host(&mut self, index: usize) {
-        if self.real.is_none() {
+        if self.real.is_none() || self.is_outcast(index) {
             return;
         }
         loop {

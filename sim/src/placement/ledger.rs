@@ -34,6 +34,8 @@ pub(crate) struct Ledger {
     /// Entries that were given to an apply stage, by index.
     entries: BTreeMap<u64, v1::Command>,
     applied: u64,
+    /// The entry that last told of a new node.
+    pub nodes_at: u64,
     reign: (u64, u64),
     next: BTreeMap<String, u64>,
     pub nodes: BTreeMap<u64, v1::NodeRecord>,
@@ -58,6 +60,11 @@ impl Ledger {
             }
         }
         ledger
+    }
+
+    /// What the system range goes on with after the loss of its majority: ids that were given out behind that may come again.
+    pub(super) fn going_on(records: Vec<(Bytes, Bytes)>, applied: u64) -> Self {
+        Self { applied, ..Self::new(records) }
     }
 
     /// Entries on their way to a replica's apply stage.
@@ -134,7 +141,12 @@ impl Ledger {
                 self.reign = reign;
             }
             Change::Next(counter, next) => drop(self.next.insert(format!("{counter:?}"), next)),
-            Change::Node(record) => return self.put_node(record),
+            Change::Node(record) => {
+                if !self.nodes.contains_key(&record.node_id) {
+                    self.nodes_at = self.applied;
+                }
+                return self.put_node(record);
+            }
             Change::Keyspace(record) => return self.put_keyspace(record),
             Change::Order(range, record) => return self.put_order(range, record),
             Change::Birth(range, record) => {

@@ -5,6 +5,7 @@
 //! range, with its records in that range, and an agent on every node that reports to it over the simulated network.
 //! Such a cluster begins with one node; others join, and one may be lost for good; people create and drop keyspaces,
 //! with clients on them, drain nodes and move replicas, and operators (`operators`) decommission nodes and maintain them.
+//! In a part of these runs a majority is lost for good (`loss`), and recovered (`recovery`).
 //!
 //! ```text
 //! agent, joining node, people ──ask──▶ host: Service ──Host's scan and writes──▶ the system range ──applied──▶ ledger
@@ -16,9 +17,11 @@ mod agent;
 mod ask;
 mod host;
 mod ledger;
+mod loss;
 mod merging;
 mod operators;
 mod people;
+mod recovery;
 mod rest;
 mod toy;
 mod young;
@@ -40,12 +43,15 @@ use crate::schedule::{Event, Life};
 
 pub(crate) use agent::Agent;
 pub(crate) use host::{HOST, Host};
+pub(crate) use loss::LossKnobs;
 pub(crate) use operators::OperatorKnobs;
 use operators::Operators;
 pub(crate) use toy::Placement;
 
 use ask::Call;
 use ledger::Ledger;
+use loss::Loss;
+use recovery::Recovery;
 use young::Young;
 
 /// What the real placement is drawn to be.
@@ -63,6 +69,8 @@ pub(crate) struct RealKnobs {
     /// Mean time between what people ask for; 0: nothing.
     pub people_every: Nanos,
     pub operators: OperatorKnobs,
+    /// A majority is lost for good, and recovered.
+    pub loss: Option<LossKnobs>,
 }
 
 impl RealKnobs {
@@ -80,6 +88,7 @@ impl RealKnobs {
             loses: rng.chance(500),
             people_every: rng.pick(&[0, ms(1_000), ms(3_000)]),
             operators: OperatorKnobs::default(),
+            loss: None,
         }
     }
 
@@ -118,6 +127,16 @@ pub(crate) enum Placed {
     Wipe(u64),
     /// A node is lost for good, if that can be.
     Lose,
+    /// A majority is lost for good.
+    LoseMajority,
+    /// A lost node comes back, with all that it had.
+    Return(usize),
+    /// A node hears that it was given up.
+    Outcast(usize),
+    /// The person who recovers what is left looks how it stands.
+    Recovering,
+    /// That person asks something of a node.
+    Recover(usize, recovery::Ask),
 }
 
 /// What a node id stands for.
@@ -154,6 +173,8 @@ pub(crate) struct Real {
     /// A node is still to be lost.
     losing: bool,
     operators: Operators,
+    loss: Loss,
+    recovery: Recovery,
     /// Since when nothing is left to be done.
     rests_since: Option<Nanos>,
     pub rested: bool,
@@ -205,6 +226,8 @@ impl Real {
             slow_at: None,
             losing: real.loses,
             operators: Operators::new(knobs.seed),
+            loss: Loss::default(),
+            recovery: Recovery::new(knobs.seed),
             rests_since: None,
             rested: false,
             knobs: real,
@@ -258,6 +281,10 @@ impl Cluster {
         if real.knobs.operators.act() {
             self.schedule.at(ms(4_000), Event::Placed(Placed::Operators));
         }
+        if let Some(loss) = &real.knobs.loss {
+            let at = self.knobs.duration / 1_000 * loss.at_per_mille;
+            self.schedule.at(at, Event::Placed(Placed::LoseMajority));
+        }
         if real.losing {
             let at = real.rng.between(self.knobs.duration / 4, self.knobs.duration * 9 / 10);
             self.schedule.at(at, Event::Placed(Placed::Lose));
@@ -276,6 +303,11 @@ impl Cluster {
             Placed::Operators => self.operators_act(),
             Placed::Wipe(node) => self.wipe(node),
             Placed::Lose => self.lose_a_node(),
+            Placed::LoseMajority => self.lose_a_majority(),
+            Placed::Return(index) => self.come_back(index),
+            Placed::Outcast(index) => self.outcast_hears(index),
+            Placed::Recovering => self.recover(),
+            Placed::Recover(index, ask) => self.recovery_asked(index, ask),
         }
     }
 

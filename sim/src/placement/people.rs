@@ -246,6 +246,7 @@ impl Cluster {
             (Request::MoveReplica(_), Ok(_)) => self.marks.hit(Mark::MoveAsked),
             (Request::MergeRanges(_), Ok(_)) => self.marks.hit(Mark::MergeAsked),
             (Request::DrainNode(_), Ok(_)) => self.marks.hit(Mark::DrainAsked),
+            (Request::RecordRecovery(_), result) => self.recovery_recorded(result),
             (_, Ok(_)) => self.operators_are_answered(request),
             (_, Err(Error::Ambiguous { .. })) => self.marks.hit(Mark::PeopleUncertain),
             (_, Err(Error::InvalidArgument { .. })) => self.marks.hit(Mark::PeopleRefused),
@@ -293,8 +294,11 @@ impl Real {
     fn set_right(&self) -> Option<Request> {
         self.undo_draining().or_else(|| {
             let gone = |birth: &&v1::RangeDescriptor| birth.replicas.iter().any(|of| !self.is_node_member(of.node_id));
-            let birth = self.ledger.births.values().find(gone)?;
-            let keyspace = self.ledger.living().find(|of| of.keyspace_id == birth.keyspace_id)?;
+            let birth = self.ledger.births.values().find(gone).map(|birth| birth.keyspace_id);
+            // That it was dropped may be lost.
+            let dropped = || self.ledger.living().map(|of| of.keyspace_id).find(|id| self.was_dropped(*id));
+            let id = birth.or_else(dropped)?;
+            let keyspace = self.ledger.living().find(|of| of.keyspace_id == id)?;
             Some(Request::DropKeyspace(v1::DropKeyspaceRequest { name: keyspace.name.clone() }))
         })
     }

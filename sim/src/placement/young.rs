@@ -4,10 +4,11 @@
 use bytes::Bytes;
 use flotilla_engine::apply::Applied;
 use flotilla_proto::ids::{DEFAULT_KEYSPACE, SYSTEM_RANGE};
-use flotilla_proto::{KeyspaceId, v1};
+use flotilla_proto::{KeyspaceId, RangeId, v1};
 use v1::request::Body;
 
-use super::ledger::News;
+use super::Real;
+use super::ledger::{Ledger, News};
 use crate::client::Mode;
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
@@ -45,7 +46,31 @@ impl Young {
     }
 }
 
+impl Real {
+    /// Whether clients have been told that the keyspace is gone.
+    pub(super) fn was_dropped(&self, keyspace: u64) -> bool {
+        self.young.get(&keyspace).is_some_and(|young| young.dropped.is_some())
+    }
+
+    /// A range goes on by this plan; false: that was known.
+    pub(crate) fn goes_on(&mut self, range: RangeId, plan: String) -> bool {
+        self.recovery.went_on.insert((range, plan))
+    }
+}
+
 impl Cluster {
+    /// The system range goes on with these records; what was written behind them is gone, and was never applied.
+    pub(crate) fn ledger_goes_back(&mut self, records: Vec<(Bytes, Bytes)>, applied: u64) {
+        let now = self.now;
+        let Some(real) = &mut self.real else { return };
+        real.ledger = Ledger::going_on(records, applied);
+        for (id, young) in &mut real.young {
+            if !real.ledger.living().any(|of| of.keyspace_id == *id) {
+                young.dropped.get_or_insert(now);
+            }
+        }
+    }
+
     /// A replica of the system range has applied entries.
     pub(crate) fn note_records(&mut self, done: &Applied) {
         if done.range != SYSTEM_RANGE {

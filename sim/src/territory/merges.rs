@@ -23,18 +23,36 @@ pub(crate) enum Fate {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Freeze {
+pub(super) struct Freeze {
     target: RangeId,
     fate: Fate,
+}
+
+impl Freeze {
+    /// Its range goes on with what one replica had, and stands still no more.
+    pub(super) fn goes_on(&mut self, applied: u64) {
+        if !matches!(self.fate, Fate::Thawed(at) if at <= applied) {
+            self.fate = Fate::Thawed(applied);
+        }
+    }
+
+    /// The entry that merged is lost; true: it was one.
+    pub(super) fn is_undone(&mut self, target: RangeId, applied: u64) -> bool {
+        let undone = matches!(self.fate, Fate::Merged(by, at) if by == target && at > applied);
+        if undone {
+            self.fate = Fate::Open;
+        }
+        undone
+    }
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Merges {
     /// Of each range, its freezes by their indexes in its log.
-    freezes: BTreeMap<RangeId, BTreeMap<u64, Freeze>>,
+    pub(super) freezes: BTreeMap<RangeId, BTreeMap<u64, Freeze>>,
     /// Ranges that are part of another one.
-    ended: BTreeMap<RangeId, RangeId>,
+    pub(super) ended: BTreeMap<RangeId, RangeId>,
 }
 
 impl Merges {

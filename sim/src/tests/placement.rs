@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::faults::{CrashPoint, Fault, Target};
 use crate::knobs::Knobs;
 use crate::marks::Mark;
-use crate::placement::{OperatorKnobs, RealKnobs};
+use crate::placement::{LossKnobs, OperatorKnobs, RealKnobs};
 
 /// A cluster that begins with one node and is to have so many.
 fn placed(wanted: usize, change: impl FnOnce(&mut Knobs, &mut RealKnobs)) -> Scenario {
@@ -26,6 +26,7 @@ fn placed(wanted: usize, change: impl FnOnce(&mut Knobs, &mut RealKnobs)) -> Sce
             loses: false,
             people_every: 0,
             operators: OperatorKnobs::default(),
+            loss: None,
         };
         (knobs.nodes, knobs.members, knobs.replicas, knobs.ranges) = (RealKnobs::NODES_MAX, 1, 1, 4);
         // Joins and losses come within this time.
@@ -83,6 +84,43 @@ fn a_node_lost_for_good_is_replaced_by_one_that_joins_and_nothing_is_lost() {
     for key in ["a", "m", "z"] {
         assert_eq!(scenario.get(key).as_deref(), Some(key.as_bytes()));
     }
+    scenario.finish();
+}
+
+/// Two or three of five are gone at once, and come back when they were given up: nobody hears them.
+#[test]
+fn what_survivors_have_is_served_after_a_majority_is_lost_and_the_lost_are_sent_away() {
+    let mut scenario = placed(5, |knobs, real| {
+        knobs.duration = ms(100_000);
+        real.lose_a_majority(LossKnobs {
+            wanted: 5,
+            replicas: 3,
+            at_per_mille: 120,
+            whole: false,
+            uneven: false,
+            return_per_mille: 1_000,
+        });
+    });
+    scenario.leader();
+    scenario.wait_for_three(None);
+    for key in ["a", "m", "z"] {
+        scenario.put(key, key);
+    }
+    scenario.wait_long("the loss", ms(90_000), |cluster| cluster.marks.count(Mark::MajorityLost) > 0);
+    scenario.wait_long("the recovery", ms(60_000), |cluster| cluster.marks.count(Mark::RecoveryRecorded) > 0);
+    assert!(scenario.count(Mark::RangeWentOn) > 0);
+    for key in ["a", "m", "z"] {
+        assert_eq!(scenario.get(key).as_deref(), Some(key.as_bytes()), "it was on all replicas");
+        scenario.put(key, "again");
+    }
+    scenario.wait_long("the lost to return", ms(60_000), |cluster| cluster.marks.count(Mark::OutcastReturns) > 0);
+    scenario.wait_for_three(None);
+    for key in ["a", "m", "z"] {
+        assert_eq!(scenario.get(key).as_deref(), Some(&b"again"[..]));
+    }
+    scenario.wait_long("the lost to be told, and to end", ms(5_000), |cluster| {
+        cluster.marks.count(Mark::OutcastEnds) == cluster.marks.count(Mark::OutcastReturns)
+    });
     scenario.finish();
 }
 
