@@ -22,6 +22,9 @@ pub struct Config {
     pub create_wait: Duration,
     /// Ids in a block that a node is given for the children of its splits.
     pub range_ids_per_block: u32,
+    /// By how much the ids of nodes leap when the system range was recovered; those of all else leap further. A cluster has
+    /// not lost more joins than that with the nodes that knew of them.
+    pub node_ids_leap: u64,
     /// `split_bytes` of a keyspace that names none.
     pub split_bytes: u64,
     /// Most encoded bytes of routes in one answer; the rest goes into the next ones.
@@ -71,6 +74,7 @@ impl Default for Config {
             answer_wait: Duration::from_secs(1),
             create_wait: Duration::from_secs(20),
             range_ids_per_block: 1_000,
+            node_ids_leap: 1_000,
             split_bytes: 256 << 20,
             answer_routes_bytes: 1 << 20,
             ranges_per_round: 2_000,

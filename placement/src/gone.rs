@@ -4,7 +4,8 @@
 use flotilla_proto::{Error, Result, v1};
 
 use crate::history;
-use crate::records::Change;
+use crate::records::{Change, Counter};
+use crate::recovery::LEAP;
 use crate::service::{Response, Service, Token};
 use crate::waiters::Wants;
 
@@ -12,7 +13,9 @@ impl Service {
     /// Marks nodes as removed. May be repeated: those that are removed already stay so.
     pub(crate) fn on_record_recovery(&mut self, token: Token, request: &v1::RecordRecoveryRequest) -> Result<()> {
         let known = |node: &u64| self.state.ahead.nodes.get(node);
-        if let Some(node) = request.dead_nodes.iter().find(|node| known(node).is_none()) {
+        // What was lost with the system range's majority may have been a node's joining.
+        let forgotten = |node: &u64| known(node).is_none() && self.reign() >= LEAP;
+        if let Some(node) = request.dead_nodes.iter().find(|node| known(node).is_none() && !forgotten(node)) {
             return Err(Error::invalid(format!("there is no node {node}"), "see the nodes by `flotilla node list`"));
         }
         if let Some(node) = request.dead_nodes.iter().find(|node| self.state.is_live(**node)) {
@@ -20,8 +23,15 @@ impl Service {
             return Err(Error::invalid(format!("node {node} reports, and lives"), hint));
         }
         let records = request.dead_nodes.iter().filter_map(known).filter(|record| !record.removed);
-        let changes: Vec<Change> =
-            records.map(|record| Change::Node(v1::NodeRecord { removed: true, ..record.clone() })).collect();
+        let forgotten = request.dead_nodes.iter().filter(|node| forgotten(node));
+        let forgotten = forgotten.map(|node_id| v1::NodeRecord { node_id: *node_id, ..Default::default() });
+        let records = records.cloned().chain(forgotten);
+        let mut changes: Vec<Change> =
+            records.map(|record| Change::Node(v1::NodeRecord { removed: true, ..record })).collect();
+        let beyond = request.dead_nodes.iter().max().map_or(0, |node| node.saturating_add(1));
+        if beyond > self.next_id(Counter::Node) {
+            changes.push(Change::Next(Counter::Node, beyond));
+        }
         let words =
             format!("recovery {}: nodes {:?} are gone for good; {}", request.plan_id, request.dead_nodes, request.what);
         self.effects.notes.push(words.clone());

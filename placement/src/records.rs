@@ -32,7 +32,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 4] = [Self::Keyspace, Self::Node, Self::Order, Self::Range];
+    pub(crate) const ALL: [Self; 4] = [Self::Keyspace, Self::Node, Self::Order, Self::Range];
 
     fn name(self) -> &'static str {
         match self {

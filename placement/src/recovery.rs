@@ -21,10 +21,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::{self, ReplicaRole};
-use lost::{gaps, lost_ranges, recreate};
+use lost::{dropped, gaps, lost_ranges, recreate};
 
-/// By how much ids of replicas and conf_ver leap: more than changes of replicas that nobody alive has heard of.
+/// By how much at least ids, terms and conf_ver leap: more than changes that nobody alive has heard of.
 pub const LEAP: u64 = 1 << 20;
+
+/// A number beyond what is known of the past, and beyond what an earlier recovery leapt to that nobody alive has heard of:
+/// that was made before, and has counted up more slowly than time goes, in milliseconds.
+fn beyond(known: u64, unix_ms: u64) -> u64 {
+    (known + LEAP).max(unix_ms)
+}
 
 /// What a person says, and who it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -174,8 +180,13 @@ pub fn plan(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<Plan, Vec<Str
     };
     let mut refusals = Vec::new();
     let mut well: Vec<v1::RangeDescriptor> = Vec::new();
+    let dropped = dropped(surveys);
     for (range, replicas) in &ranges {
         let Some(descriptor) = newest(replicas) else { continue };
+        if dropped.contains(&descriptor.keyspace_id) {
+            // Whoever still holds a part of it has yet to be told, and then lets it go.
+            continue;
+        }
         if has_majority(descriptor, replicas) {
             plan.healthy += 1;
             well.push(descriptor.clone());
@@ -295,10 +306,10 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
     let before = chosen.descriptor.clone().unwrap_or_default();
     let remembered = surveys.iter().flat_map(|survey| &survey.routes).filter(|of| of.range_id == before.range_id);
     let all = || replicas.iter().filter_map(|(_, of)| of.descriptor.as_ref()).chain(remembered.clone());
-    let conf_ver = all().map(|of| epoch(of).conf_ver).max().unwrap_or_default() + LEAP;
+    let conf_ver = beyond(all().map(|of| epoch(of).conf_ver).max().unwrap_or_default(), wish.unix_ms);
     let next_id = all().map(|of| of.next_replica_id).max().unwrap_or_default();
     let term = replicas.iter().map(|(_, of)| of.term).max().unwrap_or_default();
-    let (replica_id, term) = leapt(chosen.replica_id, next_id, term);
+    let (replica_id, term) = leapt(chosen.replica_id, next_id, term, wish.unix_ms);
     let after = v1::RangeDescriptor {
         epoch: Some(v1::Epoch { conf_ver, ..epoch(&before) }),
         replicas: vec![v1::ReplicaDescriptor { replica_id, node_id: node, role: ReplicaRole::Voter.into() }],
@@ -367,8 +378,11 @@ fn target_lost(chosen: &v1::SurveyedReplica, surveys: &[v1::SurveyResponse], war
 }
 
 /// The id of the replica that goes on, and its term: beyond all that the lost ones can have reached.
-fn leapt(replica_id: u64, next_id: u64, term: u64) -> (u64, u64) {
-    if cfg!(feature = "mutant-recover-same-replica") { (replica_id, term + 1) } else { (next_id + LEAP, term + LEAP) }
+fn leapt(replica_id: u64, next_id: u64, term: u64, unix_ms: u64) -> (u64, u64) {
+    if cfg!(feature = "mutant-recover-same-replica") {
+        return (replica_id, term + 1);
+    }
+    (beyond(next_id, unix_ms), beyond(term, unix_ms))
 }
 
 fn after(kept: &Kept) -> v1::RangeDescriptor {

@@ -14,7 +14,8 @@ use flotilla_proto::{Error, Result, v1};
 
 use crate::config::Config;
 use crate::places::Places;
-use crate::records::Change;
+use crate::records::{Change, Counter};
+use crate::recovery::LEAP;
 use crate::state::{Records, State};
 use crate::waiters::{Waiter, Wants};
 use crate::work::Work;
@@ -196,6 +197,7 @@ impl Service {
         if loaded.reign.reign > reign {
             return Err(format!("a service of reign {} has been here; this one is of {reign}", loaded.reign.reign));
         }
+        let last_reign = loaded.reign.reign;
         let record = v1::ReignRecord { reign, loads: loaded.reign.loads + 1 };
         let work = Work::new(&loaded, now);
         let mut state = State {
@@ -227,8 +229,28 @@ impl Service {
             effects: Effects::default(),
             stopped: None,
         };
+        service.leap_if_recovered(reign, last_reign);
         service.pump();
         Ok(service)
+    }
+
+    /// If the system range went on without its majority since the last service: what that service did last may be lost,
+    /// ids that it gave out among it. So the next ones are far beyond them. A recovery shows in the term, which leaps
+    /// with it, and grows by one with each election otherwise.
+    fn leap_if_recovered(&mut self, reign: u64, last_reign: u64) {
+        if reign < last_reign + LEAP {
+            return;
+        }
+        let leaps = |counter: Counter| {
+            let by = if counter == Counter::Node { self.state.config.node_ids_leap } else { LEAP };
+            Change::Next(counter, self.next_id(counter) + by)
+        };
+        let changes: Vec<Change> = Counter::ALL.into_iter().map(leaps).collect();
+        changes.iter().for_each(|change| self.state.ahead.apply(change));
+        self.writer.stage_first(changes);
+        self.effects
+            .notes
+            .push("the system range was recovered: ids go on far beyond those that were given out".into());
     }
 
     /// The reign that it was loaded for.

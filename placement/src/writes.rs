@@ -31,6 +31,8 @@ pub(crate) struct Writer {
     reign: v1::ReignRecord,
     /// The version that it was loaded with, until then.
     loaded_version: Option<u64>,
+    /// The first unit goes with the first write.
+    takes_along: bool,
     staged: VecDeque<Unit>,
     under_way: Option<(WriteId, Vec<Unit>)>,
     next_unit: u64,
@@ -43,6 +45,7 @@ impl Writer {
         Self {
             reign,
             loaded_version: Some(loaded_version),
+            takes_along: false,
             staged: VecDeque::new(),
             under_way: None,
             next_unit: 1,
@@ -57,6 +60,12 @@ impl Writer {
         self.next_unit += 1;
         self.staged.push_back(Unit { number, changes });
         number
+    }
+
+    /// Takes changes in that go with the first batch, so that no service finds the records taken over without them.
+    pub fn stage_first(&mut self, changes: Vec<Change>) {
+        self.takes_along = true;
+        self.stage(changes);
     }
 
     /// The number of the last unit staged.
@@ -87,7 +96,7 @@ impl Writer {
         let mut units = Vec::new();
         let mut changes = 0;
         // The first batch only takes the records over: what rests on that comes after it.
-        while self.loaded_version.is_none() {
+        while std::mem::take(&mut self.takes_along) || self.loaded_version.is_none() {
             let Some(unit) = self.staged.front() else { break };
             changes += unit.changes.len();
             if changes > OPS_MAX && !units.is_empty() {
@@ -133,11 +142,9 @@ impl Writer {
     /// The write was acknowledged: its changes, in order. `None`: it is not the one under way.
     pub fn done(&mut self, id: WriteId) -> Option<Vec<Change>> {
         let (_, units) = self.under_way.take_if(|(under_way, _)| *under_way == id)?;
-        if self.loaded_version.take().is_some() {
-            return Some(vec![Change::Reign(self.reign)]);
-        }
+        let takes_over = self.loaded_version.take().map(|_| Change::Reign(self.reign));
         self.acked = units.last().map_or(self.acked, |unit| unit.number);
-        Some(units.into_iter().flat_map(|unit| unit.changes).collect())
+        Some(takes_over.into_iter().chain(units.into_iter().flat_map(|unit| unit.changes)).collect())
     }
 }
 
@@ -171,6 +178,17 @@ mod tests {
         }
         assert_eq!(sizes, [1, 601, 601, 1_004]);
         assert!(writer.next().is_none() && writer.is_acked(5));
+    }
+
+    #[test]
+    fn what_goes_with_the_taking_over_is_in_the_first_batch() {
+        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        writer.stage_first(unit(1, 3));
+        writer.stage(unit(9, 2));
+        let (id, ops) = next(&mut writer);
+        let done = [vec![Change::Reign(v1::ReignRecord { reign: 1, loads: 1 })], unit(1, 3)].concat();
+        assert_eq!((ops, writer.done(id)), (4, Some(done)));
+        assert_eq!(next(&mut writer).1, 3);
     }
 
     #[test]

@@ -6,7 +6,13 @@ use bytes::Bytes;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::{self, ReplicaRole};
 
-use super::{LEAP, Plan, Replica, afters, age, epoch, overlap};
+use super::{Plan, Replica, afters, age, beyond, epoch, overlap};
+
+/// The keyspaces that were dropped, as far as anybody has heard.
+pub(super) fn dropped(surveys: &[v1::SurveyResponse]) -> BTreeSet<u64> {
+    let known = surveys.iter().flat_map(|survey| &survey.keyspaces);
+    known.filter(|of| of.state() == v1::KeyspaceState::Dropped).map(|of| of.keyspace_id).collect()
+}
 
 /// Spans of keyspaces that no range holds.
 pub(super) fn gaps(
@@ -16,10 +22,9 @@ pub(super) fn gaps(
 ) -> Vec<(u64, Bytes, Bytes)> {
     let mut ranges: Vec<v1::RangeDescriptor> = well.iter().cloned().chain(afters(plan)).collect();
     ranges.sort_by(|a, b| (a.keyspace_id, &a.start).cmp(&(b.keyspace_id, &b.start)));
-    let living = surveys.iter().flat_map(|survey| &survey.keyspaces);
-    let dropped: BTreeSet<u64> =
-        living.clone().filter(|of| of.state() == v1::KeyspaceState::Dropped).map(|of| of.keyspace_id).collect();
-    let mut keyspaces: BTreeSet<u64> = living.map(|of| of.keyspace_id).collect();
+    let dropped = dropped(surveys);
+    let mut keyspaces: BTreeSet<u64> =
+        surveys.iter().flat_map(|survey| &survey.keyspaces).map(|of| of.keyspace_id).collect();
     keyspaces.extend(ranges.iter().map(|of| of.keyspace_id));
     keyspaces.extend(surveys.iter().flat_map(|survey| &survey.routes).map(|of| of.keyspace_id));
     let mut gaps = Vec::new();
@@ -47,12 +52,9 @@ pub(super) fn lost_ranges(
     held: &[v1::RangeDescriptor],
 ) -> Vec<v1::RangeDescriptor> {
     let mut lost: BTreeMap<u64, v1::RangeDescriptor> = BTreeMap::new();
-    let dropped = |of: &v1::RangeDescriptor| {
-        let mut keyspaces = surveys.iter().flat_map(|survey| &survey.keyspaces);
-        keyspaces.any(|known| known.keyspace_id == of.keyspace_id && known.state() == v1::KeyspaceState::Dropped)
-    };
+    let dropped = dropped(surveys);
     let remembered = surveys.iter().flat_map(|survey| &survey.routes);
-    for of in remembered.filter(|of| !ranges.contains_key(&of.range_id) && !dropped(of)) {
+    for of in remembered.filter(|of| !ranges.contains_key(&of.range_id) && !dropped.contains(&of.keyspace_id)) {
         let known = lost.entry(of.range_id).or_insert_with(|| of.clone());
         if age(of) > age(known) {
             *known = of.clone();
@@ -77,9 +79,9 @@ pub(super) fn recreate(plan: &mut Plan) {
     let nodes: Vec<u64> = plan.living.keys().copied().collect();
     for (at, of) in plan.lost.iter().filter(|of| of.range_id != SYSTEM_RANGE.0).enumerate() {
         let node_id = nodes[at % nodes.len()];
-        let replica_id = of.next_replica_id + LEAP;
+        let replica_id = beyond(of.next_replica_id, plan.wish.unix_ms);
         let descriptor = v1::RangeDescriptor {
-            epoch: Some(v1::Epoch { conf_ver: epoch(of).conf_ver + LEAP, ..epoch(of) }),
+            epoch: Some(v1::Epoch { conf_ver: beyond(epoch(of).conf_ver, plan.wish.unix_ms), ..epoch(of) }),
             replicas: vec![v1::ReplicaDescriptor { replica_id, node_id, role: ReplicaRole::Voter.into() }],
             next_replica_id: replica_id + 1,
             ..of.clone()

@@ -1,8 +1,10 @@
 //! What is planned for ranges whose majority is lost, from what the living say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use flotilla_placement::recovery::{LEAP, Plan, Wish, committed, plan, unsettled};
+use flotilla_placement::{Bootstrap, Change, Config, Counter, Outcome, Request, Service};
 use flotilla_proto::v1::{self, ReplicaRole};
 
 /// A range of keyspace 1, version and conf_ver, with voters on these nodes, each under its node's id.
@@ -219,4 +221,96 @@ fn a_frozen_range_is_told_when_nothing_is_left_of_its_target() {
         assert_eq!(kept.order.merge_target_lost, lost);
         assert!(kept.warnings.iter().any(|said| said.contains(words)), "{:?}", kept.warnings);
     }
+}
+
+/// A service that is loaded for this reign, behind one of reign 7.
+fn loaded(reign: u64) -> Service {
+    let first = Bootstrap {
+        cluster_id: 1,
+        cluster_name: "c".into(),
+        node: v1::NodeRecord { node_id: 1, ..Default::default() },
+        replicas: 3,
+        split_bytes: 0,
+        ranges: 1,
+    };
+    let seventh = Change::Reign(v1::ReignRecord { reign: 7, loads: 1 }).encode();
+    let mut records: BTreeMap<_, _> = first.first_records().into_iter().collect();
+    records.insert(seventh.0, seventh.1.expect("a record"));
+    let records = records.into_iter().map(|(key, value)| (key, value, 1));
+    Service::load(reign, records, Duration::ZERO, Config::default()).expect("valid")
+}
+
+/// The records that the service's next write sets; it is acknowledged.
+fn written(service: &mut Service) -> Vec<Change> {
+    let writes = service.take_effects().writes;
+    let [write] = &writes[..] else { panic!("{writes:?}") };
+    let sets = write.request.ops.iter().map(|op| match op.op.clone() {
+        Some(v1::write_op::Op::Put(put)) => (put.key, put.value),
+        Some(v1::write_op::Op::CompareAndSwap(swap)) => (swap.key, swap.new_value.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    });
+    let changes = sets.map(|(key, value)| Change::decode(&key, &value).expect("a record")).collect();
+    service.written(Duration::ZERO, write.id, Outcome::Applied);
+    changes
+}
+
+#[test]
+fn ids_that_a_lost_system_range_gave_out_are_not_given_out_again() {
+    let reign = |changes: &[Change]| matches!(changes, [Change::Reign(_)]);
+    assert!(reign(&written(&mut loaded(8))), "an election is no recovery");
+    let [Change::Reign(_), leapt @ ..] = &written(&mut loaded(7 + LEAP))[..] else { panic!("the reign comes first") };
+    assert_eq!(leapt.len(), 4);
+    for change in leapt {
+        let Change::Next(counter, next) = change else { panic!("{change:?}") };
+        assert!(*next > if *counter == Counter::Node { 1_000 } else { LEAP }, "{change:?}");
+    }
+}
+
+/// That it had joined was lost with the system range's majority.
+#[test]
+fn a_node_that_placement_has_forgotten_is_given_up_all_the_same() {
+    let request = || {
+        let dead_nodes = vec![6, 5_000];
+        Request::RecordRecovery(v1::RecordRecoveryRequest { plan_id: "p".into(), dead_nodes, what: String::new() })
+    };
+    let mut service = loaded(8);
+    written(&mut service);
+    service.request(Duration::ZERO, 1, request());
+    assert!(format!("{:?}", service.take_effects().answers).contains("there is no node 6"));
+    let mut service = loaded(7 + LEAP);
+    written(&mut service);
+    service.request(Duration::ZERO, 1, request());
+    let changes = written(&mut service);
+    let removed =
+        |id: u64| changes.iter().any(|of| matches!(of, Change::Node(node) if node.removed && node.node_id == id));
+    assert!(removed(6) && removed(5_000) && changes.contains(&Change::Next(Counter::Node, 5_001)), "{changes:?}");
+}
+
+#[test]
+fn what_is_left_of_a_dropped_keyspace_does_not_go_on() {
+    let dropped = v1::Keyspace { keyspace_id: 1, state: v1::KeyspaceState::Dropped.into(), ..Default::default() };
+    let [of_it, other] = [1, 2].map(|keyspace_id| {
+        let of = range(1 + keyspace_id, ("", ""), (1, 1), &[1, 3, 4]);
+        replica(&v1::RangeDescriptor { keyspace_id, ..of }, 1, (5, 5))
+    });
+    let mut survey = node(1, vec![of_it, other]);
+    let kept = |plan: Plan| plan.kept.iter().map(|kept| kept.order.range_id).collect::<Vec<_>>();
+    assert_eq!(kept(made(&[survey.clone(), node(2, vec![])])), [2, 3]);
+    survey.keyspaces.push(dropped);
+    assert_eq!(kept(made(&[survey, node(2, vec![])])), [3]);
+}
+
+/// Nobody alive has heard of an earlier recovery: what it leapt to is not leapt to again.
+#[test]
+fn a_later_plan_leaps_further_even_if_it_knows_no_more() {
+    let lost = range(2, ("", ""), (1, 1), &[1, 3, 4]);
+    let surveys = [node(1, vec![replica(&lost, 1, (5, 5))]), node(2, vec![])];
+    let leapt = |unix_ms: u64| {
+        let plan = plan(&Wish { unix_ms, ..wish() }, &surveys).expect("a plan");
+        let (term, after) = (plan.kept[0].order.term, plan.kept[0].order.after.clone().expect("it says"));
+        [term, after.epoch.expect("it has one").conf_ver, after.replicas[0].replica_id]
+    };
+    let (first, second) = (leapt(1_700_000_000_000), leapt(1_700_000_060_000));
+    assert!(first.iter().zip(second).all(|(first, second)| second >= first + 60_000), "{first:?} {second:?}");
+    assert!(leapt(0).iter().all(|to| *to > LEAP), "whatever the clock says");
 }

@@ -98,6 +98,8 @@ impl RealKnobs {
             node_dead_after: self.dead_after,
             order_time_limit: Duration::from_secs(20),
             range_ids_per_block: 20,
+            // Its nodes lie in a list, by their ids.
+            node_ids_leap: 0,
             // Less than the time without orders after which placement counts as at rest (rest.rs).
             balance_rest: Duration::from_secs(2),
             ..Config::default()

@@ -57,6 +57,9 @@ impl Cluster {
         if !real.joining.contains_key(&store) {
             return;
         }
+        if self.may_forget_nodes() {
+            return self.schedule.at(self.now + ms(700), Event::Placed(Placed::Join(store)));
+        }
         let request = v1::JoinRequest {
             store_id: store,
             peer_addr: format!("sim:{store}"),

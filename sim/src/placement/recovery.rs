@@ -18,14 +18,17 @@ use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, RangeId, Result, v1};
 
 use super::ask::Asker;
-use super::{CLUSTER, Placed, Slot};
+use super::{CLUSTER, Placed, Real, Slot};
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
 use crate::marks::Mark;
 use crate::node::id_of;
 use crate::rng::Rng;
 use crate::schedule::Event;
+use crate::territory;
 
+/// When the simulated time begins, in milliseconds since 1970.
+const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 /// So long a person waits for replicas to settle, and for orders to be carried out.
 const PATIENCE: Nanos = ms(10_000);
 /// From the last fault on a recovery takes so long at the most.
@@ -122,6 +125,11 @@ impl Cluster {
         over
     }
 
+    /// Whether ids of nodes that the lost ones knew may be given out again. In the product those ids leap.
+    pub(crate) fn may_forget_nodes(&self) -> bool {
+        self.real.as_ref().is_some_and(|real| real.recovery.plans > 0 && !real.recovery.told)
+    }
+
     /// Whether spans are left that no range holds, and nobody remembers which did: there is nothing more to be done.
     pub(crate) fn left_gaps(&self) -> bool {
         self.real.as_ref().is_some_and(|real| real.recovery.gaps)
@@ -212,7 +220,7 @@ impl Cluster {
         }
         let wish = Wish {
             plan_id: format!("plan {}", recovery.plans),
-            unix_ms: recovery.plans,
+            unix_ms: UNIX_MS_AT_START + self.now / 1_000_000,
             decided_by: "a person".into(),
             dead: dead.clone(),
             recreate_empty: true,
@@ -222,6 +230,7 @@ impl Cluster {
             Ok(plan) if plan.kept.is_empty() && plan.recreated.is_empty() => self.nothing_more(true),
             Ok(plan) => {
                 self.marks.hit(Mark::RecoveryPlanned);
+                self.gaps_are_lost(&plan);
                 self.invariants.territory.doubt();
                 self.check_plan(&plan, surveys);
                 self.trace.say(self.now, || format!("a plan: {plan:?}"));
@@ -234,6 +243,24 @@ impl Cluster {
                 self.trace.say(self.now, || format!("no plan: {refusals:?}"));
                 self.next_stage(Stage::Asks);
             }
+        }
+    }
+
+    /// A keyspace that was being created goes on being created: placement fills what the plan calls a gap, with nothing.
+    fn gaps_are_lost(&mut self, plan: &Plan) {
+        for (keyspace_id, start, end) in plan.gaps.clone() {
+            let span = v1::RangeDescriptor { keyspace_id, start, end, ..Default::default() };
+            let members = self.real.as_ref().map(Real::members).unwrap_or_default();
+            let held = |node: &u64| {
+                let mut held = self.invariants.territory.on_store(*node as usize - 1);
+                held.any(|of| territory::overlap(of, &span))
+            };
+            if members.iter().any(held) {
+                // It was filled since the survey.
+                continue;
+            }
+            self.invariants.forget_versions(&span);
+            self.forget_values(&span, &BTreeMap::new());
         }
     }
 
