@@ -81,7 +81,8 @@ impl Node {
 
     /// A client of this node's cluster.
     pub async fn client(&self) -> flotilla_proto::Result<Client> {
-        Client::connect([self.client_addr().to_string()], ClientConfig::default()).await
+        let config = ClientConfig { tls: self.server.tls(), ..ClientConfig::default() };
+        Client::connect([self.client_addr().to_string()], config).await
     }
 
     /// The engine's own handle: routes, status, counters.

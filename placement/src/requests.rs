@@ -22,6 +22,8 @@ use crate::waiters::{Waiter, Wants};
 /// Ranges that a keyspace created by request may begin with: all of its records are one batch.
 pub const CREATED_RANGES_MAX: u32 = 1_000;
 const REPLICAS_DEFAULT: u32 = 3;
+/// Largest id that a node may ask for: more nodes than there will ever be.
+const NODE_ID_MAX: u64 = 1_000_000;
 
 impl Service {
     pub(crate) fn on_join(&mut self, token: Token, request: v1::JoinRequest) -> Result<()> {
@@ -52,10 +54,21 @@ impl Service {
         let node = before.node_id;
         let mut changes = Vec::new();
         let mut told = Vec::new();
-        let node = if node == 0 { self.next_id(Counter::Node) } else { node };
-        if node == self.next_id(Counter::Node) {
+        let next = self.next_id(Counter::Node);
+        let new = node == 0;
+        let node = match (node, request.node_id) {
+            (0, 0) => next,
+            (0, wanted) => self.free_id(wanted, next)?,
+            (known, 0) => known,
+            (known, wanted) if wanted != known => {
+                let hint = format!("give it the certificate of node {known}, or an empty data directory");
+                return Err(Error::invalid(format!("this store is node {known}, and not node {wanted}"), hint));
+            }
+            (known, _) => known,
+        };
+        if new {
             self.state.joined.insert(node, self.state.now);
-            changes.push(Change::Next(Counter::Node, node + 1));
+            changes.push(Change::Next(Counter::Node, next.max(node + 1)));
             told.push(history::of_nodes(kind::JOINED, &[node], format!("at {}", request.peer_addr)));
         }
         changes.push(Change::Node(v1::NodeRecord {
@@ -72,6 +85,21 @@ impl Service {
         let unit = self.stage_told(changes, told);
         self.wait(token, unit, Wants::Joined { node });
         Ok(())
+    }
+
+    /// The id that a node's certificate names, if no node has or had it.
+    fn free_id(&self, wanted: u64, next: u64) -> Result<u64> {
+        let what = if wanted > NODE_ID_MAX {
+            format!("node ids go up to {NODE_ID_MAX}, and this one is {wanted}")
+        } else if self.state.ahead.nodes.contains_key(&wanted) {
+            format!("node {wanted} is in the cluster already, or was, with another store")
+        } else {
+            return Ok(wanted);
+        };
+        Err(Error::invalid(
+            what,
+            format!("give the new node a certificate of its own: `flotilla cert node --id {next}`"),
+        ))
     }
 
     pub(crate) fn on_create_keyspace(&mut self, token: Token, request: v1::CreateKeyspaceRequest) -> Result<()> {

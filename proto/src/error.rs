@@ -121,6 +121,14 @@ pub enum Error {
         /// What differs.
         what: String,
     },
+    /// Fail: the caller may not call this, by its certificate or for want of one.
+    #[error("{what}")]
+    AccessDenied {
+        /// Who is refused what.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
 }
 
 fn leader_text(leader: Option<NodeId>) -> String {
@@ -166,7 +174,8 @@ impl Error {
             | Self::KeyspaceNotFound { .. }
             | Self::KeyspaceExists { .. }
             | Self::Corruption { .. }
-            | Self::ClusterMismatch { .. } => Action::Fail,
+            | Self::ClusterMismatch { .. }
+            | Self::AccessDenied { .. } => Action::Fail,
             Self::Ambiguous { .. } => Action::Ambiguous,
         }
     }
@@ -189,6 +198,7 @@ impl Error {
             Self::KeyspaceExists { .. } => v1::ErrorKind::KeyspaceExists,
             Self::Corruption { .. } => v1::ErrorKind::Corruption,
             Self::ClusterMismatch { .. } => v1::ErrorKind::ClusterMismatch,
+            Self::AccessDenied { .. } => v1::ErrorKind::AccessDenied,
         }
     }
 
@@ -206,7 +216,7 @@ impl Error {
             Self::BatchSpansRanges { .. } => {
                 "cut the batch at the borders given, or send it without `atomic`".into()
             }
-            Self::InvalidArgument { hint, .. } => hint.clone(),
+            Self::InvalidArgument { hint, .. } | Self::AccessDenied { hint, .. } => hint.clone(),
             Self::Timeout { .. } => "send it again; if it goes on, see `flotilla status`".into(),
             Self::DiskFull { .. } => "free disk space on these nodes, or delete keys; reads and deletes go on".into(),
             Self::Unavailable { .. } => "try another node, or this one later; see `flotilla status`".into(),
@@ -231,6 +241,7 @@ impl Error {
             Self::Unavailable { .. } => Code::Unavailable,
             Self::Corruption { .. } => Code::DataLoss,
             Self::ClusterMismatch { .. } => Code::FailedPrecondition,
+            Self::AccessDenied { .. } => Code::PermissionDenied,
         }
     }
 }
@@ -307,6 +318,7 @@ impl From<v1::Error> for Error {
             v1::ErrorKind::KeyspaceExists => Self::KeyspaceExists { name: message },
             v1::ErrorKind::Corruption => Self::Corruption { what: message },
             v1::ErrorKind::ClusterMismatch => Self::ClusterMismatch { what: message },
+            v1::ErrorKind::AccessDenied => Self::AccessDenied { what: message, hint: wire.hint },
             // A newer node's error that this one has no name for: only its action is known, and an
             // action that is not known either means the outcome is not.
             v1::ErrorKind::Unspecified => match v1::ErrorAction::try_from(wire.action) {
@@ -361,6 +373,7 @@ mod tests {
             Error::KeyspaceExists { name: "x".into() },
             Error::Corruption { what: "crc of entry 7".into() },
             Error::ClusterMismatch { what: "cluster 1, not 2".into() },
+            Error::AccessDenied { what: "Report is for nodes".into(), hint: "use a node's certificate".into() },
         ]
     }
 

@@ -3,6 +3,7 @@
 //! The types generated from proto/flotilla/v1, the newtypes for ids, and the mapping of errors to
 //! and from gRPC. Everything else depends on this crate; it depends on nothing of ours.
 
+pub mod access;
 pub mod cluster;
 pub mod codec;
 pub mod error;

@@ -28,7 +28,8 @@ pub struct ConfigArgs {
 
 pub fn run(command: ConfigCommand, global: &Global) -> Result {
     let (ConfigCommand::Check(args) | ConfigCommand::Show(args)) = &command;
-    let config = start::load(args.config.as_ref(), &args.flags).map_err(|error| start::config_failure(&error))?;
+    let config =
+        start::load(args.config.as_ref(), &args.flags, global).map_err(|error| start::config_failure(&error))?;
     if matches!(command, ConfigCommand::Check(_)) {
         config.check().map_err(|error| start::config_failure(&error))?;
         return if global.json() { output::json(&json!({ "ok": true })) } else { output::line("ok") };

@@ -1,11 +1,14 @@
 //! Options that every command knows, and the connection they describe.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use flotilla_proto::Error;
 use flotilla_proto::limits::TIMEOUT_MS_MAX;
 use flotilla_router::{Client, ClientConfig};
+use flotilla_tls::{Files, Tls};
 
 use super::failure::{Failure, Result};
 use super::output::Output;
@@ -34,6 +37,15 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: Duration,
+    /// The certificate of the cluster's CA: speak TLS, with nodes that it vouches for
+    #[arg(long, global = true, env = "FLOTILLA_TLS_CA", value_name = "FILE", help_heading = "Global options")]
+    pub tls_ca: Option<PathBuf>,
+    /// This side's certificate: a client's, or with `start` the node's
+    #[arg(long, global = true, env = "FLOTILLA_TLS_CERT", value_name = "FILE", help_heading = "Global options")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, global = true, env = "FLOTILLA_TLS_KEY", value_name = "FILE", help_heading = "Global options")]
+    pub tls_key: Option<PathBuf>,
     /// For whom the output is
     #[arg(
         long,
@@ -51,13 +63,39 @@ impl Global {
     pub async fn client(&self) -> Result<Client> {
         let addresses = self.addr.iter().map(|address| address.trim()).filter(|address| !address.is_empty());
         let connect_timeout = self.timeout.min(Duration::from_secs(1));
-        let config = ClientConfig { timeout: self.timeout, connect_timeout, ..ClientConfig::default() };
+        let config =
+            ClientConfig { timeout: self.timeout, connect_timeout, tls: self.tls()?, ..ClientConfig::default() };
         Client::connect(addresses, config).await.map_err(|error| match error {
+            Error::Unavailable { reason } if reason.contains("TLS") || reason.contains("certificate") => {
+                Failure::failed(reason)
+                    .hint("docs/security.md says who needs which certificate; `flotilla cert` makes them")
+            }
             Error::Unavailable { reason } => Failure::failed(reason)
                 .hint("is the cluster running? `flotilla run` starts one on this machine; --addr names other nodes"),
             Error::InvalidArgument { what, hint } => Failure::usage(what).hint(hint),
             error => error.into(),
         })
+    }
+
+    /// Certificates for TLS; `None`: plain text.
+    fn tls(&self) -> Result<Option<Arc<Tls>>> {
+        let files = match (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            (None, None, None) => return Ok(None),
+            (Some(ca), None, None) => Files { ca: ca.clone(), own: None },
+            (Some(ca), Some(cert), Some(key)) => Files { ca: ca.clone(), own: Some((cert.clone(), key.clone())) },
+            (None, ..) => {
+                return Err(Failure::usage("--tls-cert and --tls-key without --tls-ca")
+                    .hint("add --tls-ca: the certificate of the CA that vouches for the nodes"));
+            }
+            (Some(_), ..) => {
+                return Err(Failure::usage("one of --tls-cert and --tls-key without the other")
+                    .hint("a certificate comes with its key; leave both away if the nodes ask for none"));
+            }
+        };
+        let tls = Tls::load(files).map_err(|error| {
+            Failure::usage(format!("--{error}")).hint("`flotilla cert client` makes a certificate and its key")
+        })?;
+        Ok(Some(Arc::new(tls)))
     }
 
     /// Whether programs read the output.

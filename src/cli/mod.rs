@@ -6,6 +6,7 @@
 
 mod bench;
 mod bytes;
+mod cert;
 mod completions;
 mod config;
 mod confirm;
@@ -54,6 +55,9 @@ enum Command {
     Run(run::RunArgs),
     /// Run one node
     Start(start::StartArgs),
+    /// Make certificates for TLS: a CA, and what it signs for nodes and clients
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Read and write keys
     Kv(kv::KvArgs),
     /// The ranges, who leads them, and orders to them
@@ -104,7 +108,8 @@ fn execute(cli: Cli) -> Result {
     let Cli { global, command } = cli;
     match command {
         Command::Run(args) => crate::supervisor::run(args, &global),
-        Command::Start(args) => start::run(args),
+        Command::Start(args) => start::run(args, &global),
+        Command::Cert(command) => cert::run(command, &global),
         Command::Kv(args) => block_on(kv::run(args, &global)),
         Command::Range(command) => block_on(range::run(command, &global)),
         Command::Node(command) => block_on(node::run(command, &global)),

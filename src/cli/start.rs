@@ -7,6 +7,7 @@ use flotilla::config::{Config, ConfigError, Overrides};
 use flotilla::server::{self, ServerError};
 
 use super::failure::{Failure, Result};
+use super::global::Global;
 
 /// How long an orderly stop may take once the watched process is gone.
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
@@ -28,13 +29,20 @@ pub fn config_failure(error: &ConfigError) -> Failure {
     Failure::usage(error.to_string()).hint("`flotilla config show` prints all settings with their values")
 }
 
-/// The settings from all layers.
-pub fn load(file: Option<&PathBuf>, flags: &Overrides) -> std::result::Result<Config, ConfigError> {
-    Config::load(file.map(PathBuf::as_path), std::env::vars(), flags)
+/// The settings from all layers. The options for TLS are those that all commands know.
+pub fn load(file: Option<&PathBuf>, flags: &Overrides, global: &Global) -> std::result::Result<Config, ConfigError> {
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let flags = Overrides {
+        tls_ca: text(&global.tls_ca),
+        tls_cert: text(&global.tls_cert),
+        tls_key: text(&global.tls_key),
+        ..flags.clone()
+    };
+    Config::load(file.map(PathBuf::as_path), std::env::vars(), &flags)
 }
 
-pub fn run(args: StartArgs) -> Result {
-    let config = load(args.config.as_ref(), &args.flags).map_err(|error| config_failure(&error))?;
+pub fn run(args: StartArgs, global: &Global) -> Result {
+    let config = load(args.config.as_ref(), &args.flags, global).map_err(|error| config_failure(&error))?;
     config.check().map_err(|error| config_failure(&error))?;
     if let Some(pid) = args.stop_with {
         watch(pid)?;
@@ -43,7 +51,7 @@ pub fn run(args: StartArgs) -> Result {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_name("flotilla-net").worker_threads(network_threads(&config));
     let runtime = builder.build().map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
-    let reload = || load(args.config.as_ref(), &args.flags);
+    let reload = || load(args.config.as_ref(), &args.flags, global);
     match runtime.block_on(server::run(config, &log, reload)) {
         Err(error @ ServerError::Failed(_)) => leave(&error),
         done => done.map_err(|error| server_failure(&error)),

@@ -8,11 +8,13 @@ mod overrides;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_engine::config::ReadMode;
 use flotilla_placement::names;
 use flotilla_proto::v1;
+use flotilla_tls::{ClientAuth, Files, Identity, Role, Tls};
 use serde::{Deserialize, Serialize};
 
 pub use layers::ConfigError;
@@ -59,8 +61,16 @@ pub struct Config {
     pub split_bytes: u64,
     /// A node that is silent for longer is dead: its replicas are rebuilt on others. In milliseconds.
     pub node_dead_after_ms: u64,
-    /// Listen, and talk to nodes, off loopback without encryption.
+    /// Listen off loopback without encryption, for clients and HTTP. Never for nodes.
     pub plaintext_off_loopback: bool,
+    /// The certificate of the CA that signs those of nodes and clients; empty: no TLS.
+    pub tls_ca: String,
+    /// The node's certificate.
+    pub tls_cert: String,
+    /// Its key.
+    pub tls_key: String,
+    /// Whether clients must have a certificate: `require` or `none`.
+    pub client_auth: ClientAuthName,
     /// Memory for RocksDB's write buffers and cache, in bytes; 0: 40% of the machine's.
     pub memory_bytes: u64,
     /// How a leader makes sure that it still leads before a read: `lease` or `quorum`.
@@ -79,6 +89,26 @@ pub struct Config {
     pub log_file: String,
     /// Threads for the network; 0: one for each two cores.
     pub network_threads: usize,
+}
+
+/// [`ClientAuth`] in configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientAuthName {
+    /// Whoever has no certificate is not let in.
+    #[default]
+    Require,
+    /// Anybody who reaches the port.
+    None,
+}
+
+impl From<ClientAuthName> for ClientAuth {
+    fn from(name: ClientAuthName) -> Self {
+        match name {
+            ClientAuthName::Require => Self::Require,
+            ClientAuthName::None => Self::None,
+        }
+    }
 }
 
 /// [`ReadMode`] in configuration.
@@ -121,6 +151,10 @@ impl Default for Config {
             split_bytes: 256 << 20,
             node_dead_after_ms: 300_000,
             plaintext_off_loopback: false,
+            tls_ca: String::new(),
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            client_auth: ClientAuthName::Require,
             memory_bytes: 0,
             read_mode: ReadModeName::Lease,
             disk_margin_bytes: 0,
@@ -149,19 +183,8 @@ impl Config {
     /// Checks each setting by itself and against the others.
     pub fn check(&self) -> Result<(), ConfigError> {
         let listen = self.listen()?;
-        if !self.plaintext_off_loopback {
-            for (name, address) in
-                [("client-listen", listen.client), ("peer-listen", listen.peer), ("http-listen", listen.http)]
-            {
-                if !address.ip().is_loopback() {
-                    return Err(ConfigError::value(
-                        name,
-                        &address.to_string(),
-                        "it is not on loopback, and there is no encryption yet: on a private network that you trust, add --plaintext-off-loopback",
-                    ));
-                }
-            }
-        }
+        let tls = self.tls()?;
+        self.check_plaintext(&listen, tls.is_some())?;
         for (name, advertised, address) in [
             ("advertise-client-addr", &self.advertise_client_addr, listen.client),
             ("advertise-peer-addr", &self.advertise_peer_addr, listen.peer),
@@ -190,6 +213,62 @@ impl Config {
             return Err(ConfigError::value("initial-ranges", &self.initial_ranges.to_string(), &what));
         }
         self.log_filter().map(|_| ())
+    }
+
+    /// What leaves the machine in plain text has been asked for by name; what nodes say to each other never does.
+    fn check_plaintext(&self, listen: &Listen, tls: bool) -> Result<(), ConfigError> {
+        let asked = self.plaintext_off_loopback;
+        for (name, address, fits, what) in [
+            (
+                "client-listen",
+                listen.client,
+                tls || asked,
+                "it is not on loopback, and would be plain text: give --tls-ca, --tls-cert and --tls-key (`flotilla cert` makes them), or on a private network that you trust --plaintext-off-loopback",
+            ),
+            (
+                "peer-listen",
+                listen.peer,
+                tls,
+                "it is not on loopback: nodes talk to each other under mutual TLS alone there; give --tls-ca, --tls-cert and --tls-key (`flotilla cert` makes them)",
+            ),
+            (
+                "http-listen",
+                listen.http,
+                asked,
+                "it is not on loopback, and metrics are plain text: on a private network that you trust, add --plaintext-off-loopback",
+            ),
+        ] {
+            if !fits && !address.ip().is_loopback() {
+                return Err(ConfigError::value(name, &address.to_string(), what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Certificates and key, read and checked; `None`: plain text.
+    pub fn tls(&self) -> Result<Option<Arc<Tls>>, ConfigError> {
+        let given = [("tls-ca", &self.tls_ca), ("tls-cert", &self.tls_cert), ("tls-key", &self.tls_key)];
+        if given.iter().all(|(_, path)| path.is_empty()) {
+            return Ok(None);
+        }
+        if let Some((missing, _)) = given.iter().find(|(_, path)| path.is_empty()) {
+            let what = "it is not given: a node needs tls-ca, tls-cert and tls-key, or none of them; `flotilla cert` makes them";
+            return Err(ConfigError::value(missing, "", what));
+        }
+        let own = Some((self.tls_cert.clone().into(), self.tls_key.clone().into()));
+        let tls = Tls::load(Files { ca: self.tls_ca.clone().into(), own })
+            .map_err(|error| ConfigError::value(error.setting, &error.path.display().to_string(), &error.what))?;
+        match tls.identity() {
+            Some(Identity { cluster, role: Role::Node(_) }) if cluster == self.cluster_name => Ok(Some(Arc::new(tls))),
+            other => {
+                let whose = other.map_or_else(|| "nobody".into(), |identity| identity.words());
+                let what = format!(
+                    "it is that of {whose}, and this is a node of cluster \"{}\": give it a certificate made with `flotilla cert node`",
+                    self.cluster_name
+                );
+                Err(ConfigError::value("tls-cert", &self.tls_cert, &what))
+            }
+        }
     }
 
     /// The addresses to listen on.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use toml::Table;
 
-use super::ReadModeName;
+use super::{ClientAuthName, ReadModeName};
 
 /// Flags of `start` and `config`: each overrides the setting of its name.
 #[derive(Args, Clone, Debug, Default, Serialize)]
@@ -61,10 +61,22 @@ pub struct Overrides {
     /// How long a node may be silent before its replicas are rebuilt on others
     #[arg(long, value_name = "MS")]
     pub node_dead_after_ms: Option<u64>,
-    /// Listen, and talk to nodes, off loopback without encryption
+    /// Listen off loopback without encryption, for clients and HTTP; never for nodes
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub plaintext_off_loopback: bool,
+    /// The CA's certificate: one of the options that all commands know
+    #[arg(skip)]
+    pub tls_ca: Option<String>,
+    /// The node's certificate: the same
+    #[arg(skip)]
+    pub tls_cert: Option<String>,
+    /// Its key: the same
+    #[arg(skip)]
+    pub tls_key: Option<String>,
+    /// Under TLS: whether clients must have a certificate
+    #[arg(long, value_name = "WHEN")]
+    pub client_auth: Option<ClientAuthName>,
     /// Memory for RocksDB; 0: 40% of the machine's
     #[arg(long, value_name = "BYTES")]
     pub memory_bytes: Option<u64>,

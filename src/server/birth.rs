@@ -2,6 +2,7 @@
 //! the store that it has been before.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use flotilla_placement::Bootstrap;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::PlacementClient;
 use flotilla_store::{DirectoryState, Identity, StoreDirectory};
+use flotilla_tls::{Connector, Role, Tls};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Endpoint;
@@ -34,7 +36,11 @@ pub(super) struct Addresses {
 }
 
 /// The node's id, and what its store is made with if it is to be made.
-pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, Option<Birth>), ServerError> {
+pub(super) async fn decide(
+    config: &Config,
+    own: &Addresses,
+    tls: Option<&Arc<Tls>>,
+) -> Result<(NodeId, Option<Birth>), ServerError> {
     let state = StoreDirectory::probe(&config.data).map_err(|error| ServerError::Start(error.to_string()))?;
     if let DirectoryState::Initialised(identity) = state {
         for (flag, given) in [("--bootstrap", config.bootstrap), ("--join", !config.join.is_empty())] {
@@ -42,7 +48,7 @@ pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, 
                 tracing::info!("{flag} did nothing: {} is initialised", config.data.display());
             }
         }
-        check_cluster(config, own, identity).await?;
+        check_cluster(config, own, identity, tls).await?;
         // Only used if the first start was cut off before it had written anything.
         let unfinished = config.bootstrap && identity.node_id == FIRST_NODE;
         let birth = if unfinished { Some(first_store(config, own, identity.cluster_id)?) } else { None };
@@ -53,20 +59,26 @@ pub(super) async fn decide(config: &Config, own: &Addresses) -> Result<(NodeId, 
     } else if config.join.is_empty() {
         return Err(ServerError::NotBootstrapped { path: config.data.display().to_string() });
     } else {
-        joining_store(config, own).await?
+        joining_store(config, own, tls).await?
     };
     Ok((NodeId(birth.identity.node_id), Some(birth)))
 }
 
 /// A unit may keep its `--join`; but where it names another cluster than the store's, one of the two is a mistake. Nodes
 /// that do not answer at once say nothing.
-async fn check_cluster(config: &Config, own: &Addresses, identity: Identity) -> Result<(), ServerError> {
+async fn check_cluster(
+    config: &Config,
+    own: &Addresses,
+    identity: Identity,
+    tls: Option<&Arc<Tls>>,
+) -> Result<(), ServerError> {
     if config.join.is_empty() {
         return Ok(());
     }
     let mut asked = JoinSet::new();
     for address in config.join_addresses()?.into_iter().filter(|address| *address != own.client) {
-        asked.spawn(async move { Some((cluster_at(&address).await?, address)) });
+        let tls = tls.cloned();
+        asked.spawn(async move { Some((cluster_at(&address, tls).await?, address)) });
     }
     let until = Instant::now() + CHECK_TIMEOUT;
     let mut stranger = None;
@@ -86,9 +98,14 @@ async fn check_cluster(config: &Config, own: &Addresses, identity: Identity) -> 
 }
 
 /// The cluster that the node at an address belongs to, if it answers.
-async fn cluster_at(address: &str) -> Option<u64> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?.connect_timeout(CHECK_TIMEOUT);
-    let mut admin = v1::admin_client::AdminClient::new(endpoint.connect().await.ok()?);
+async fn cluster_at(address: &str, tls: Option<Arc<Tls>>) -> Option<u64> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).ok()?.connect_timeout(CHECK_TIMEOUT);
+    let channel = match tls {
+        Some(tls) => endpoint.connect_with_connector(Connector::new(tls)).await,
+        None => endpoint.connect().await,
+    };
+    let mut admin = v1::admin_client::AdminClient::new(channel.ok()?);
     let status = admin.node_status(v1::NodeStatusRequest {}).await.ok()?;
     Some(status.into_inner().cluster_id)
 }
@@ -130,7 +147,7 @@ fn first_store(config: &Config, own: &Addresses, cluster_id: u64) -> Result<Birt
     })
 }
 
-async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, ServerError> {
+async fn joining_store(config: &Config, own: &Addresses, tls: Option<&Arc<Tls>>) -> Result<Birth, ServerError> {
     let store_id = random()?;
     let addresses = config.join_addresses()?;
     if let Some(itself) = addresses.iter().find(|address| **address == own.client) {
@@ -148,7 +165,7 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
             flotilla_proto::Error::hint(&error)
         ))
     };
-    let client = PlacementClient::new(addresses, CONNECT_TIMEOUT, 0).map_err(failed)?;
+    let client = PlacementClient::new(addresses, CONNECT_TIMEOUT, 0, tls.cloned()).map_err(failed)?;
     tracing::info!("joining the cluster through {}, for up to {} s", config.join, config.join_timeout().as_secs());
     let request = v1::JoinRequest {
         cluster_name: config.cluster_name.clone(),
@@ -160,6 +177,10 @@ async fn joining_store(config: &Config, own: &Addresses) -> Result<Birth, Server
         protocol_min: PROTOCOL_MIN,
         protocol_max: PROTOCOL_MAX,
         labels: config.labels()?,
+        node_id: tls.and_then(|tls| tls.identity()).map_or(0, |identity| match identity.role {
+            Role::Node(node) => node.0,
+            Role::Client(_) | Role::Ca => 0,
+        }),
     };
     let answer = client.join(request, config.join_timeout()).await.map_err(failed)?;
     tracing::info!(node = answer.node_id, cluster = answer.cluster_name, "joined");

@@ -11,6 +11,7 @@
 
 mod admin;
 mod birth;
+mod certificates;
 mod check;
 mod details;
 mod http;
@@ -30,11 +31,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_engine::bootstrap::Birth;
-use flotilla_node::{Doors, Node, NodeConfig, Proof};
+use flotilla_node::{AccessLayer, Doors, Node, NodeConfig, Proof};
 use flotilla_placement::Route;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
+use flotilla_tls::{ClientAuth, Port, Tls};
 use tokio::net::TcpListener as AsyncListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -131,6 +133,7 @@ pub struct Server {
     router: NodeRouter,
     client: SocketAddr,
     http: SocketAddr,
+    tls: Option<Arc<Tls>>,
     stopping: watch::Sender<bool>,
     news: placement::News,
     tasks: Vec<JoinHandle<()>>,
@@ -155,8 +158,10 @@ impl Server {
             client: birth::advertised(&config.advertise_client_addr, client),
             http: birth::advertised(&config.advertise_http_addr, http),
         };
-        let (node_id, birth) = birth::decide(&config, &own).await?;
-        let node_config = node_config(&config, node_id, birth, listeners.peer, &own);
+        let tls = config.tls()?;
+        let (node_id, birth) = birth::decide(&config, &own, tls.as_ref()).await?;
+        let mut node_config = node_config(&config, node_id, birth, listeners.peer, &own);
+        node_config.tls.clone_from(&tls);
         let started = tokio::task::spawn_blocking(move || Node::start(node_config)).await;
         let node = started
             .map_err(|error| ServerError::Start(error.to_string()))?
@@ -166,12 +171,16 @@ impl Server {
         let table = RouteTable::new(node.clone());
         let ((stopping, _), (news, askers)) = (watch::channel(false), placement::News::new());
         let routes = NodeRoutes::new(table.clone(), news.clone());
-        let router = Router::new(NodeTransport::new(node.clone()), routes, router_config);
-        let mut server = Self { node, table, router, client, http, stopping, news, tasks: Vec::new() };
+        let router = Router::new(NodeTransport::new(node.clone(), tls.clone()), routes, router_config);
+        let mut server = Self { node, table, router, client, http, tls, stopping, news, tasks: Vec::new() };
         let handle = server.run_placement(config.placement(), config.labels()?, askers);
-        server.serve_grpc(listeners.client, handle)?;
+        server.serve_grpc(listeners.client, handle, config.client_auth.into())?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
+        if let Some(tls) = &server.tls {
+            let stopping = server.stopping.subscribe();
+            server.tasks.push(tokio::spawn(certificates::follow(Arc::clone(tls), stopping)));
+        }
         Ok(server)
     }
 
@@ -183,6 +192,11 @@ impl Server {
     /// Where metrics are.
     pub fn http_addr(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Its certificates; `None`: plain text.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
     }
 
     /// The node itself.
@@ -244,14 +258,28 @@ impl Server {
     ) -> placement::Handle {
         let (handle, orders) = placement::Handle::new(self.node.clone(), self.table.clone());
         let service = placement::ServiceTask::new(self.node.clone(), config, orders);
-        let agent = placement::Agent::new(self.node.clone(), self.table.clone(), handle.clone(), labels, askers);
+        let agent = placement::Agent::new(
+            self.node.clone(),
+            self.table.clone(),
+            handle.clone(),
+            labels,
+            askers,
+            self.tls.clone(),
+        );
         self.tasks.push(tokio::spawn(service.run(self.stopping.subscribe())));
         self.tasks.push(tokio::spawn(agent.run(self.stopping.subscribe())));
         handle
     }
 
-    fn serve_grpc(&mut self, listener: TcpListener, handle: placement::Handle) -> Result<(), ServerError> {
-        let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface);
+    fn serve_grpc(
+        &mut self,
+        listener: TcpListener,
+        handle: placement::Handle,
+        auth: ClientAuth,
+    ) -> Result<(), ServerError> {
+        let port = self.tls.as_ref().map(|tls| Port::new(Arc::clone(tls), auth));
+        let incoming =
+            Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface).under(port);
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone(), self.news.clone());
         let recovery = recovery::Service::new(self.node.clone(), self.table.clone(), handle.clone());
@@ -265,6 +293,7 @@ impl Server {
             .map_err(|error| ServerError::Start(format!("reflection: {error}")))?;
         let service = tonic::transport::Server::builder()
             .layer(details::ErrorDetailsLayer)
+            .layer(AccessLayer::new(self.node.cluster_name()))
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -397,7 +426,6 @@ fn node_config(
     node.http_addr.clone_from(&own.http);
     node.disk_margin_bytes = (config.disk_margin_bytes > 0).then_some(config.disk_margin_bytes);
     node.ballast_bytes = config.ballast_bytes;
-    node.plaintext_off_loopback = config.plaintext_off_loopback;
     node.slow_request = config.slow_request();
     if config.sync_batches_max > 0 {
         node.sync_batches_max = config.sync_batches_max;
@@ -435,7 +463,12 @@ pub async fn run(
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => match reload() {
-                Ok(new) => log.reload(&config, &new),
+                Ok(new) => {
+                    log.reload(&config, &new);
+                    if let Some(tls) = &server.tls {
+                        certificates::reload(tls).await;
+                    }
+                }
                 Err(error) => tracing::error!("the configuration was not reloaded: {error}"),
             },
         }

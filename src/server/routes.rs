@@ -1,9 +1,12 @@
 //! The router inside of a node: its own ranges are called directly, all others over the other nodes'
 //! client ports; routes come from the node's table.
 
+use std::sync::Arc;
+
 use flotilla_node::Node;
 use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{CallOutcome, GrpcConfig, GrpcTransport, Places, RouteSource, Transport};
+use flotilla_tls::Tls;
 
 use super::placement::News;
 use super::table::RouteTable;
@@ -15,8 +18,8 @@ pub(crate) struct NodeTransport {
 }
 
 impl NodeTransport {
-    pub(super) fn new(node: Node) -> Self {
-        let remote = GrpcTransport::new(GrpcConfig::default());
+    pub(super) fn new(node: Node, tls: Option<Arc<Tls>>) -> Self {
+        let remote = GrpcTransport::new(GrpcConfig { tls, ..GrpcConfig::default() });
         Self { node, remote }
     }
 }

@@ -37,6 +37,10 @@ const BASE_PORT: u16 = 7300;
 
 /// The command.
 pub fn run(args: RunArgs, global: &Global) -> Result {
+    if global.tls_ca.is_some() || global.tls_cert.is_some() || global.tls_key.is_some() {
+        return Err(Failure::usage("a local cluster speaks plain text, on loopback")
+            .hint("leave --tls-ca, --tls-cert and --tls-key away, and FLOTILLA_TLS_CA, ..._CERT and ..._KEY unset; `flotilla start` takes them"));
+    }
     match args.command {
         Some(command) => block_on(orders::give(command, args.data())),
         None if args.once => block_on(once::run(args, global)),

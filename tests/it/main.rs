@@ -6,6 +6,7 @@ mod altered;
 mod bad_input;
 mod cli;
 mod crash;
+mod doors;
 mod embed;
 mod gray;
 mod growth;

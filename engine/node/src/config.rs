@@ -2,11 +2,13 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_engine::bootstrap::Birth;
 use flotilla_engine::config::Config;
 use flotilla_proto::NodeId;
+use flotilla_tls::Tls;
 use tokio::runtime::Handle;
 
 /// What a node is started with. See [`NodeConfig::new`] for the defaults.
@@ -39,8 +41,8 @@ pub struct NodeConfig {
     pub disk_margin_bytes: Option<u64>,
     /// Size of the file that is given up when the disk is full, so that the node can start.
     pub ballast_bytes: u64,
-    /// Whether connections between machines may be plain text.
-    pub plaintext_off_loopback: bool,
+    /// Certificates for the connections between nodes, both ways. `None`: plain text, on this machine alone.
+    pub tls: Option<Arc<Tls>>,
     /// Log batches that one sync may cover: the fewer, the more syncs. For measurements of what
     /// grouping gains; the default knows no bound.
     pub sync_batches_max: usize,
@@ -67,7 +69,7 @@ impl NodeConfig {
             http_addr: String::new(),
             disk_margin_bytes: None,
             ballast_bytes: 64 << 20,
-            plaintext_off_loopback: false,
+            tls: None,
             sync_batches_max: usize::MAX,
             slow_request: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(4),

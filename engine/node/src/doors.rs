@@ -3,7 +3,7 @@
 //!
 //! Whoever can reach a port can otherwise hold its file descriptors and memory for ever by connecting
 //! and saying nothing. What counts as having said enough: the first bytes of HTTP/2 at the client port,
-//! an admitted handshake at the peer port. Beyond the bound a connection is closed at once, so
+//! an admitted handshake at the peer port. Under TLS its handshake counts into the same time. Beyond the bound a connection is closed at once, so
 //! that its client asks another node instead of waiting here.
 
 use std::future::Future;
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use flotilla_tls::{Accepted, Guest, Port};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -43,6 +44,8 @@ pub struct Doors {
     slots: Arc<Semaphore>,
     patience: Duration,
     proof: Proof,
+    /// `None`: plain text.
+    tls: Option<Port>,
     /// After a refusal of the system.
     pause: Option<Pin<Box<Sleep>>>,
     /// Connections are being turned away: said once each time that this begins.
@@ -53,7 +56,13 @@ impl Doors {
     /// At most `connections_max` at once; each has `patience` time for its `proof`.
     pub fn new(listener: TcpListener, connections_max: usize, patience: Duration, proof: Proof) -> Self {
         let slots = Arc::new(Semaphore::new(connections_max));
-        Self { listener, slots, patience, proof, pause: None, full: false }
+        Self { listener, slots, patience, proof, tls: None, pause: None, full: false }
+    }
+
+    /// The same doors under TLS; `None`: in plain text.
+    #[must_use]
+    pub fn under(self, tls: Option<Port>) -> Self {
+        Self { tls, ..self }
     }
 
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Door> {
@@ -69,7 +78,11 @@ impl Doors {
             tracing::debug!(%address, %error, "a connection was gone before it was taken");
             return None;
         }
-        let caller = Caller { address, known: Arc::default() };
+        let stream = match &self.tls {
+            Some(port) => port.accept(stream),
+            None => Accepted::plain(stream),
+        };
+        let caller = Caller { address, known: Arc::default(), guest: stream.guest() };
         let patience = Some(Box::pin(sleep(self.patience)));
         let preface = if self.proof == Proof::Preface { PREFACE_BYTES } else { usize::MAX };
         Some(Door { stream, caller, patience, preface, _slot: slot })
@@ -105,12 +118,18 @@ impl Stream for Doors {
 pub struct Caller {
     address: SocketAddr,
     known: Arc<AtomicBool>,
+    guest: Guest,
 }
 
 impl Caller {
     /// Where it comes from.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Who it is by its certificate.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     /// It has proven that it belongs here: the connection may stay.
@@ -122,7 +141,7 @@ impl Caller {
 /// One connection.
 #[derive(Debug)]
 pub struct Door {
-    stream: TcpStream,
+    stream: Accepted,
     caller: Caller,
     /// `None` once it has said enough.
     patience: Option<Pin<Box<Sleep>>>,
@@ -165,6 +184,7 @@ impl AsyncRead for Door {
 
 impl AsyncWrite for Door {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -181,6 +201,7 @@ impl AsyncWrite for Door {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 

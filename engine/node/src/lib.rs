@@ -10,6 +10,7 @@
 //! it what became of it. One thread owns the store, one makes its log durable, one watches the disk;
 //! tokio runs the network. Clients' interfaces stand on [`Node`], in crates above.
 
+mod access;
 mod applier;
 mod carry_out;
 mod checks;
@@ -41,6 +42,7 @@ mod store_loop;
 pub mod transport;
 mod views;
 
+pub use access::{Access, AccessLayer};
 pub use config::NodeConfig;
 pub use counters::{Counter, Counters, Metric, MetricValue};
 pub use disk::LocalStorage;

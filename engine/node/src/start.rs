@@ -87,9 +87,12 @@ pub enum StartError {
     /// Plain text would leave the machine.
     #[error(
         "the listener for other nodes, {0}, is not on loopback, and its connections would be plain text: \
-         allow it with --plaintext-off-loopback, or listen on 127.0.0.1"
+         give --tls-ca, --tls-cert and --tls-key (`flotilla cert` makes them), or listen on 127.0.0.1"
     )]
     Plaintext(SocketAddr),
+    /// The node's certificate is not its own.
+    #[error("{0}")]
+    Certificate(String),
     /// There is no store, and none was to be made.
     #[error("{0} holds no store, and none was to be made: to go on with an old store check the data directory")]
     NoBirth(String),
@@ -139,10 +142,26 @@ fn check(config: &NodeConfig) -> Result<(), StartError> {
         .peer_listener
         .local_addr()
         .map_err(|error| StartError::System { what: "ask the peer listener for its address", error })?;
-    if !listener.ip().is_loopback() && !config.plaintext_off_loopback {
+    if !listener.ip().is_loopback() && config.tls.is_none() {
         return Err(StartError::Plaintext(listener));
     }
-    Ok(())
+    check_certificate(config)
+}
+
+/// The others would refuse a node with another one's certificate: it is better said at once.
+fn check_certificate(config: &NodeConfig) -> Result<(), StartError> {
+    let Some(tls) = &config.tls else { return Ok(()) };
+    let own = flotilla_tls::Identity::node(&config.cluster_name, config.node_id);
+    let whose = match tls.identity() {
+        Some(identity) if identity == own => return Ok(()),
+        Some(identity) => format!("the certificate is that of {}", identity.words()),
+        None => "there is none".into(),
+    };
+    Err(StartError::Certificate(format!(
+        "this is {}, and {whose}: give it its own as --tls-cert, made with `flotilla cert node --id {}`",
+        own.words(),
+        config.node_id.0
+    )))
 }
 
 /// Raises the limit of open files, and returns how many the database may have.
@@ -336,12 +355,13 @@ fn run<S: LocalStorage>(
     let nodes = others(&config, boot);
     let transport = Transport::start(transport::Setup {
         hello,
+        cluster_name: boot.known.cluster_name.clone(),
         nodes,
         known_stores,
         staging: snapshots::staging(shared.reads.storage.clone(), Limits::from(&config.engine)),
         listener: config.peer_listener,
         runtime: config.runtime,
-        plaintext_off_loopback: config.plaintext_off_loopback,
+        tls: config.tls,
         inbox: Arc::clone(&shared.inbox),
         counters: Arc::clone(&shared.counters),
         failure: Arc::clone(&shared.failure),

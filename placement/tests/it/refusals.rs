@@ -155,6 +155,36 @@ fn joins_that_do_not_fit_are_refused() {
     assert!(refused(&mut toy, join(&|request| request.protocol_min = 2)).contains("protocols 2 to 2"));
     assert!(refused(&mut toy, join(&|request| request.store_id = 0)).contains("without an id"));
     toy.ask(join(&|_| {})).expect("a node that fits");
+    assert!(refused(&mut toy, join(&|request| request.node_id = 7)).contains("this store is node"));
+}
+
+/// A node that comes with a certificate is the one that it names, as long as none has or had that id.
+#[test]
+fn a_node_joins_as_the_one_that_it_asks_to_be() {
+    let mut toy = Toy::new(1, 1);
+    let join = |store_id: u64, node_id: u64| {
+        let peer_addr = format!("a:{store_id}");
+        Request::Join(v1::JoinRequest {
+            store_id,
+            peer_addr,
+            protocol_min: 1,
+            protocol_max: 2,
+            node_id,
+            ..Default::default()
+        })
+    };
+    let mut joined = |store, wanted| match toy.ask(join(store, wanted)) {
+        Ok(Response::Join(answer)) => Ok(answer.node_id),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(format!("{error}; {}", error.hint())),
+    };
+    assert_eq!(joined(50, 9), Ok(9));
+    assert_eq!(joined(50, 9), Ok(9), "asked for once more");
+    assert_eq!(joined(51, 5), Ok(5), "in whatever order");
+    assert_eq!(joined(52, 0), Ok(10), "the others are given the next one that was never used");
+    let taken = joined(53, 9).expect_err("another store is node 9");
+    assert!(taken.contains("node 9 is in the cluster already") && taken.contains("--id 11"), "{taken}");
+    assert!(joined(53, u64::MAX).expect_err("too large").contains("node ids go up to"));
 }
 
 #[test]

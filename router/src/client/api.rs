@@ -21,6 +21,7 @@ use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, Result, v1};
+use flotilla_tls::Tls;
 
 use super::endpoints::Endpoints;
 use super::grpc::{GrpcConfig, GrpcTransport};
@@ -40,6 +41,8 @@ pub struct ClientConfig {
     pub cluster_id: u64,
     /// Start of the random numbers for pauses; `None`: another one for each client.
     pub seed: Option<u64>,
+    /// Certificates for TLS; `None`: plain text.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for ClientConfig {
@@ -51,6 +54,7 @@ impl Default for ClientConfig {
             in_flight_max: grpc.in_flight_max,
             cluster_id: 0,
             seed: None,
+            tls: None,
         }
     }
 }
@@ -107,10 +111,11 @@ impl Client {
             return Err(Error::invalid("in_flight_max or connect_timeout is 0", "both must be above 0"));
         }
         let given = addresses.into_iter().map(Into::into).collect();
-        let endpoints = Endpoints::new(given, config.connect_timeout, config.cluster_id)?;
+        let endpoints = Endpoints::new(given, config.connect_timeout, config.cluster_id, config.tls.clone())?;
         let transport = GrpcTransport::new(GrpcConfig {
             connect_timeout: config.connect_timeout,
             in_flight_max: config.in_flight_max,
+            tls: config.tls,
         });
         let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         // Who answers, which cluster that is of, and its nodes.

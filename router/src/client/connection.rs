@@ -11,10 +11,13 @@
 //! stream: nothing more is sent then, and what was sent is answered before the stream ends.
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, error, v1};
+use flotilla_tls::{Connector, Tls};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -42,18 +45,55 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
-/// The channel of an address; no connection is made yet.
-pub(super) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint, String> {
-    let uri = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(uri).map_err(|bad| format!("\"{address}\" is not an address: {bad}"))?;
-    Ok(endpoint
-        .connect_timeout(connect_timeout)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+/// How to reach a node: in plain text, or under TLS.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    endpoint: Endpoint,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Way {
+    /// To an address; no connection is made yet.
+    pub(super) fn new(address: &str, connect_timeout: Duration, tls: Option<&Arc<Tls>>) -> Result<Self, String> {
+        let uri = match (address.split_once("://"), tls) {
+            (None, None) => format!("http://{address}"),
+            (None, Some(_)) => format!("https://{address}"),
+            (Some(("https", _)), None) => {
+                return Err(format!("\"{address}\" asks for TLS, and no CA is given: give --tls-ca"));
+            }
+            (Some(("http", _)), Some(_)) => {
+                return Err(format!(
+                    "\"{address}\" asks for plain text, and a CA is given: leave http:// or --tls-ca away"
+                ));
+            }
+            (Some(_), _) => address.to_string(),
+        };
+        let endpoint = Endpoint::from_shared(uri).map_err(|bad| format!("\"{address}\" is not an address: {bad}"))?;
+        let endpoint = endpoint
+            .connect_timeout(connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        Ok(Self { endpoint, tls: tls.cloned() })
+    }
+
+    async fn connect(self) -> Result<Channel, tonic::transport::Error> {
+        match self.tls {
+            Some(tls) => self.endpoint.connect_with_connector(Connector::new(tls)).await,
+            None => self.endpoint.connect().await,
+        }
+    }
+
+    /// A channel that connects with its first call.
+    pub(super) fn connect_lazy(self) -> Channel {
+        match self.tls {
+            Some(tls) => self.endpoint.connect_with_connector_lazy(Connector::new(tls)),
+            None => self.endpoint.connect_lazy(),
+        }
+    }
 }
 
 /// Serves the queue until its senders are gone.
@@ -113,9 +153,9 @@ impl Connection {
         let address = self.address.borrow_and_update().clone();
         let named = |reason: String| format!("node {} at {address}: {reason}", self.node.0);
         let limit = self.config.connect_timeout;
-        let endpoint = endpoint(&address, limit).map_err(named)?;
+        let way = Way::new(&address, limit, self.config.tls.as_ref()).map_err(named)?;
         let open = async {
-            let channel = endpoint.connect().await.map_err(|error| cause(&error))?;
+            let channel = way.connect().await.map_err(|error| cause(&error))?;
             open_stream(channel).await.map_err(|status| status_text(&status))
         };
         match timeout(limit, open).await {
@@ -247,16 +287,19 @@ async fn open_stream(channel: Channel) -> Result<Stream, Status> {
 
 /// What a status says, in one line.
 pub(super) fn status_text(status: &Status) -> String {
-    match error::from_status(status) {
-        Some(error) => error.to_string(),
+    if let Some(error) = error::from_status(status) {
+        return error.to_string();
+    }
+    match status.source() {
+        Some(source) => cause(source),
         None if status.message().is_empty() => status.code().description().to_string(),
         None => status.message().to_string(),
     }
 }
 
 /// The innermost cause: "connection refused" rather than "transport error".
-fn cause(error: &tonic::transport::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
+fn cause(error: &dyn Error) -> String {
+    let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }

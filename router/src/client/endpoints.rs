@@ -10,12 +10,13 @@ use std::time::Duration;
 use flotilla_proto::error::Action;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{Error, NodeId, RangeId, Result, error, v1};
+use flotilla_tls::Tls;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 use v1::admin_client::AdminClient;
 
-use super::connection::{endpoint, status_text};
+use super::connection::{Way, status_text};
 use super::named::{Admin, NamedChannel, Naming};
 use super::transport::RouteSource;
 use crate::core::Places;
@@ -32,6 +33,7 @@ pub(super) struct Endpoints {
 #[derive(Debug)]
 struct Shared {
     connect_timeout: Duration,
+    tls: Option<Arc<Tls>>,
     /// The cluster that the nodes are of.
     naming: Naming,
     known: Mutex<Known>,
@@ -56,15 +58,22 @@ struct Known {
 
 impl Endpoints {
     /// Refuses addresses that cannot be any. `cluster`: the only one to speak to; 0: the one that answers first.
-    pub(super) fn new(given: Vec<String>, connect_timeout: Duration, cluster: u64) -> Result<Self> {
+    /// `tls`: plain text without.
+    pub(super) fn new(
+        given: Vec<String>,
+        connect_timeout: Duration,
+        cluster: u64,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<Self> {
         if given.is_empty() {
             return Err(Error::invalid("no address of a node is given", "give at least one as host:port"));
         }
         for address in &given {
-            endpoint(address, connect_timeout).map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
+            Way::new(address, connect_timeout, tls.as_ref())
+                .map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
         }
         let known = Mutex::new(Known { given, ..Known::default() });
-        Ok(Self { shared: Arc::new(Shared { connect_timeout, naming: Naming::new(cluster), known }) })
+        Ok(Self { shared: Arc::new(Shared { connect_timeout, tls, naming: Naming::new(cluster), known }) })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -140,10 +149,10 @@ impl Endpoints {
 
     /// The channel to an address. The connection is made by the first call.
     pub(super) fn channel(&self, address: &str) -> Result<NamedChannel> {
-        let endpoint = endpoint(address, self.shared.connect_timeout)
+        let way = Way::new(address, self.shared.connect_timeout, self.shared.tls.as_ref())
             .map_err(|bad| Error::invalid(bad, "addresses look like host:port"))?;
         let mut known = self.known();
-        let channel = known.channels.entry(address.to_string()).or_insert_with(|| endpoint.connect_lazy());
+        let channel = known.channels.entry(address.to_string()).or_insert_with(|| way.connect_lazy());
         Ok(NamedChannel::new(channel.clone(), self.shared.naming.clone()))
     }
 
@@ -307,7 +316,7 @@ mod tests {
     #[test]
     fn who_asks_for_the_same_again_asks_another_node() {
         let given = vec!["a:1".to_string(), "b:1".to_string(), "c:1".to_string()];
-        let endpoints = Endpoints::new(given, Duration::from_secs(1), 0).expect("they are addresses");
+        let endpoints = Endpoints::new(given, Duration::from_secs(1), 0, None).expect("they are addresses");
         let first = |key: &'static str| {
             let places = Places { keys: [key.into()].into(), ..Places::default() };
             endpoints.addresses_for(&places).swap_remove(0)

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_proto::{NodeId, v1};
+use flotilla_tls::Tls;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,17 +22,19 @@ use crate::core::{CallOutcome, header_of};
 const DISOWNED: Duration = Duration::from_secs(1);
 
 /// How connections to nodes are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GrpcConfig {
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
     /// Most requests under way to one node; more wait here.
     pub in_flight_max: usize,
+    /// Certificates; `None`: plain text.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for GrpcConfig {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(1), in_flight_max: 4_096 }
+        Self { connect_timeout: Duration::from_secs(1), in_flight_max: 4_096, tls: None }
     }
 }
 
@@ -116,7 +119,7 @@ impl GrpcTransport {
             return Some(queue.clone());
         }
         let (queue, requests) = mpsc::channel(self.shared.config.in_flight_max);
-        tokio::spawn(connection::run(id, node.address.subscribe(), requests, self.shared.config));
+        tokio::spawn(connection::run(id, node.address.subscribe(), requests, self.shared.config.clone()));
         node.queue = Some(queue.clone());
         Some(queue)
     }

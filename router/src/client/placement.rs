@@ -12,6 +12,7 @@ use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::limits::DECODED_BYTES_MAX;
 #[allow(unused_imports, reason = "for the documentation")]
 use flotilla_proto::{Error, NodeId, Result, v1};
+use flotilla_tls::Tls;
 use tokio::time::Instant;
 use v1::placement_client::PlacementClient as Rpc;
 
@@ -30,15 +31,18 @@ pub struct PlacementClient {
 
 impl PlacementClient {
     /// A client that begins with these addresses (host:port, where nodes serve clients). No
-    /// connection is made yet. `cluster`: its id; 0 where the caller is about to join one that it does not know.
+    /// connection is made yet. `cluster`: its id; 0 where the caller is about to join one that it does not know. `tls`: with the
+    /// node's certificate; plain text without.
     ///
     /// Errors: *fail*: [`Error::InvalidArgument`]: no address, or one that is none.
     pub fn new<A: Into<String>>(
         addresses: impl IntoIterator<Item = A>,
         connect_timeout: Duration,
         cluster: u64,
+        tls: Option<Arc<Tls>>,
     ) -> Result<Self> {
-        let endpoints = Endpoints::new(addresses.into_iter().map(Into::into).collect(), connect_timeout, cluster)?;
+        let given = addresses.into_iter().map(Into::into).collect();
+        let endpoints = Endpoints::new(given, connect_timeout, cluster, tls)?;
         Ok(Self { endpoints, leader: Arc::default() })
     }
 

@@ -98,7 +98,8 @@ async fn without_a_connection_an_order_is_surely_not_given() {
 async fn a_node_reports_to_whoever_leads_the_system_range() {
     let world = World::new();
     let [first, _second] = [world.start(1), world.start(2)];
-    let client = PlacementClient::new([first.address.to_string()], Duration::from_millis(500), 0).expect("an address");
+    let client =
+        PlacementClient::new([first.address.to_string()], Duration::from_millis(500), 0, None).expect("an address");
     let limit = Duration::from_secs(5);
     let joined = client.join(v1::JoinRequest { store_id: 8, ..Default::default() }, limit).await.expect("joined");
     assert_eq!(joined.node_id, 9);
@@ -113,6 +114,6 @@ async fn a_node_reports_to_whoever_leads_the_system_range() {
     let failed = client.report(v1::ReportRequest::default(), Duration::from_millis(300)).await;
     assert!(matches!(failed, Err(Error::Timeout { .. })), "node 2 does not lead: {failed:?}");
     for bad in [vec![], vec!["not an address"]] {
-        assert!(PlacementClient::new(bad, limit, 0).is_err());
+        assert!(PlacementClient::new(bad, limit, 0, None).is_err());
     }
 }

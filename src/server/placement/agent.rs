@@ -10,6 +10,7 @@
 //! placement has heard of a stop) asks for a report at once, through [`News`]: all that ask at one time get the same.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_node::Node;
@@ -17,6 +18,7 @@ use flotilla_placement::{Reporter, Request, Response};
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, Result, v1};
 use flotilla_router::{Client, ClientConfig, PlacementClient};
+use flotilla_tls::Tls;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -90,10 +92,18 @@ pub(crate) struct Agent {
     looking: Duration,
     interval: Duration,
     askers: Askers,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Agent {
-    pub fn new(node: Node, table: RouteTable, handle: Handle, labels: Vec<v1::Label>, askers: Askers) -> Self {
+    pub fn new(
+        node: Node,
+        table: RouteTable,
+        handle: Handle,
+        labels: Vec<v1::Label>,
+        askers: Askers,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         let store_id = node.store_id();
         Self {
             node,
@@ -107,6 +117,7 @@ impl Agent {
             looking: Duration::ZERO,
             interval: INTERVAL,
             askers,
+            tls,
         }
     }
 
@@ -213,7 +224,8 @@ impl Agent {
         let others = self.others();
         if self.placement.is_none() {
             let addresses = others.iter().map(|node| node.client_addr.clone());
-            self.placement = Some(PlacementClient::new(addresses, CONNECT_TIMEOUT, self.node.cluster_id())?);
+            self.placement =
+                Some(PlacementClient::new(addresses, CONNECT_TIMEOUT, self.node.cluster_id(), self.tls.clone())?);
         }
         let client = self.placement.clone().ok_or(Error::Unavailable { reason: "no other node is known".into() })?;
         // A node may have come back at another address.
@@ -269,7 +281,8 @@ impl Agent {
         }
         let asked = async {
             // Another cluster's routes are none, wherever its node listens.
-            let config = ClientConfig { cluster_id: self.node.cluster_id(), ..ClientConfig::default() };
+            let config =
+                ClientConfig { cluster_id: self.node.cluster_id(), tls: self.tls.clone(), ..ClientConfig::default() };
             let client = Client::connect(addresses, config).await?;
             client.list_ranges().await
         };

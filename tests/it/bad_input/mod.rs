@@ -104,7 +104,8 @@ fn a_listener_off_loopback_is_refused_without_the_flag() {
     let mut cluster = Cluster::new(1);
     for setting in ["--client-listen", "--peer-listen", "--http-listen"] {
         cluster.set_args(&[setting, "0.0.0.0:0"]);
-        run_until_refused(&mut cluster.command(1)).fails(2, &[&setting[2..], "loopback", "--plaintext-off-loopback"]);
+        let way = if setting == "--peer-listen" { "--tls-ca" } else { "--plaintext-off-loopback" };
+        run_until_refused(&mut cluster.command(1)).fails(2, &[&setting[2..], "loopback", way]);
     }
     assert!(!cluster.node(1).data.exists(), "nothing was made");
 }

@@ -108,7 +108,7 @@ async fn send(
 }
 
 async fn connect(context: &Context, peer: &Peer) -> Result<Connection, End> {
-    let channel = dial(context, &peer.address()).await?;
+    let channel = dial(context, peer).await?;
     let (frames, stream) = mpsc::channel(2);
     let hello = Frame::Hello(Box::new(hello::hello_to(&context.hello, peer.node))).encode();
     // The receiver is alive: it is just below.

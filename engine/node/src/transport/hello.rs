@@ -2,10 +2,12 @@
 //!
 //! Both sides check what the other says, and refuse in words: another cluster, another node than the
 //! one meant, no protocol in common, another store than the one it was met with
-//! ([`super::known_stores`]). A node's id is what it says it is, as long as connections are not
-//! authenticated by certificates.
+//! ([`super::known_stores`]). Under TLS a node is who its certificate says: the side that was called holds the Hello
+//! against it here, the calling side has done so with the first byte (flotilla-tls). In plain text, which does not
+//! leave a machine, a node's id is what it says it is.
 
 use flotilla_proto::{NodeId, v1};
+use flotilla_tls::{Role, Shown};
 use tonic::Status;
 
 use super::Context;
@@ -85,6 +87,22 @@ pub(crate) async fn admit(context: &Context, theirs: &v1::Hello, expected: Optio
     admitted
 }
 
+/// Whether the caller is the node that it says it is. That its certificate is of this cluster is known by then
+/// ([`crate::access`]).
+pub(crate) fn check_certificate(shown: Shown<'_>, theirs: &v1::Hello) -> Result<(), String> {
+    match shown {
+        Shown::Plain => Ok(()),
+        Shown::Identity(identity) if identity.role == Role::Node(NodeId(theirs.node_id)) => Ok(()),
+        Shown::Identity(identity) => Err(format!(
+            "a caller says that it is node {}, and its certificate is that of {}: each node needs its own, made with \
+             `flotilla cert node`",
+            theirs.node_id,
+            identity.words()
+        )),
+        _ => Err(format!("a caller says that it is node {}, and has shown no certificate", theirs.node_id)),
+    }
+}
+
 /// Checks what the other side says; the error is for people on both sides. `expected` is the node that
 /// was dialled.
 fn check(own: &v1::Hello, theirs: &v1::Hello, expected: Option<NodeId>) -> Result<(), String> {
@@ -127,10 +145,27 @@ fn check(own: &v1::Hello, theirs: &v1::Hello, expected: Option<NodeId>) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use flotilla_tls::Identity;
+
     use super::*;
 
     fn hello(node_id: u64, to_node_id: u64) -> v1::Hello {
         v1::Hello { cluster_id: 7, node_id, to_node_id, protocol_min: 1, protocol_max: 1, ..Default::default() }
+    }
+
+    #[test]
+    fn a_node_is_who_its_certificate_says() {
+        let of = |role| Identity { cluster: "prod".into(), role };
+        let theirs = hello(3, 1);
+        let (two, three) = (of(Role::Node(NodeId(2))), of(Role::Node(NodeId(3))));
+        assert_eq!(check_certificate(Shown::Plain, &theirs), Ok(()));
+        assert_eq!(check_certificate(Shown::Identity(&three), &theirs), Ok(()));
+        let error = check_certificate(Shown::Identity(&two), &theirs).expect_err("node 2's");
+        assert!(error.starts_with("a caller says that it is node 3, and its certificate is that of node 2"), "{error}");
+        let client = of(Role::Client("3".into()));
+        for shown in [Shown::Identity(&client), Shown::Anonymous, Shown::Nothing, Shown::Unreadable("")] {
+            assert!(check_certificate(shown, &theirs).is_err(), "{shown:?}");
+        }
     }
 
     #[test]

@@ -23,11 +23,13 @@ use std::time::Duration;
 
 use flotilla_engine::store::{Beat, Envelope, Input};
 use flotilla_proto::{NodeId, RangeId, v1};
+use flotilla_tls::{ClientAuth, Port, Tls};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
+use crate::access::AccessLayer;
 use crate::counters::Counters;
 use crate::doors::{Doors, Proof};
 use crate::failure::Failure;
@@ -58,12 +60,15 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Context {
     /// What this node says of itself.
     pub hello: v1::Hello,
+    /// The name of the cluster, which certificates name.
+    pub cluster_name: String,
     pub peers: Peers,
     pub known_stores: KnownStores,
     pub inbox: Arc<Inbox>,
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
-    pub plaintext_off_loopback: bool,
+    /// `None`: plain text, on this machine alone.
+    pub tls: Option<Arc<Tls>>,
     shutdown: watch::Sender<bool>,
     frames_memory: Arc<Semaphore>,
     snapshots_in: Arc<Semaphore>,
@@ -182,13 +187,15 @@ impl Pace {
 /// What the transport needs to know.
 pub(crate) struct Setup {
     pub hello: v1::Hello,
+    pub cluster_name: String,
     /// The other nodes, as far as they are known.
     pub nodes: Vec<v1::NodeRecord>,
     pub known_stores: KnownStores,
     pub staging: Arc<dyn Staging>,
     pub listener: TcpListener,
     pub runtime: Handle,
-    pub plaintext_off_loopback: bool,
+    /// `None`: plain text, on this machine alone.
+    pub tls: Option<Arc<Tls>>,
     pub inbox: Arc<Inbox>,
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
@@ -213,12 +220,13 @@ impl Transport {
         let listener = tokio::net::TcpListener::from_std(setup.listener)?;
         let context = Arc::new(Context {
             hello: setup.hello,
+            cluster_name: setup.cluster_name,
             peers: Peers::default(),
             known_stores: setup.known_stores,
             inbox: setup.inbox,
             counters: setup.counters,
             failure: setup.failure,
-            plaintext_off_loopback: setup.plaintext_off_loopback,
+            tls: setup.tls,
             shutdown: watch::Sender::new(false),
             frames_memory: Arc::new(Semaphore::new(server::FRAMES_BYTES_MAX)),
             snapshots_in: Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE)),
@@ -328,8 +336,11 @@ async fn serve(context: Arc<Context>, listener: tokio::net::TcpListener) {
     let mut shutdown = context.shutdown.subscribe();
     let peer_service = server::PeerService { context: Arc::clone(&context) };
     let service = service::peer_server::PeerServer::new(peer_service).max_decoding_message_size(frame::FRAME_BYTES_MAX);
-    let doors = Doors::new(listener, CONNECTIONS_MAX, raft_out::HANDSHAKE_TIMEOUT, Proof::Handshake);
+    // Whoever has no certificate is no node.
+    let tls = context.tls.as_ref().map(|tls| Port::new(Arc::clone(tls), ClientAuth::Require));
+    let doors = Doors::new(listener, CONNECTIONS_MAX, raft_out::HANDSHAKE_TIMEOUT, Proof::Handshake).under(tls);
     let served = Server::builder()
+        .layer(AccessLayer::new(&context.cluster_name))
         .http2_keepalive_interval(Some(raft_out::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(raft_out::KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(raft_out::WINDOW_BYTES)

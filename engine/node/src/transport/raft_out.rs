@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_engine::store::Input;
-use flotilla_proto::v1;
+use flotilla_proto::{error, v1};
+use flotilla_tls::Connector;
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -57,6 +58,10 @@ pub(crate) enum End {
 impl From<Status> for End {
     fn from(status: Status) -> Self {
         let words = status.message().into();
+        // A certificate that is refused can be replaced; a node whose store is gone is to stop.
+        if let Some(flotilla_proto::Error::AccessDenied { .. }) = error::from_status(&status) {
+            return Self::Refused(words);
+        }
         match status.code() {
             tonic::Code::FailedPrecondition => Self::Refused(words),
             tonic::Code::PermissionDenied => Self::Replaced(words),
@@ -104,7 +109,7 @@ pub(crate) async fn run(context: Arc<Context>, peer: Arc<Peer>) {
 }
 
 async fn session(context: &Arc<Context>, peer: &Arc<Peer>) -> End {
-    let channel = match dial(context, &peer.address()).await {
+    let channel = match dial(context, peer).await {
         Ok(channel) => channel,
         Err(end) => return end,
     };
@@ -157,11 +162,10 @@ pub(crate) async fn expect_hello(answers: &mut Streaming<Bytes>) -> Result<v1::H
 }
 
 /// A connection to a node's peer port.
-pub(crate) async fn dial(context: &Context, address: &str) -> Result<Channel, End> {
-    if !context.plaintext_off_loopback {
-        require_loopback(address).await?;
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+pub(crate) async fn dial(context: &Context, peer: &Peer) -> Result<Channel, End> {
+    let address = peer.address();
+    let scheme = if context.tls.is_some() { "https" } else { "http" };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(|_| End::Refused(format!("\"{address}\" is not an address: give host:port")))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -170,7 +174,14 @@ pub(crate) async fn dial(context: &Context, address: &str) -> Result<Channel, En
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    endpoint.connect().await.map_err(|error| End::Broken(with_causes(&error)))
+    let connected = match &context.tls {
+        Some(tls) => endpoint.connect_with_connector(Connector::to_node(Arc::clone(tls), peer.node)).await,
+        None => {
+            require_loopback(&address).await?;
+            endpoint.connect().await
+        }
+    };
+    connected.map_err(|error| End::Broken(with_causes(&error)))
 }
 
 /// Refuses an address that leads off this machine: what goes there would be readable on its way.
@@ -180,7 +191,7 @@ async fn require_loopback(address: &str) -> Result<(), End> {
         return Ok(());
     }
     Err(End::Refused(format!(
-        "{address} is not on this machine, and the connection would be plain text: allow it with --plaintext-off-loopback"
+        "{address} is not on this machine, and the connection would be plain text: give --tls-ca, --tls-cert and --tls-key to all nodes"
     )))
 }
 

@@ -80,7 +80,7 @@ async fn serve(
     caller: Option<&Caller>,
     class: Class,
 ) {
-    let welcomed = match timeout(HANDSHAKE_TIMEOUT, welcome(context, &mut frames)).await {
+    let welcomed = match timeout(HANDSHAKE_TIMEOUT, welcome(context, &mut frames, caller)).await {
         Ok(welcomed) => welcomed,
         Err(_) => Err(Refusal::from("no handshake came in time")),
     };
@@ -114,12 +114,19 @@ async fn serve(
 }
 
 /// The caller, if its first frame says the right things.
-async fn welcome(context: &Context, frames: &mut Streaming<Bytes>) -> Result<Arc<Peer>, Refusal> {
+async fn welcome(
+    context: &Context,
+    frames: &mut Streaming<Bytes>,
+    caller: Option<&Caller>,
+) -> Result<Arc<Peer>, Refusal> {
     let theirs = match next(context, frames).await? {
         Some(Frame::Hello(theirs)) => theirs,
         Some(_) => return Err("the first frame is not a handshake".into()),
         None => return Err("the connection was closed before the handshake".into()),
     };
+    if let Some(caller) = caller {
+        hello::check_certificate(caller.guest().shown(), &theirs)?;
+    }
     hello::admit(context, &theirs, None).await?;
     // It may have been removed this very moment.
     let peer = context.peers.get(NodeId(theirs.node_id)).ok_or("the node is no member any more")?;

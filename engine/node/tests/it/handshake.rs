@@ -171,7 +171,7 @@ async fn addresses_off_this_machine_are_not_dialled_in_plain_text() {
     let node = lonely(&cluster).await;
     eventually("the status tells of it", || {
         let problems = node.status().problems;
-        problems.iter().any(|problem| problem.contains("node 2") && problem.contains("--plaintext-off-loopback"))
+        problems.iter().any(|problem| problem.contains("node 2") && problem.contains("--tls-cert"))
     })
     .await;
     node.stop().await.expect("nothing had failed");

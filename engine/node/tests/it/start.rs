@@ -72,10 +72,7 @@ async fn other_peoples_directories_and_wrong_settings_are_refused_in_words() {
         (|config| config.node_id = NodeId(2), "the new store is that of node 1 in cluster \"flotilla\""),
         (|config| config.cluster_name = "other".into(), "the new store is that of node 1 in cluster \"flotilla\""),
         (|config| config.engine.election_ticks = 1, "election"),
-        (
-            |config| config.peer_listener = TcpListener::bind("0.0.0.0:0").expect("a free port"),
-            "--plaintext-off-loopback",
-        ),
+        (|config| config.peer_listener = TcpListener::bind("0.0.0.0:0").expect("a free port"), "--tls-cert"),
     ];
     for (change, words) in changes_before {
         let mut wrong = config(directory.path());
