@@ -127,7 +127,8 @@ impl Cluster {
 
     /// Whether ids of nodes that the lost ones knew may be given out again. In the product those ids leap.
     pub(crate) fn may_forget_nodes(&self) -> bool {
-        self.real.as_ref().is_some_and(|real| real.recovery.plans > 0 && !real.recovery.told)
+        let went_on = |of: &Recovery| of.went_on.iter().any(|(range, _)| *range == SYSTEM_RANGE);
+        self.real.as_ref().is_some_and(|real| !real.recovery.told && went_on(&real.recovery))
     }
 
     /// Whether spans are left that no range holds, and nobody remembers which did: there is nothing more to be done.
