@@ -58,9 +58,16 @@ impl Territory {
         let stays = |range: &RangeId| {
             self.merges.is_ended(*range)
                 || self.has_majority(*range)
+                || self.is_being_born(*range)
                 || self.newest(*range).is_some_and(|of| is_dropped(of.keyspace_id))
         };
         self.history.keys().copied().filter(|range| !stays(range)).collect()
+    }
+
+    /// Whether some of the living have split it off, and the others will.
+    fn is_being_born(&self, range: RangeId) -> bool {
+        let parent = self.origins.get(&range).copied().flatten();
+        self.is_somewhere(range) && parent.is_some_and(|(parent, _)| self.has_majority(parent))
     }
 
     /// Whether the living have a majority of it, by the newest that any of them has.
