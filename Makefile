@@ -16,12 +16,15 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart \
 	merge-keeps-counter merged-outlives-snapshot \
 	sleep-with-one-behind orphans-sleep-on \
-	recover-behind recover-same-replica
+	recover-behind recover-same-replica \
+	lease-from-receipt lease-without-drift votes-after-restart read-without-quorum read-before-own-term \
+	vote-before-durable applied-index-apart former-change-forgotten snapshot-keeps-old-keys ingest-without-intent \
+	corrupt-is-absent scan-skips-border repeat-unknown-write ttl-without-drift
 # Those of recoveries: known bugs that the engine's storms of losses must find, too.
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench idle growth gray million snapshot-memory sim soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -30,7 +33,7 @@ run:
 # Everything that CI runs: unit and whole-system tests, the simulation's share, and the show.
 test: setup
 	$(CARGO) test $(PROFILE) --workspace
-	$(MAKE) sim SEEDS=$(CI_SEEDS)
+	$(MAKE) sim SEEDS=$(CI_SEEDS) ARGS=--expect-marks
 	$(MAKE) run ONCE=1
 
 # Simulated clusters; repeat a failure with the line that it prints.
@@ -50,9 +53,21 @@ growth: setup
 snapshot-memory: setup
 	$(CARGO) test $(PROFILE) --package flotilla --test it snapshots::memory -- --ignored --nocapture
 
+# Flipped bits in a node's files, FLIPS of them in random places: each is noticed or harmless.
+rot: setup
+	FLOTILLA_ROT_FLIPS=$(or $(FLIPS),100) $(CARGO) test $(PROFILE) --package flotilla --test it rot:: -- --nocapture
+
+# The binary of an older commit (FROM, or that of tests/upgrade/from) beside this one: nodes are upgraded under load.
+upgrade-test: setup
+	scripts/upgrade-test.sh $(FROM)
+
 # One node of three is slow, or stands still: what clients get done before, meanwhile and behind it. Five minutes.
 gray: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 5 --reps 1
+
+# Ten times more is asked of three nodes than they can do: what they get done, how large they grow, how soon they are well. Needs root.
+overload: bin
+	$(CARGO) bench --package flotilla-benches --bench growth -- --only 6 --reps 1
 
 # Placement over a thousand simulated nodes and a million ranges, two nodes of which die: minutes, and two GiB.
 million: setup
@@ -72,7 +87,15 @@ mutants: setup
 		echo 'found'; \
 	done
 	@printf 'no mutant, late proposals alone: '
-	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200
+	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200 --expect-marks
+
+# Every decoder against INPUTS generated and mutated inputs each, and the connections that nobody should make; a part
+# of the tests, there with 100,000 inputs.
+hostile: setup
+	@FLOTILLA_HOSTILE_INPUTS=$(or $(INPUTS),1000000) $(CARGO) test $(PROFILE) --workspace --lib --bins --test hostile --test it \
+		hostile -- --nocapture >$(TARGET_DIR)/hostile.txt || { cat $(TARGET_DIR)/hostile.txt; exit 1; }
+	@grep -o 'hostile inputs: .*' $(TARGET_DIR)/hostile.txt | sort | \
+		awk '{ print; n += $$3 } END { print n " inputs to " NR " decoders" }'
 
 # A long run, as long as one likes: seeds that nobody has run, kills, power cuts. Its tally is soak/tally.tsv.
 soak: setup

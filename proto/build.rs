@@ -1,5 +1,5 @@
 //! Compiles the .proto files with protox, a compiler in Rust: no protoc is needed. Checks that the table of who may
-//! call what has a line for each RPC, and generates it.
+//! call what has a line for each RPC, and generates it; and what each message takes in memory (src/memory.rs).
 
 use std::error::Error;
 use std::fmt::Write;
@@ -9,6 +9,8 @@ use prost::Message;
 
 #[path = "build/access.rs"]
 mod access;
+#[path = "build/shapes.rs"]
+mod shapes;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let files = ["common", "kv", "admin", "peer", "engine", "placement", "recovery"]
@@ -33,10 +35,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         writeln!(lines, "    (\"{path}\", Who::{who}),")?;
     }
     std::fs::write(out.join("access.rs"), lines + "]\n")?;
+    std::fs::write(out.join("shapes.rs"), shapes::generate(&descriptors)?)?;
     // Served by gRPC reflection.
     std::fs::write(out.join("flotilla_descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::BoundedCodec")
         // Rare, and large: not a part of every message between nodes.
         .boxed(".flotilla.v1.PeerMessage.merge_ask")
         .boxed(".flotilla.v1.Command.change.merge")

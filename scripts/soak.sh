@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 HOURS=${1:-1}
 PARTS=${2:-seeds kills cuts}
 SEEDS_A_LAP=${SEEDS_A_LAP:-500}
+KILLS_A_LAP=${KILLS_A_LAP:-48}
+CUTS_A_LAP=${CUTS_A_LAP:-10}
 TALLY=soak/tally.tsv
 END=$(awk -v hours="$HOURS" -v now="$(date +%s)" 'BEGIN { print int(now + hours * 3600) }')
 COMMIT=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
@@ -19,11 +21,11 @@ git diff --quiet HEAD 2>/dev/null || COMMIT=$COMMIT+changes
 CARGO=${CARGO:-cargo}
 FAILED=0
 
-[ -f "$TALLY" ] || printf 'commit\tpart\tfirst\tcount\tfailed\tseconds\n' >"$TALLY"
 mkdir -p soak/failed
+[ -f "$TALLY" ] || printf 'commit\tpart\tfirst\tcount\tfailed\tseconds\n' >"$TALLY"
 
 note() { printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$COMMIT" "$@" | tee -a "$TALLY"; }
-next_seed() { awk -F'\t' '$2 == "seeds" && $3 + $4 > next_one { next_one = $3 + $4 } END { print next_one > 1 ? next_one : 1 }' "$TALLY"; }
+next_seed() { awk -F'\t' '$2 == "seeds" && $3 + $4 > next_one { next_one = $3 + $4 } END { print (next_one > 1 ? next_one : 1) }' "$TALLY"; }
 
 # One part of a lap: its name, its first seed or -, then what counts its units in the output, then the command.
 lap() {
@@ -45,15 +47,15 @@ lap() {
 count_seeds() { grep -o 'sim: [0-9]* seeds' "$1" | awk '{ s += $2 } END { print s + 0 }'; }
 count_kills() { grep -oE '[0-9]+ kills,' "$1" | awk '{ s += $1 } END { print s + 0 }'; }
 count_cuts() { grep -oE '[0-9]+ power cuts of' "$1" | awk '{ s += $1 } END { print s + 0 }'; }
-tests() { $CARGO test --release --package flotilla --test it -- --nocapture "$@"; }
+TESTS=("$CARGO" test --release --package flotilla --test it -- --nocapture)
 
 while [ "$(date +%s)" -lt "$END" ]; do
     for part in $PARTS; do
         first=$(next_seed)
         case $part in
             seeds) lap seeds "$first" count_seeds $CARGO run --profile checked --package flotilla-sim -- --seeds "$SEEDS_A_LAP" --first "$first" ;;
-            kills) lap kills - count_kills tests crash:: living:: ;;
-            cuts) lap cuts - count_cuts tests power:: ;;
+            kills) lap kills - count_kills env FLOTILLA_KILLS="$KILLS_A_LAP" "${TESTS[@]}" crash::random points:: living:: ;;
+            cuts) lap cuts - count_cuts env FLOTILLA_CUTS="$CUTS_A_LAP" "${TESTS[@]}" power:: image_cuts:: ;;
             *) echo "no part $part: seeds, kills, cuts" >&2; exit 2 ;;
         esac
     done

@@ -20,6 +20,8 @@ mod explain;
 mod gone;
 mod health;
 mod history;
+#[cfg(test)]
+mod hostile;
 mod ingest;
 mod layout;
 mod learned;

@@ -164,6 +164,28 @@ mod tests {
         ranges.iter().map(|(range, term)| (*range, report(*term))).collect()
     }
 
+    /// Whoever takes a report refuses one that would take too much memory: no page may come near that.
+    #[test]
+    fn a_page_of_the_smallest_reports_is_far_from_what_may_be_decoded() {
+        use flotilla_proto::limits::DECODED_MEMORY_MAX;
+        use flotilla_proto::memory::Shaped;
+        let replica = v1::ReplicaDescriptor { replica_id: 1, node_id: 1, ..Default::default() };
+        let descriptor = v1::RangeDescriptor {
+            range_id: 1,
+            keyspace_id: 1,
+            epoch: Some(v1::Epoch { conf_ver: 1, version: 1 }),
+            start: "k".into(),
+            end: "l".into(),
+            replicas: vec![replica],
+            next_replica_id: 2,
+        };
+        let report = v1::RangeReport { descriptor: Some(descriptor), replica_id: 1, term: 6, ..Default::default() };
+        let ranges = pages(std::iter::repeat_n(report, REPORT_BYTES_MAX / 8)).pop_front().expect("a full page");
+        let bytes = v1::ReportRequest { ranges, ..Default::default() }.encode_to_vec();
+        let memory = v1::ReportRequest::SHAPE.decoded(&bytes).expect("just encoded");
+        assert!(bytes.len() > REPORT_BYTES_MAX && memory < DECODED_MEMORY_MAX / 2, "{memory} of {}", bytes.len());
+    }
+
     fn terms(report: &v1::ReportRequest) -> Vec<u64> {
         report.ranges.iter().map(|range| range.term).collect()
     }

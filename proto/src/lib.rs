@@ -9,6 +9,7 @@ pub mod codec;
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod memory;
 
 pub use error::{Error, Result};
 pub use ids::{KeyspaceId, NodeId, RangeId, ReplicaId};

@@ -8,6 +8,8 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 pub const REQUEST_BYTES_MAX: usize = 3 << 19;
 /// Largest message a decoder accepts, in bytes, after decompression.
 pub const DECODED_BYTES_MAX: usize = 4 << 20;
+/// Most memory that decoding a request, or a frame between nodes, may take: twice what the largest do that nodes send.
+pub const DECODED_MEMORY_MAX: usize = 128 << 20;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 1_024;
 /// Records in a scan page when the request names no limit.

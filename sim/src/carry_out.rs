@@ -31,11 +31,18 @@ impl Cluster {
         if let Some(batch) = effects.log.take() {
             self.queue_log(index, batch);
         }
+        let outwaits = self.nodes[index].outwaits.is_some();
+        let wishes = |ask: &v1::MergeAsk| outwaits && ask.wish() == v1::MergeWish::Merge;
+        let ask = effects.messages.iter().filter_map(|envelope| envelope.message.merge_ask.as_deref());
+        let ask = ask.into_iter().find(|ask| wishes(ask)).cloned();
         let stands = effects.messages.iter().any(|envelope| envelope.message.frozen != 0);
         for envelope in effects.messages.drain(..) {
             let verdict = self.invariants.message(&envelope);
             self.check(verdict);
             self.send(envelope);
+        }
+        if let Some(ask) = ask {
+            self.outwait(index, &ask);
         }
         for Beat { to, leaving, hears_nothing } in effects.beats.drain(..) {
             if leaving {
@@ -403,6 +410,8 @@ impl Cluster {
             self.marks.hit(Mark::WordToSleep);
         } else if is(MessageType::MsgSnapshot) {
             self.marks.hit(Mark::SnapshotSent);
+            let newest = self.snapshots_sent.entry((envelope.to, message.range_id)).or_default();
+            *newest = index_of_snapshot(envelope).max(*newest);
         } else if is(MessageType::MsgAppendResponse) && message.reject {
             self.marks.hit(Mark::AppendRefused);
         } else if is(MessageType::MsgRequestVoteResponse) && message.reject {
@@ -428,6 +437,11 @@ impl Cluster {
         let late = process.views.get(&range).is_some_and(|view| view.term > envelope.message.term);
         if is(MessageType::MsgTimeoutNow) && late {
             self.marks.hit(Mark::LateTimeoutNow);
+        }
+        let newest = self.snapshots_sent.get(&(envelope.to, range.0)).copied();
+        let here = process.applied_written.get(&range).copied();
+        if envelope.snapshot.is_some() && newest.max(here) > Some(index_of_snapshot(envelope)) {
+            self.marks.hit(Mark::SnapshotSuperseded);
         }
         let waiting = process.apply_queue.iter().any(|task| task.range == range);
         if envelope.snapshot.is_some() && waiting {
@@ -463,6 +477,11 @@ impl Cluster {
             }
         }
     }
+}
+
+fn index_of_snapshot(envelope: &Envelope) -> u64 {
+    let applied = envelope.snapshot.as_ref().and_then(|data| data.header.applied);
+    applied.map_or(0, |applied| applied.index)
 }
 
 /// What the words of a refusal tell.

@@ -79,6 +79,8 @@ pub(crate) struct Cluster {
     pub undo: BTreeMap<usize, Undo>,
     pub invariants: Invariants,
     pub recorder: Recorder,
+    /// Index of the newest snapshot that was sent to a node of a range.
+    pub snapshots_sent: BTreeMap<(NodeId, u64), u64>,
     pub ending: Ending,
     pub expiring: Watch,
     pub marks: Marks,
@@ -113,6 +115,7 @@ impl Cluster {
             undo: BTreeMap::new(),
             invariants: Invariants::new(knobs.nodes, &layout, options.black_box),
             recorder: Recorder::default(),
+            snapshots_sent: BTreeMap::new(),
             ending: Ending::default(),
             expiring: Watch::default(),
             marks: Marks::default(),
@@ -154,16 +157,19 @@ impl Cluster {
             index,
             disk,
             clock: Clock::new(0, base, rate),
+            wall_ahead_ms: 0,
             life: 0,
             process: None,
             paused_until: 0,
             stalled_until: 0,
+            apply_stalled_until: 0,
             slow_sync: None,
             slow_apply: None,
             disk_busy_until: 0,
             clients_cut: 0,
             has_no_room: false,
             armed: None,
+            outwaits: None,
             restarting: true,
             down_after_failure: ms(1_000),
         });
@@ -207,7 +213,10 @@ impl Cluster {
                 }
             }
             Event::SlowPhaseEnds => self.judge_slow_phase(),
-            Event::Request { node, reply_to, request } => self.request(node, reply_to, request),
+            Event::Request { node, reply_to, request } => {
+                self.request(node, reply_to, request);
+                self.end_if_rotten(node);
+            }
             Event::Answer { reply_to, outcome } => self.client_outcome(reply_to, *outcome),
             Event::Routes { client, call, routes } => self.client_routes(client, call, routes),
             Event::ClientWake { client, wake } => self.client_wake(client, wake),
@@ -226,8 +235,12 @@ impl Cluster {
         if node.life != life.number || !node.is_up() {
             return;
         }
-        let looped = matches!(inner, Inner::Tick | Inner::Turn);
-        let until = if looped { node.paused_until.max(node.stalled_until) } else { node.paused_until };
+        let stalled = match inner {
+            Inner::Tick | Inner::Turn => node.stalled_until,
+            Inner::Apply => node.apply_stalled_until,
+            _ => 0,
+        };
+        let until = node.paused_until.max(stalled);
         if self.now < until {
             self.schedule.at(until + us(1), Event::Inner(life, inner));
             return;
@@ -243,9 +256,14 @@ impl Cluster {
             Inner::Ingest(item) => self.ingest(life, *item),
             Inner::FindSplitKeys(wanted) => self.find_split_keys(life.node, &wanted),
             Inner::Give(input) => self.give(life.node, *input),
+            Inner::Ends => {
+                let down = self.nodes[life.node].down_after_failure;
+                self.crash_for(life.node, down, true);
+            }
             Inner::ReadAgain(token) => self.read_again(life.node, token),
             Inner::HostReply(op, body) => self.host_is_answered(life.node, op, body.map(|body| *body)),
         }
+        self.end_if_rotten(life.node);
     }
 
     /// Starts a node's process from what its disk holds.
@@ -260,19 +278,15 @@ impl Cluster {
         let now = node.clock.read(self.now);
         let resumed = match snapshot::resume(&node.disk) {
             Ok(resumed) => resumed,
-            Err(what @ StorageError::Corrupt { .. }) => {
+            Err(what @ StorageError::Corrupt { .. }) if !node.disk.rot_was_met() => {
                 return self.check(Err(format!("n{} cannot resume its snapshots: {what}", index + 1)));
             }
-            // A fault of the disk: the process ends, and is started again after a while.
-            Err(_) => {
-                node.disk.crash(self.rng.next());
-                node.restarting = true;
-                let at = self.now + node.down_after_failure;
-                return self.schedule.at(at, Event::Restart(index));
-            }
+            Err(_) => return self.start_fails(index),
         };
         let boot = match recover::load(&node.disk) {
             Ok(Some(boot)) => boot,
+            Err(StorageError::Io { .. }) => return self.start_fails(index),
+            Err(_) if node.disk.rot_was_met() => return self.start_fails(index),
             other => {
                 let what = format!("n{}: its store cannot be read after a crash: {:?}", index + 1, other.err());
                 return self.check(Err(what));
@@ -289,7 +303,7 @@ impl Cluster {
         for range in boot.ranges.iter().filter(|range| !range.recoveries.recoveries.is_empty()) {
             self.goes_on(index, RangeId(range.descriptor.range_id));
         }
-        let verdict = self.invariants.recovered(index, &boot);
+        let verdict = self.invariants.recovered(index, &boot).and_then(|()| self.check_disk(index));
         self.check(verdict);
         self.nodes[index].process = Some(Process::new(store, &boot));
         if !resumed.finished.is_empty() {
@@ -315,6 +329,16 @@ impl Cluster {
         self.wake(index);
     }
 
+    /// A fault of the disk: the process ends before it has begun, and is started again after a while.
+    fn start_fails(&mut self, index: usize) {
+        self.mend_what_rots(index);
+        let node = &mut self.nodes[index];
+        node.disk.crash(self.rng.next());
+        node.restarting = true;
+        let at = self.now + node.down_after_failure;
+        self.schedule.at(at, Event::Restart(index));
+    }
+
     /// Ends a node's process at once. What its disk had not synced is lost, or part of it.
     pub(crate) fn crash(&mut self, index: usize, power_cut: bool) {
         let now = self.now;
@@ -323,16 +347,18 @@ impl Cluster {
         node.armed = None;
         node.paused_until = 0;
         node.stalled_until = 0;
+        node.apply_stalled_until = 0;
         node.disk_busy_until = 0;
         if !process.log_written.is_empty() {
             self.marks.hit(Mark::CrashMidSync);
         }
-        let lost = node.disk.crash(self.rng.next());
+        self.mend_what_rots(index);
+        let lost = self.nodes[index].disk.crash(self.rng.next());
         if lost > 0 {
             self.marks.hit(Mark::CrashUnsynced);
         }
         if power_cut {
-            node.clock.restart(now, self.rng.between(1, ms(5_000)));
+            self.nodes[index].clock.restart(now, self.rng.between(1, ms(5_000)));
         }
         self.tally.crashes += 1;
         self.trace.note(now, "crash", &[index as u64 + 1, lost as u64]);

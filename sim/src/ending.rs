@@ -102,7 +102,9 @@ impl Cluster {
         }
         // Syncs that begin from now on take as long as ever: with many nodes there is always one (seed 8574).
         let syncs_until = |node: &Node| if begins { node.disk_busy_until } else { 0 };
-        let still = |node: &Node| node.paused_until.max(node.stalled_until).max(syncs_until(node));
+        let still = |node: &Node| {
+            node.paused_until.max(node.stalled_until).max(node.apply_stalled_until).max(syncs_until(node))
+        };
         let still = self.nodes.iter().map(still).max().unwrap_or(0);
         if still > self.now {
             return self.schedule.at(still + us(1), Event::Heal);
@@ -119,10 +121,11 @@ impl Cluster {
         }
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
-            node.armed = None;
+            (node.armed, node.outwaits) = (None, None);
             node.clients_cut = 0;
             node.has_no_room = false;
             node.disk.free_space();
+            node.disk.mend();
             if node.disk.is_poisoned() {
                 self.crash(index, true);
             }
@@ -360,7 +363,11 @@ impl Cluster {
         }
     }
 
-    fn check_disk(&self, index: usize) -> Result<(), String> {
+    /// I6: a store holds keys of the ranges that it has, and no others.
+    pub(crate) fn check_disk(&self, index: usize) -> Result<(), String> {
+        if self.is_outcast(index) {
+            return Ok(());
+        }
         let mut spans: Vec<(Vec<u8>, Vec<u8>)> =
             self.invariants.territory.on_store(index).flat_map(|range| snapshot::spans(range)).collect();
         spans.sort_unstable();
@@ -368,6 +375,7 @@ impl Cluster {
         let (start, end) = keys::range_records();
         self.nodes[index]
             .disk
+            .copy()
             .scan(Family::State, &[], &[0xFF; 64], Direction::Forward, &mut |key, _| {
                 let record = key >= &start[..] && key < &end[..];
                 let after = spans.partition_point(|(start, _)| &start[..] <= key);

@@ -1,7 +1,8 @@
 //! The fault plan, carried out: each step begins, and most end after a while.
 
 use flotilla_engine::store::{Input, Token, TransferLeader};
-use flotilla_proto::RangeId;
+use flotilla_proto::ids::SYSTEM_RANGE;
+use flotilla_proto::{RangeId, v1};
 
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
@@ -17,6 +18,8 @@ pub(crate) enum Undo {
     Links(Vec<(usize, usize)>),
     /// Then the leader of this range, whoever that is by then, is cut off for so long.
     Relay(Vec<(usize, usize)>, RangeId, Nanos),
+    /// Then these restart, and the leader is cut off by these links as well, for so long.
+    Promises(Links, Vec<usize>, Links, Nanos),
     Clients(usize),
     Loss,
     Slow(Vec<(usize, usize)>),
@@ -54,6 +57,9 @@ impl Cluster {
             Fault::Partition { cut, length } => {
                 let links = self.links_of(cut)?;
                 self.network.cut(&links);
+                if matches!(cut, Cut::Swizzled(_)) {
+                    self.marks.hit(Mark::Swizzled);
+                }
                 Some((Undo::Links(links), *length))
             }
             Fault::Relay { range, length } => {
@@ -61,6 +67,7 @@ impl Cluster {
                 self.network.cut(&links);
                 Some((Undo::Relay(links, *range, *length), *length))
             }
+            Fault::Promises { range, length } => self.strain_promises(self.living(*range), *length),
             Fault::ClientsCutFrom { target, length } => {
                 let node = self.resolve(*target)?;
                 self.nodes[node].clients_cut += 1;
@@ -157,6 +164,25 @@ impl Cluster {
                 let Some(node) = self.resolve(*target) else { return };
                 self.nodes[node].stalled_until = self.now + length;
             }
+            Fault::ApplyStall { target, length } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.marks.hit(Mark::ApplyStalled);
+                self.nodes[node].apply_stalled_until = self.now + length;
+            }
+            Fault::Outwait { target, length } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.nodes[node].outwaits = Some(*length);
+            }
+            Fault::ReadFails { target, after, down } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.nodes[node].disk.inject(DiskFault::Read(*after));
+                self.nodes[node].down_after_failure = *down;
+            }
+            Fault::Rot { target, family, per_mille, down } => {
+                let Some(node) = self.resolve(*target) else { return };
+                self.nodes[node].disk.rot(*family, *per_mille);
+                self.nodes[node].down_after_failure = *down;
+            }
             Fault::SyncFails { target, down } | Fault::WriteFails { target, down } => {
                 let Some(node) = self.resolve(*target) else { return };
                 let sync = matches!(fault, Fault::SyncFails { .. });
@@ -164,6 +190,10 @@ impl Cluster {
                 self.nodes[node].down_after_failure = *down;
             }
             Fault::ClockRate { node, rate } => self.nodes[*node].clock.set_rate(self.now, *rate),
+            Fault::WallClock { node, by_ms } => {
+                self.marks.hit(Mark::WallClockLeaps);
+                self.nodes[*node].wall_ahead_ms += by_ms;
+            }
             Fault::Transfer { range, to } => self.transfer(self.living(*range), *to),
             _ => {}
         }
@@ -172,6 +202,12 @@ impl Cluster {
     pub(crate) fn fault_ends(&mut self, step: usize) {
         let Some(undo) = self.undo.remove(&step) else { return };
         self.trace.note(self.now, "fault ends", &[step as u64]);
+        let undo = match undo {
+            Undo::Promises(links, restart, others, length) => {
+                return self.try_promises(step, (links, others), &restart, length);
+            }
+            undo => undo,
+        };
         let next = match &undo {
             Undo::Relay(_, range, length) => Some((Cut::Isolate(Target::LeaderOf(*range)), *length)),
             _ => None,
@@ -187,7 +223,7 @@ impl Cluster {
 
     pub(crate) fn undo_fault(&mut self, undo: Undo) {
         match undo {
-            Undo::Links(links) | Undo::Relay(links, ..) => self.network.heal(&links),
+            Undo::Links(links) | Undo::Relay(links, ..) | Undo::Promises(links, ..) => self.network.heal(&links),
             Undo::Clients(node) => self.nodes[node].clients_cut = self.nodes[node].clients_cut.saturating_sub(1),
             Undo::Loss => self.network.storm_loss_per_mille = 0,
             Undo::Slow(links) => {
@@ -205,6 +241,51 @@ impl Cluster {
             Undo::NoSpace(node) => self.nodes[node].disk.free_space(),
             Undo::Stop(node, down) => self.crash_for(node, down, false),
         }
+    }
+
+    /// Cuts the leader off from one follower, for so long.
+    fn strain_promises(&mut self, range: RangeId, length: Nanos) -> Option<(Undo, Nanos)> {
+        let leader = self.leader_of(range)?;
+        let replicas = &self.invariants.territory.newest(range)?.replicas;
+        let mut followers: Vec<usize> = replicas.iter().map(|of| of.node_id as usize - 1).collect();
+        followers.retain(|node| *node != leader);
+        if followers.len() < 2 {
+            return None;
+        }
+        let deaf = followers.swap_remove(self.rng.index(followers.len()));
+        let links = vec![(leader, deaf), (deaf, leader)];
+        self.network.cut(&links);
+        let others = self.links_of(&Cut::Isolate(Target::Node(leader)))?;
+        Some((Undo::Promises(links, followers, others, ms(1_500)), length))
+    }
+
+    /// The leader is cut off from all, and the followers that have heard it last restart.
+    fn try_promises(&mut self, step: usize, (links, others): (Links, Links), restart: &[usize], length: Nanos) {
+        self.network.cut(&others);
+        for node in restart {
+            self.crash_for(*node, ms(1), false);
+        }
+        self.marks.hit(Mark::PromisesTried);
+        self.undo.insert(step, Undo::Links([links, others].concat()));
+        self.schedule.at(self.now + length, Event::FaultEnds(step));
+    }
+
+    /// A leader has just asked another range to take its own in: it gets no answer for a while.
+    pub(crate) fn outwait(&mut self, node: usize, ask: &v1::MergeAsk) {
+        let Some((source, frozen)) = ask.source.as_ref().zip(ask.frozen) else { return };
+        let target = self.leader_of(RangeId(frozen.target_range_id)).filter(|target| *target != node);
+        let (Some(target), Some(length)) = (target, self.nodes[node].outwaits.take()) else { return };
+        let links = vec![(node, target), (target, node)];
+        self.network.cut(&links);
+        let replicas = source.replicas.iter().map(|of| of.node_id as usize - 1);
+        for other in replicas.filter(|other| *other != node && *other != target) {
+            self.nodes[other].apply_stalled_until = self.now + length;
+        }
+        self.marks.hit(Mark::Outwaited);
+        let step = self.plan.len() + self.undo.len();
+        let step = (step..).find(|step| !self.undo.contains_key(step)).unwrap_or(step);
+        self.undo.insert(step, Undo::Links(links));
+        self.schedule.at(self.now + length, Event::FaultEnds(step));
     }
 
     /// Crashes a node and starts it again later.
@@ -249,6 +330,9 @@ impl Cluster {
 
     /// The range that a plan's number stands for: plans are drawn before ranges are born.
     fn living(&self, range: RangeId) -> RangeId {
+        if range == SYSTEM_RANGE {
+            return range;
+        }
         let ranges = self.ranges();
         ranges[(range.0 as usize - 2) % ranges.len()]
     }
@@ -278,6 +362,11 @@ impl Cluster {
                 self.network.cut(&links);
                 Some((Undo::Links(links), length))
             }
+            AfterSplit::Laggard => {
+                let target = Target::Node(self.follower_of(range)?);
+                self.strike(&Fault::ApplyStall { target, length });
+                None
+            }
             AfterSplit::Crash => {
                 self.nodes[leader].armed = Some((CrashPoint::AfterSync, length, true));
                 None
@@ -289,15 +378,17 @@ impl Cluster {
         match target {
             Target::Node(node) => Some(node),
             Target::LeaderOf(range) => self.leader_of(self.living(range)),
-            Target::FollowerOf(range) => {
-                let range = self.living(range);
-                let leader = self.leader_of(range);
-                let descriptor = self.invariants.territory.newest(range)?;
-                let replicas = descriptor.replicas.iter().map(|replica| replica.node_id as usize - 1);
-                let followers: Vec<usize> = replicas.filter(|node| Some(*node) != leader).collect();
-                if followers.is_empty() { leader } else { Some(self.rng.pick(&followers)) }
-            }
+            Target::FollowerOf(range) => self.follower_of(self.living(range)),
         }
+    }
+
+    /// Some node that has a replica and does not lead; who leads, if there is no other.
+    fn follower_of(&mut self, range: RangeId) -> Option<usize> {
+        let leader = self.leader_of(range);
+        let descriptor = self.invariants.territory.newest(range)?;
+        let replicas = descriptor.replicas.iter().map(|replica| replica.node_id as usize - 1);
+        let followers: Vec<usize> = replicas.filter(|node| Some(*node) != leader).collect();
+        if followers.is_empty() { leader } else { Some(self.rng.pick(&followers)) }
     }
 
     fn others(&self, node: usize) -> impl Iterator<Item = usize> + use<> {
@@ -326,6 +417,7 @@ impl Cluster {
                 let apart = |(from, to): &(usize, usize)| from != middle && to != middle && left(*from) != left(*to);
                 pairs.filter(apart).collect()
             }
+            Cut::Swizzled(node) => self.others(*node).flat_map(|other| [(*node, other), (other, *node)]).collect(),
         })
     }
 }

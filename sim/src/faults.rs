@@ -2,7 +2,10 @@
 //!
 //! A target may be "the leader of that range": which node that is shows only when the fault begins.
 
+mod situations;
+
 use flotilla_engine::snapshot::Step as IngestStep;
+use flotilla_engine::storage::Family;
 use flotilla_proto::RangeId;
 
 use crate::clock::{Clock, Nanos, ms};
@@ -65,6 +68,8 @@ pub(crate) enum Cut {
     Isolate(Target),
     /// Two halves that share one node.
     Bridge(usize),
+    /// One of several nodes that are cut off one after the other.
+    Swizzled(usize),
 }
 
 /// What happens to a leader that has just been told to split, or one of the two of a merge.
@@ -75,6 +80,8 @@ pub(crate) enum AfterSplit {
     Isolation,
     Crash,
     Deafness,
+    /// On some follower nothing is applied.
+    Laggard,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +118,12 @@ pub(crate) enum Fault {
         range: RangeId,
         length: Nanos,
     },
+    /// A follower does not hear the leader for so long; then the leader is cut off from everybody, and the other
+    /// followers restart at once: do they keep to what they have promised it?
+    Promises {
+        range: RangeId,
+        length: Nanos,
+    },
     /// The whole process stands still.
     Pause {
         target: Target,
@@ -132,6 +145,11 @@ pub(crate) enum Fault {
         apply: Nanos,
         length: Nanos,
     },
+    /// Nothing is applied, as when a database stalls its writers.
+    ApplyStall {
+        target: Target,
+        length: Nanos,
+    },
     /// One link loses messages, the way back does not.
     LossyLink {
         from: usize,
@@ -147,6 +165,19 @@ pub(crate) enum Fault {
         target: Target,
         down: Nanos,
     },
+    /// The read behind so many others fails.
+    ReadFails {
+        target: Target,
+        after: u32,
+        down: Nanos,
+    },
+    /// A record rots: whoever reads it is told so.
+    Rot {
+        target: Target,
+        family: Family,
+        per_mille: u64,
+        down: Nanos,
+    },
     NoSpace {
         target: Target,
         length: Nanos,
@@ -158,6 +189,11 @@ pub(crate) enum Fault {
     ClockRate {
         node: usize,
         rate: u64,
+    },
+    /// The wall clock leaps, forward or back.
+    WallClock {
+        node: usize,
+        by_ms: i64,
     },
     Transfer {
         range: RangeId,
@@ -182,6 +218,12 @@ pub(crate) enum Fault {
         then: AfterSplit,
         length: Nanos,
     },
+    /// As soon as a leader asks for its merge: whom it asks is out of its reach for so long, and on the other nodes
+    /// nothing is applied.
+    Outwait {
+        target: Target,
+        length: Nanos,
+    },
     Drain {
         target: Target,
         down: Nanos,
@@ -198,36 +240,12 @@ pub(crate) struct Step {
 /// Draws a run's plan.
 pub(crate) fn plan(knobs: &Knobs) -> Vec<Step> {
     let mut steps = at_random(knobs);
+    steps.extend(situations::rarer(knobs));
     steps.extend(knobs.gray.iter().flat_map(GrayKnobs::steps));
+    steps.extend(situations::before_a_loss(knobs));
+    steps.extend(situations::around_ingestions(knobs));
     if knobs.merges() && knobs.fault_every > 0 {
-        steps.extend(around_merges(knobs));
-    }
-    steps
-}
-
-/// Merges by hand, and crashes just where they are decided.
-fn around_merges(knobs: &Knobs) -> Vec<Step> {
-    let rng = &mut Rng::new(knobs.seed, 15);
-    let mut steps = Vec::new();
-    let mut at = ms(3_000);
-    while at < knobs.duration.saturating_sub(ms(1_000)) {
-        let points = [
-            CrashPoint::AfterFreeze,
-            CrashPoint::AfterStandstill,
-            CrashPoint::AfterStandstill,
-            CrashPoint::AfterMerge,
-            CrashPoint::AfterMerge,
-            CrashPoint::AfterThaw,
-        ];
-        let fault = if rng.chance(500) {
-            let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(5_000)]) + rng.below(ms(200));
-            Fault::Crash { target: target(knobs, rng), point: rng.pick(&points), down, power_cut: rng.chance(600) }
-        } else {
-            let (range, of_target) = (range(knobs, rng), rng.chance(500));
-            Fault::Merge { range, of_target, then: after_split(knobs, rng), length: length(rng) }
-        };
-        steps.push(Step { at, fault });
-        at += rng.between(ms(300), ms(2_500));
+        steps.extend(situations::around_merges(knobs));
     }
     steps
 }
@@ -294,11 +312,12 @@ fn split(knobs: &Knobs, rng: &mut Rng) -> Fault {
 }
 
 fn after_split(knobs: &Knobs, rng: &mut Rng) -> AfterSplit {
-    match rng.below(6) {
+    match rng.below(7) {
         0 => AfterSplit::Nothing,
         1 | 2 => AfterSplit::HandOver(node(knobs, rng)),
         3 => AfterSplit::Isolation,
         4 => AfterSplit::Crash,
+        5 => AfterSplit::Laggard,
         _ => AfterSplit::Deafness,
     }
 }

@@ -7,6 +7,8 @@
 mod data;
 mod leases;
 mod losses;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +41,9 @@ pub(crate) struct Invariants {
     durable: Vec<Mirror>,
     /// Replicas that began with a split which no sync has covered yet.
     born: Vec<Mirror>,
+    /// Replicas of ranges that were ended for good, as their keyspaces were dropped: what was durable of them then. A
+    /// leader that has not heard of it yet may count what they had acknowledged.
+    ended: Vec<Mirror>,
     /// Applied index of each range that a completed sync covered.
     applied_synced: Vec<BTreeMap<RangeId, u64>>,
     pub territory: Territory,
@@ -120,6 +125,7 @@ impl Invariants {
             written: vec![Mirror::new(); nodes],
             durable: vec![Mirror::new(); nodes],
             born: vec![Mirror::new(); nodes],
+            ended: vec![Mirror::new(); nodes],
             applied_synced: vec![BTreeMap::new(); nodes],
             territory: Territory::new(nodes, layout),
             ..Self::default()
@@ -175,6 +181,11 @@ impl Invariants {
                 ));
             }
             self.check_checksum(node, id, range.applied.index, range.applied.checksum)?;
+        }
+        for (range, gone) in &boot.tombstones {
+            if !found.contains_key(range) {
+                self.ends(node, *range, gone.replica_id);
+            }
         }
         self.written[node] = found.clone();
         self.durable[node] = found;
@@ -251,6 +262,9 @@ impl Invariants {
         let born = std::mem::take(&mut self.born[node]);
         self.durable[node].extend(born);
         for item in batches.iter().flat_map(|batch| &batch.items) {
+            if let Some(destroy) = &item.destroy {
+                self.ends(node, item.range, destroy.tombstone.replica_id);
+            }
             if begins_or_ends(&mut self.durable[node], node, item) {
                 self.applied_synced[node].remove(&item.range);
                 continue;
@@ -273,6 +287,15 @@ impl Invariants {
             }
         }
         self.territory.synced(node);
+    }
+
+    /// A replica has ended, and its log with it; `upto`: all replicas up to this id. More than the range ever had: it is
+    /// gone for good, wherever its other replicas are.
+    fn ends(&mut self, node: usize, range: RangeId, upto: u64) {
+        let for_good = self.territory.newest(range).is_some_and(|of| of.next_replica_id <= upto);
+        if let Some(log) = self.durable[node].get(&range).filter(|_| for_good) {
+            self.ended[node].insert(range, log.clone());
+        }
     }
 
     /// I1: a range has one leader in a term.
@@ -383,8 +406,9 @@ impl Invariants {
         let Some(last) = last_new.filter(|_| !over) else { return Ok(()) };
         let configurations = self.territory.committing(range, last.index);
         let holds = |replica: u64, on: u64| {
-            let log = self.durable[on as usize - 1].get(&range);
-            log.is_some_and(|log| log.replica == replica && log.holds(last.index, last.term))
+            let of_node = [&self.durable[on as usize - 1], &self.ended[on as usize - 1]];
+            let mut logs = of_node.into_iter().filter_map(|logs| logs.get(&range));
+            logs.any(|log| log.replica == replica && log.holds(last.index, last.term))
         };
         let agreed = |descriptor: &&v1::RangeDescriptor| {
             let replicas = &descriptor.replicas;

@@ -1,9 +1,7 @@
-//! What one run is made of, drawn from its seed: sizes, limits, speeds. Extremes on purpose: tiny logs,
-//! entries of one request, tiny limits, slow apply.
+//! What one run is made of, drawn from its seed: sizes, limits, speeds. Extremes on purpose: slow apply, tiny ranges, and
+//! of the core's own settings those that it declares ([`KNOBS`]).
 
-use std::time::Duration;
-
-use flotilla_engine::config::{Config, ReadMode};
+use flotilla_engine::config::{Config, KNOBS};
 use flotilla_proto::v1;
 
 use crate::clock::{Clock, Nanos, ms, us};
@@ -133,7 +131,6 @@ impl Knobs {
             knobs.gray = gray.chance(200).then(|| GrayKnobs::draw(gray, &knobs, false));
         }
         knobs.draw_ends(&mut Rng::new(seed, 9));
-        knobs.draw_sleep(&mut Rng::new(seed, 13));
         knobs
     }
 
@@ -177,12 +174,6 @@ impl Knobs {
         self.delete_span_per_mille = rng.pick(&[0, 5, 20, 20, 60]);
     }
 
-    /// Ranges that fall asleep as soon as nothing is asked of them, in most runs; and that wake a few at a time.
-    fn draw_sleep(&mut self, rng: &mut Rng) {
-        self.config.idle_ticks = rng.pick(&[0, 1, 1, 2, 3, 6, 20]);
-        self.config.wakes_per_tick = rng.pick(&[1, 1, 3, 200]);
-    }
-
     /// Splits and moves, in most runs.
     fn draw_growth(&mut self, rng: &mut Rng) {
         if rng.chance(150) {
@@ -193,11 +184,6 @@ impl Knobs {
         self.replicas = self.replicas.min(self.members);
         self.network.ancient_per_mille = rng.pick(&[0, 1, 5]);
         self.cold_keys = rng.pick(&[16, 16, 60, 150]);
-        if rng.chance(300) {
-            self.config.snapshot_batch_bytes_max = rng.pick(&[0, 200]);
-            self.config.snapshot_file_bytes = rng.pick(&[100, 1_000, 1 << 20]);
-        }
-        self.config.level_lag_entries = rng.pick(&[128, 128, 0, 5]);
         let rule = match rng.below(5) {
             0 => Some(v1::split_boundary::Rule::AfterDelimiter(u32::from(b'-'))),
             1 => Some(v1::split_boundary::Rule::PrefixLen(rng.pick(&[1, 2, 4]))),
@@ -295,49 +281,10 @@ fn clock_fast() -> f64 {
 
 fn config(seed: u64, rng: &mut Rng) -> Config {
     let mut config = Config { seed: seed ^ 0xF107_111A, expiry_clock_drift: clock_fast(), ..Config::default() };
-    match rng.below(4) {
-        0 => {
-            config.tick = Duration::from_millis(50);
-            config.lease = Duration::from_millis(390);
+    for knob in KNOBS {
+        if rng.chance(knob.per_mille) {
+            (knob.bend)(&mut config, rng.index(knob.extremes));
         }
-        1 => {
-            config.election_ticks = 5;
-            config.lease = Duration::from_millis(rng.between(150, 350));
-        }
-        _ => {}
-    }
-    if rng.chance(250) {
-        config.read_mode = ReadMode::Quorum;
-    }
-    if rng.chance(500) {
-        config.log_retain_entries = 10;
-    }
-    if rng.chance(300) {
-        config.log_retain_bytes = 600;
-    }
-    if rng.chance(600) {
-        config.log_lagging_bytes_max = rng.pick(&[200, 2_000, 20_000]);
-    }
-    if rng.chance(300) {
-        config.entry_bytes_target = 1;
-    }
-    if rng.chance(300) {
-        config.message_bytes_max = rng.pick(&[0, 64, 512]);
-    }
-    if rng.chance(300) {
-        config.inflight_messages_max = rng.pick(&[1, 2, 4]);
-    }
-    if rng.chance(300) {
-        config.range_proposal_bytes_max = rng.pick(&[100, 400, 2_000]);
-    }
-    if rng.chance(200) {
-        config.node_proposal_bytes_max = rng.pick(&[300, 2_000]);
-    }
-    if rng.chance(400) {
-        config.cache_bytes_max = rng.pick(&[0, 100, 1_000]);
-    }
-    if rng.chance(300) {
-        config.apply_bytes_max = rng.pick(&[1, 200, 2_000]);
     }
     config
 }

@@ -1,7 +1,7 @@
 //! Runs the simulation: `flotilla-sim --seeds 300`, or one seed with `--seed 7 --trace`.
 //!
 //! Exit code 0: no seed failed; 1: one did, and its seed and the command that repeats it are printed;
-//! 2: the arguments are wrong. With `--expect-failure` (mutants) 0 means that a failure was found.
+//! 2: the arguments are wrong. With `--expect-marks` 1 means as well that a coverage mark was left out. With `--expect-failure` (mutants) 0 means that a failure was found.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use std::time::Duration;
 use flotilla_sim::run::{Options, Seeds, run_seed, run_seeds};
 
 const USAGE: &str =
-    "usage: flotilla-sim [--seeds N] [--first S] [--seconds T] [--jobs J] [--black-box] [--expect-failure]
+    "usage: flotilla-sim [--seeds N] [--first S] [--seconds T] [--jobs J] [--black-box] [--expect-failure] [--expect-marks]
        flotilla-sim --seed S [--trace] [--black-box]
   --seeds N         run at least N seeds, from S (1) on
   --seconds T       and go on until T seconds have passed
   --black-box       check only what clients could notice in the end
-  --expect-failure  one seed after another until one fails, and exit 0 only if one did";
+  --expect-failure  one seed after another until one fails, and exit 0 only if one did
+  --expect-marks    fail if all seeds together leave a coverage mark out";
 
 #[derive(Debug, Default)]
 struct Arguments {
@@ -22,6 +23,7 @@ struct Arguments {
     options: Options,
     seed: Option<u64>,
     expect_failure: bool,
+    expect_marks: bool,
 }
 
 fn parse() -> Result<Arguments, String> {
@@ -40,6 +42,7 @@ fn parse() -> Result<Arguments, String> {
             "--jobs" => parsed.seeds.jobs = usize::try_from(number()?).map_err(|error| error.to_string())?,
             "--trace" => parsed.options.print_trace = true,
             "--black-box" => parsed.options.black_box = true,
+            "--expect-marks" => parsed.expect_marks = true,
             "--expect-failure" => parsed.expect_failure = true,
             other => return Err(format!("unknown argument {other}")),
         }
@@ -67,7 +70,11 @@ fn main() -> ExitCode {
     let summary = run_seeds(&arguments.seeds, arguments.options);
     if !arguments.expect_failure {
         print!("{summary}");
-        return if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        let missing = if arguments.expect_marks { summary.missing_marks() } else { Vec::new() };
+        for mark in &missing {
+            println!("sim: FAILED: no seed has hit the mark: {mark}");
+        }
+        return if summary.failures.is_empty() && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let Some(report) = summary.failures.values().next() else {
         println!("not found within {} seeds", summary.seeds);

@@ -1,6 +1,10 @@
 //! Coverage marks: the rare branches that runs observed, and those that none did.
 //!
-//! The list is closed, so that a mark which is never hit shows in every summary.
+//! The list is closed, so that a mark which is never hit shows in every summary; and CI's seeds together must hit every
+//! mark of the swarm ([`Marks::missing`]). Two classes are not the swarm's:
+//! - what only proposals that come late bring about, which is a fault that no sound store has: the control run with the
+//!   feature `fault-late-proposals` must hit it;
+//! - second lines of defence, which something else makes unnecessary as long as it holds: see [`Mark::class`].
 
 use std::collections::BTreeMap;
 
@@ -38,6 +42,7 @@ marks! {
     SnapshotLost: "a snapshot is lost on its way",
     SnapshotApplied: "a snapshot replaces a replica's state",
     SnapshotMade: "a snapshot is made",
+    SnapshotSuperseded: "a snapshot is overtaken on its way, by a newer one or by the log",
     SnapshotWhileApplying: "a snapshot arrives while entries wait for the apply stage",
     LogFetched: "entries are read back from disk for a follower",
     LogFetchEmpty: "entries to be read back are gone",
@@ -48,7 +53,7 @@ marks! {
     SplitApplied: "a split is applied",
     SplitDone: "a split by hand succeeds",
     SplitFailed: "a split by hand is refused or fails",
-    SplitRefusedAtApply: "apply skips a split for its epoch",
+    ChangeOfOldEpoch: "apply skips a change of the range itself for its epoch (a second line of defence)",
     SplitWithLearner: "a range with a learner is split",
     CannotSplit: "a range is too large and cannot be split",
     EarlyMessage: "a message comes for a child before its split",
@@ -68,6 +73,7 @@ marks! {
     RangeThawed: "a frozen range goes on",
     MergeAbandoned: "a range decides not to take its neighbour in",
     CrashMidMerge: "a crash falls right behind a step of a merge",
+    Outwaited: "who asks for a merge waits for an answer longer than for the merge",
     FrozenAtStart: "a restart finds a frozen range",
     MergedAtStart: "a restart finds what is left of a range that was merged away",
     MergedToldSo: "a replica is told that its range was merged away",
@@ -160,6 +166,12 @@ marks! {
     CrashMidApply: "a crash loses applied state that is replayed",
     SyncFailed: "a sync fails and the node stops",
     WriteFailed: "a disk write fails and the node stops",
+    ReadFailed: "a read of the disk fails",
+    RotMet: "a record rots: whoever reads it is told so, and the store ends",
+    ApplyStalled: "nothing is applied for a while",
+    WallClockLeaps: "a wall clock leaps",
+    Swizzled: "nodes are cut off one after the other, and come back in another order",
+    PromisesTried: "followers restart while their leader is cut off, and another one wants to lead",
     GroupSync: "one sync covers several log batches",
     Drained: "a node hands its ranges over and stops",
     RouteRefresh: "a client learns its routes anew",
@@ -171,6 +183,26 @@ marks! {
     ExpiryLookedFor: "a leader looks through the expiry index",
     TtlEnded: "an entry ends keys by their ttl",
     PairSeen: "a scan sees an atomic batch's keys",
+}
+
+/// Which runs must hit a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Swarm,
+    LateProposals,
+    SecondLine,
+}
+
+impl Mark {
+    fn class(self) -> Class {
+        match self {
+            Self::StampRefused => Class::LateProposals,
+            // A leader proposes one change of its range at a time, and none before it has applied all entries of earlier
+            // terms: whatever raises the version is applied before the next change is proposed under it.
+            Self::ChangeOfOldEpoch => Class::SecondLine,
+            _ => Class::Swarm,
+        }
+    }
 }
 
 /// How often each mark was hit.
@@ -190,6 +222,13 @@ impl Marks {
         for (mark, count) in &other.0 {
             *self.0.entry(*mark).or_default() += count;
         }
+    }
+
+    /// Those that a run like this one, with enough seeds, must hit, and that were not hit.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let class = if cfg!(feature = "fault-late-proposals") { Class::LateProposals } else { Class::Swarm };
+        let missing = Mark::ALL.iter().filter(|mark| mark.class() == class && self.count(**mark) == 0);
+        missing.map(|mark| mark.text()).collect()
     }
 
     /// (text, hits) of all marks.

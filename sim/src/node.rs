@@ -23,12 +23,16 @@ pub(crate) struct Node {
     pub index: usize,
     pub disk: SimDisk,
     pub clock: Clock,
+    /// By how much its wall clock is wrong.
+    pub wall_ahead_ms: i64,
     pub life: u64,
     pub process: Option<Process>,
     /// The whole process stands still until then.
     pub paused_until: Nanos,
     /// The store's loop stands still until then.
     pub stalled_until: Nanos,
+    /// Nothing is applied until then.
+    pub apply_stalled_until: Nanos,
     /// How long a sync takes, while the disk is slow.
     pub slow_sync: Option<Nanos>,
     /// How late the apply stage is, while it lags.
@@ -40,6 +44,8 @@ pub(crate) struct Node {
     pub has_no_room: bool,
     /// A crash that waits for its point, and how long the node is down then.
     pub armed: Option<(CrashPoint, Nanos, bool)>,
+    /// For how long it gets no answer when it asks for a merge.
+    pub outwaits: Option<Nanos>,
     /// A restart that is on its way.
     pub restarting: bool,
     /// For how long the node stays down after its disk failed.
@@ -67,6 +73,8 @@ pub(crate) struct Process {
     pub applied_written: BTreeMap<RangeId, u64>,
     pub pending: BTreeMap<Token, Pending>,
     pub last_token: u64,
+    /// It has come upon a record that rots, and is about to end.
+    pub ends: bool,
     /// Of the real placement.
     pub agent: Agent,
     pub host: Host,
@@ -125,6 +133,7 @@ impl Process {
             applied_written: BTreeMap::new(),
             pending: BTreeMap::new(),
             last_token: 0,
+            ends: false,
             agent: Agent::default(),
             host: Host::default(),
             ids_asked_until: 0,

@@ -82,6 +82,10 @@ pub fn run_seed(seed: u64, options: Options) -> Report {
     if cluster.recorder.pairs_seen > 0 {
         cluster.marks.hit(crate::marks::Mark::PairSeen);
     }
+    let reads_failed = cluster.nodes.iter().any(|node| node.disk.counters().reads_failed > 0);
+    if reads_failed {
+        cluster.marks.hit(crate::marks::Mark::ReadFailed);
+    }
     Report {
         seed,
         trace_hash: cluster.trace.hash(),
@@ -149,6 +153,11 @@ impl Summary {
         }
     }
 
+    /// Marks that enough seeds must hit together, and that these did not.
+    pub fn missing_marks(&self) -> Vec<&'static str> {
+        self.marks.missing()
+    }
+
     /// Events that were simulated.
     pub fn events(&self) -> u64 {
         self.tally.events
@@ -207,33 +216,53 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Those of these features that this build has.
+macro_rules! features {
+    ($($name:literal),+ $(,)?) => {
+        [$((cfg!(feature = $name), $name)),+].into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
+    };
+}
+
 /// The command that runs a seed again, with its trace.
 pub fn repeat_command(seed: u64) -> String {
-    let features: Vec<&str> = [
-        (cfg!(feature = "mutant-ack-before-persist"), "mutant-ack-before-persist"),
-        (cfg!(feature = "mutant-vote-not-saved"), "mutant-vote-not-saved"),
-        (cfg!(feature = "mutant-no-term-stamp-check"), "mutant-no-term-stamp-check"),
-        (cfg!(feature = "fault-late-proposals"), "fault-late-proposals"),
-        (cfg!(feature = "mutant-lease-after-timeout-now"), "mutant-lease-after-timeout-now"),
-        (cfg!(feature = "mutant-replayed-split-overwrites"), "mutant-replayed-split-overwrites"),
-        (cfg!(feature = "mutant-no-epoch-check"), "mutant-no-epoch-check"),
-        (cfg!(feature = "mutant-snapshot-over-overlap"), "mutant-snapshot-over-overlap"),
-        (cfg!(feature = "mutant-tombstone-apart"), "mutant-tombstone-apart"),
-        (cfg!(feature = "mutant-expiry-of-the-renewed"), "mutant-expiry-of-the-renewed"),
-        (cfg!(feature = "mutant-remove-before-voter"), "mutant-remove-before-voter"),
-        (cfg!(feature = "mutant-orders-before-written"), "mutant-orders-before-written"),
-        (cfg!(feature = "mutant-merge-without-all"), "mutant-merge-without-all"),
-        (cfg!(feature = "mutant-thaw-without-proof"), "mutant-thaw-without-proof"),
-        (cfg!(feature = "mutant-lease-over-freeze"), "mutant-lease-over-freeze"),
-        (cfg!(feature = "mutant-merge-tombstone-apart"), "mutant-merge-tombstone-apart"),
-        (cfg!(feature = "mutant-merge-keeps-counter"), "mutant-merge-keeps-counter"),
-        (cfg!(feature = "mutant-merged-outlives-snapshot"), "mutant-merged-outlives-snapshot"),
-        (cfg!(feature = "mutant-recover-behind"), "mutant-recover-behind"),
-        (cfg!(feature = "mutant-recover-same-replica"), "mutant-recover-same-replica"),
-    ]
-    .into_iter()
-    .filter_map(|(on, name)| on.then_some(name))
-    .collect();
+    let features: Vec<&str> = features![
+        "mutant-ack-before-persist",
+        "mutant-vote-not-saved",
+        "mutant-no-term-stamp-check",
+        "fault-late-proposals",
+        "mutant-lease-after-timeout-now",
+        "mutant-replayed-split-overwrites",
+        "mutant-no-epoch-check",
+        "mutant-snapshot-over-overlap",
+        "mutant-tombstone-apart",
+        "mutant-expiry-of-the-renewed",
+        "mutant-remove-before-voter",
+        "mutant-merge-without-all",
+        "mutant-thaw-without-proof",
+        "mutant-lease-over-freeze",
+        "mutant-merge-tombstone-apart",
+        "mutant-merge-keeps-counter",
+        "mutant-merged-outlives-snapshot",
+        "mutant-sleep-with-one-behind",
+        "mutant-orphans-sleep-on",
+        "mutant-lease-from-receipt",
+        "mutant-lease-without-drift",
+        "mutant-votes-after-restart",
+        "mutant-applied-index-apart",
+        "mutant-snapshot-keeps-old-keys",
+        "mutant-read-without-quorum",
+        "mutant-read-before-own-term",
+        "mutant-vote-before-durable",
+        "mutant-former-change-forgotten",
+        "mutant-ingest-without-intent",
+        "mutant-corrupt-is-absent",
+        "mutant-scan-skips-border",
+        "mutant-ttl-without-drift",
+        "mutant-repeat-unknown-write",
+        "mutant-orders-before-written",
+        "mutant-recover-behind",
+        "mutant-recover-same-replica",
+    ];
     let features = if features.is_empty() { String::new() } else { format!("--features {} ", features.join(",")) };
     format!("cargo run --release -p flotilla-sim {features}-- --seed {seed} --trace")
 }

@@ -39,6 +39,8 @@ pub(crate) enum Inner {
     FindSplitKeys(Box<SplitKeysWanted>),
     Give(Box<Input>),
     ReadAgain(Token),
+    /// It has come upon a record that rots.
+    Ends,
     /// An answer to the placement service of this node; none: it has failed.
     HostReply(u64, Option<Box<v1::response::Body>>),
 }

@@ -47,8 +47,10 @@ impl Cluster {
             return self.schedule.at(at, Event::Request { node: index, reply_to, request });
         }
         let own = reply_to.client == HOST;
-        // Whoever was given up is reached by nobody: that is what a person has promised.
-        if (node.clients_cut > 0 || self.invariants.is_outcast(index)) && !own {
+        // Whoever was given up is reached by nobody, as a person has promised. Once it has ended, nobody listens there:
+        // a client learns that nothing was sent, and looks elsewhere (seed 2254).
+        let unreached = node.is_up() && self.invariants.is_outcast(index);
+        if (node.clients_cut > 0 || unreached) && !own {
             return self.outcome_after(ms(400), reply_to, CallOutcome::Broken("the connection broke".into()));
         }
         let now = node.clock.read(self.now);

@@ -11,6 +11,7 @@ use flotilla_engine::store::{FetchLog, Input, LogBatch, LogItem, SnapshotData, S
 use flotilla_engine::{checksum, log_writer, recover, snapshot, split_keys};
 use flotilla_proto::RangeId;
 
+use crate::clock::ms;
 use crate::cluster::Cluster;
 use crate::disk::SimDisk;
 use crate::expiring::ends_keys;
@@ -123,7 +124,7 @@ impl Cluster {
         let mut seen = Vec::new();
         let mut show = |disk: &SimDisk, at: Checkpoint| {
             let range = RangeId(at.descriptor.range_id);
-            let spans = checksum::of_range(disk, &at.descriptor);
+            let spans = checksum::of_range(&disk.copy(), &at.descriptor);
             seen.push((range, at.index, spans.map(|spans| checksum::total(&spans))));
         };
         let done = match process.apply.apply(&node.disk, tasks, &mut show) {
@@ -198,7 +199,7 @@ impl Cluster {
                 }
                 Ok(RangeChange::Thawed { .. } | RangeChange::Abandoned { .. }) => CrashPoint::AfterThaw,
                 Err(ApplyRefusal::Epoch) => {
-                    self.marks.hit(Mark::SplitRefusedAtApply);
+                    self.marks.hit(Mark::ChangeOfOldEpoch);
                     continue;
                 }
                 Err(_) => {
@@ -252,6 +253,7 @@ impl Cluster {
                 }
                 self.give(index, Input::LogFetched { range: fetch.range, id: fetch.id, entries });
             }
+            Err(error) if self.is_disk_fault(index, &error) => self.disk_failed(index, &error, Mark::WriteFailed),
             Err(error) => self.check(Err(format!("n{}: reading the log back: {error}", index + 1))),
         }
     }
@@ -270,6 +272,9 @@ impl Cluster {
             // No room for its file.
             Err(StorageError::NoSpace { .. }) => self.give(index, Input::SnapshotMade { range, snapshot: None }),
             Err(error) if self.nodes[index].disk.is_poisoned() => self.disk_failed(index, &error, Mark::WriteFailed),
+            Err(error) if self.is_disk_fault(index, &error) => {
+                self.give(index, Input::SnapshotMade { range, snapshot: None });
+            }
             Err(error) => self.check(Err(format!("n{}: making a snapshot: {error}", index + 1))),
         }
     }
@@ -315,6 +320,31 @@ impl Cluster {
         let applied = self.applied_on_disk(life.node);
         self.invariants.persisted(life.node, std::slice::from_ref(&batch), applied);
         self.give(life.node, Input::Ingested { range });
+    }
+
+    /// Whether the fault plan is behind what a read says.
+    fn is_disk_fault(&self, index: usize, error: &StorageError) -> bool {
+        matches!(error, StorageError::Io { .. }) || self.nodes[index].disk.rot_was_met()
+    }
+
+    /// A store that comes upon what rots does not go on for long.
+    pub(crate) fn end_if_rotten(&mut self, index: usize) {
+        let life = self.nodes[index].life();
+        let met = self.nodes[index].disk.rot_was_met();
+        if let Some(process) = self.nodes[index].process.as_mut().filter(|process| met && !process.ends) {
+            process.ends = true;
+            let at = self.now + self.rng.delay(ms(20));
+            self.schedule.at(at, Event::Inner(life, Inner::Ends));
+        }
+    }
+
+    /// What rots is made good before the node starts again: nothing was served of it.
+    pub(crate) fn mend_what_rots(&mut self, index: usize) {
+        if self.nodes[index].disk.rot_was_met() {
+            self.marks.hit(Mark::RotMet);
+            self.trace.say(self.now, || format!("n{}: its disk rots", index + 1));
+            self.nodes[index].disk.mend();
+        }
     }
 
     /// The disk failed: the process ends for good, and is started again after a while.

@@ -353,7 +353,8 @@ impl Territory {
                 None => self.begin(child.clone(), Some((range, index))),
                 Some(Some(known)) if *known == (range, index) => {
                     let first = self.history.get(&id).and_then(|history| history.get(&INITIAL_INDEX));
-                    if first.is_some_and(|first| first != child) {
+                    let before = self.superseded.get(&(id, INITIAL_INDEX));
+                    if first.is_some_and(|first| first != child && before != Some(child)) {
                         return Err(format!("I5: {} begins as something else on another replica", words(child)));
                     }
                 }

@@ -13,6 +13,8 @@ mod confirm;
 mod debug;
 pub mod failure;
 pub mod global;
+#[cfg(test)]
+mod hostile;
 mod keyspace;
 pub mod kv;
 mod node;

@@ -61,12 +61,26 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut layers = known();
         if let Some(path) = file {
-            lay(&mut layers, from_file(path)?, &path.display().to_string())?;
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|error| ConfigError::File { path: path.into(), what: error.to_string() })?;
+            lay_text(&mut layers, &text, path)?;
         }
         lay(&mut layers, from_environment(environment)?, "the environment")?;
         lay(&mut layers, flags.to_table(), "the command line")?;
-        layers.try_into().map_err(|error: toml::de::Error| ConfigError::value("configuration", "", error.message()))
+        settings(layers)
     }
+}
+
+fn settings(layers: Table) -> Result<Config, ConfigError> {
+    layers.try_into().map_err(|error: toml::de::Error| ConfigError::value("configuration", "", error.message()))
+}
+
+/// The settings of a file's text alone.
+#[cfg(test)]
+pub(super) fn of_text(text: &str) -> Result<Config, ConfigError> {
+    let mut layers = known();
+    lay_text(&mut layers, text, Path::new("flotilla.toml"))?;
+    settings(layers)
 }
 
 /// All settings with their defaults.
@@ -104,10 +118,12 @@ fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option<Str
     (best.0 > 0.8).then(|| best.1.clone())
 }
 
-fn from_file(path: &Path) -> Result<Table, ConfigError> {
-    let failed = |what: String| ConfigError::File { path: path.into(), what };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))
+/// Puts a file's text over the other layers.
+fn lay_text(below: &mut Table, text: &str, path: &Path) -> Result<(), ConfigError> {
+    let layer: Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| ConfigError::File { path: path.into(), what: error.to_string() })?;
+    lay(below, layer, &path.display().to_string())
 }
 
 /// Settings in the environment: FLOTILLA_ and the setting's name in capitals. Other variables that

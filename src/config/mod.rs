@@ -3,6 +3,8 @@
 //! Layers, later ones win: defaults, the TOML file, `FLOTILLA_<NAME>` in the environment, flags. A key
 //! that is not known is refused with the nearest one that is; nothing is taken silently.
 
+#[cfg(test)]
+mod hostile;
 mod layers;
 mod overrides;
 
@@ -24,6 +26,9 @@ pub use overrides::Overrides;
 const REPLICAS_MAX: u32 = 7;
 /// A node that restarts may be silent for some seconds.
 const NODE_DEAD_AFTER_MS_MIN: u64 = 2_000;
+
+/// Slower, no pass would end.
+const SCRUB_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 /// A node's settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +84,12 @@ pub struct Config {
     pub disk_margin_bytes: u64,
     /// Size of a file that can be deleted when the disk is full, in bytes.
     pub ballast_bytes: u64,
+    /// Time between two full reads of the store's files that look for bit rot, in milliseconds; 0: never.
+    pub scrub_interval_ms: u64,
+    /// What these reads may take of the disk, in bytes per second.
+    pub scrub_bytes_per_second: u64,
+    /// Time in which a leader compares the replicas of each of its ranges that is in use, in milliseconds; 0: never.
+    pub compare_interval_ms: u64,
     /// Requests that take longer are logged with the time of each stage, in milliseconds.
     pub slow_request_ms: u64,
     /// Log batches that one sync may cover; 0: no bound. To measure what grouping gains.
@@ -159,6 +170,9 @@ impl Default for Config {
             read_mode: ReadModeName::Lease,
             disk_margin_bytes: 0,
             ballast_bytes: 64 << 20,
+            scrub_interval_ms: 24 * 3_600_000,
+            scrub_bytes_per_second: 8 << 20,
+            compare_interval_ms: 24 * 3_600_000,
             slow_request_ms: 500,
             sync_batches_max: 0,
             log_level: "info".into(),
@@ -207,6 +221,10 @@ impl Config {
         if self.node_dead_after_ms < NODE_DEAD_AFTER_MS_MIN {
             let what = format!("at least {NODE_DEAD_AFTER_MS_MIN}: a node that restarts must not count as dead");
             return Err(ConfigError::value("node-dead-after-ms", &self.node_dead_after_ms.to_string(), &what));
+        }
+        if self.scrub_bytes_per_second < SCRUB_BYTES_PER_SECOND_MIN {
+            let what = format!("at least {SCRUB_BYTES_PER_SECOND_MIN}; --scrub-interval-ms 0 turns the scrub off");
+            return Err(ConfigError::value("scrub-bytes-per-second", &self.scrub_bytes_per_second.to_string(), &what));
         }
         if self.initial_ranges == 0 || self.initial_ranges > flotilla_placement::RANGES_MAX {
             let what = format!("1 to {}", flotilla_placement::RANGES_MAX);

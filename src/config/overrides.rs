@@ -89,6 +89,15 @@ pub struct Overrides {
     /// Size of a file that can be deleted when the disk is full
     #[arg(long, value_name = "BYTES")]
     pub ballast_bytes: Option<u64>,
+    /// Time between two full reads of the store's files that look for bit rot; 0: never
+    #[arg(long, value_name = "MS")]
+    pub scrub_interval_ms: Option<u64>,
+    /// What these reads may take of the disk
+    #[arg(long, value_name = "BYTES")]
+    pub scrub_bytes_per_second: Option<u64>,
+    /// Time in which a leader compares the replicas of each of its ranges that is in use; 0: never
+    #[arg(long, value_name = "MS")]
+    pub compare_interval_ms: Option<u64>,
     /// Log requests that take longer, with the time of each stage
     #[arg(long, value_name = "MS")]
     pub slow_request_ms: Option<u64>,

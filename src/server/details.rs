@@ -66,6 +66,10 @@ fn add_details(headers: &mut HeaderMap) {
 fn meaning(status: &Status) -> Option<Error> {
     let what = status.message().to_owned();
     match status.code() {
+        // tonic's own word for a coding of messages that is not taken: none is, so that nothing inflates here.
+        Code::Unimplemented if what.contains("ompress") => {
+            Some(Error::invalid(what, "messages are not compressed: leave grpc-encoding out"))
+        }
         Code::Unimplemented => {
             Some(Error::invalid("no such service or method", "this node speaks flotilla.v1; see gRPC reflection"))
         }

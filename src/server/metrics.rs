@@ -60,6 +60,11 @@ fn gauges(node: &Node) -> Vec<Metric> {
             health.apply_us as f64 / 1e6,
         ),
         gauge("flotilla_health_stall_seconds", "Pauses of the node of late, added up.", health.stall_us as f64 / 1e6),
+        gauge(
+            "flotilla_scrub_last_pass_timestamp_seconds",
+            "When the scrub last ended a full pass, in seconds since 1970; 0: never.",
+            node.last_scrub() as f64,
+        ),
         gauge("flotilla_rocksdb_l0_files", "Files in level 0, of the family with most.", properties.l0_files as f64),
         gauge(
             "flotilla_rocksdb_immutable_memtables",

@@ -13,6 +13,7 @@ mod admin;
 mod birth;
 mod certificates;
 mod check;
+mod compare;
 mod details;
 mod http;
 mod kv;
@@ -37,7 +38,7 @@ use flotilla_proto::limits::DECODED_BYTES_MAX;
 use flotilla_proto::{NodeId, v1};
 use flotilla_router::{Router, RouterConfig};
 use flotilla_tls::{ClientAuth, Port, Tls};
-use tokio::net::TcpListener as AsyncListener;
+use tokio::net::{TcpListener as AsyncListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::interceptor::InterceptedService;
@@ -51,10 +52,16 @@ pub use logging::{LogHandle, init as init_logging};
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Connections that wait to be taken; one that comes on top of them comes late by a second.
+const BACKLOG: u32 = 1_024;
 /// Clients' connections at once.
 const CONNECTIONS_MAX: usize = 4_096;
 /// How long a connection may take to begin with HTTP/2.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at the http port at once,
+const HTTP_CONNECTIONS_MAX: usize = 256;
+/// and how long one of them may go without taking a byte of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections may open so many streams each.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Bytes of a request's header list.
@@ -177,6 +184,9 @@ impl Server {
         server.serve_grpc(listeners.client, handle, config.client_auth.into())?;
         server.serve_http(listeners.http)?;
         server.follow_routes();
+        let stopping = server.stopping.subscribe();
+        let compare_interval = Duration::from_millis(config.compare_interval_ms);
+        server.tasks.push(tokio::spawn(compare::run(server.node.clone(), compare_interval, stopping)));
         if let Some(tls) = &server.tls {
             let stopping = server.stopping.subscribe();
             server.tasks.push(tokio::spawn(certificates::follow(Arc::clone(tls), stopping)));
@@ -278,8 +288,9 @@ impl Server {
         auth: ClientAuth,
     ) -> Result<(), ServerError> {
         let port = self.tls.as_ref().map(|tls| Port::new(Arc::clone(tls), auth));
-        let incoming =
-            Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface).under(port);
+        let incoming = Doors::new(asynchronous(listener)?, CONNECTIONS_MAX, PREFACE_TIMEOUT, Proof::Preface)
+            .under(port)
+            .counted(Arc::clone(self.node.counters()));
         let kv = kv::Service::new(self.node.clone(), self.router.clone(), self.stopping.subscribe());
         let admin = admin::Service::new(self.node.clone(), self.table.clone(), handle.clone(), self.news.clone());
         let recovery = recovery::Service::new(self.node.clone(), self.table.clone(), handle.clone());
@@ -330,7 +341,10 @@ impl Server {
     }
 
     fn serve_http(&mut self, listener: TcpListener) -> Result<(), ServerError> {
-        let listener = asynchronous(listener)?;
+        let doors = Doors::new(asynchronous(listener)?, HTTP_CONNECTIONS_MAX, ANSWER_TIMEOUT, Proof::Answer)
+            .counted(Arc::clone(self.node.counters()));
+        let address = self.http;
+        let listener = http::Listener::new(doors, address);
         let app = http::app(self.node.clone(), self.table.clone());
         let stopping = self.stopping.subscribe();
         self.tasks.push(tokio::spawn(async move {
@@ -399,8 +413,17 @@ fn asynchronous(listener: TcpListener) -> Result<AsyncListener, ServerError> {
         .map_err(|error| ServerError::Start(error.to_string()))
 }
 
+/// Like the standard library's, but for how many connections may wait to be taken.
+fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // So that a node that was killed can start again at once.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
 fn bind(listen: Listen) -> Result<Listeners, ServerError> {
-    let bind = |name, address| TcpListener::bind(address).map_err(|cause| ServerError::Listen { name, address, cause });
+    let bind = |name, address| listener(address).map_err(|cause| ServerError::Listen { name, address, cause });
     Ok(Listeners {
         client: bind("client-listen", listen.client)?,
         peer: bind("peer-listen", listen.peer)?,
@@ -426,6 +449,8 @@ fn node_config(
     node.http_addr.clone_from(&own.http);
     node.disk_margin_bytes = (config.disk_margin_bytes > 0).then_some(config.disk_margin_bytes);
     node.ballast_bytes = config.ballast_bytes;
+    node.scrub_interval = Duration::from_millis(config.scrub_interval_ms);
+    node.scrub_bytes_per_second = config.scrub_bytes_per_second;
     node.slow_request = config.slow_request();
     if config.sync_batches_max > 0 {
         node.sync_batches_max = config.sync_batches_max;

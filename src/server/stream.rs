@@ -47,13 +47,13 @@ pub(super) fn serve(
     let stopped = super::until(stopping.clone());
     let reader = tokio::spawn(async move {
         tokio::select! {
-            () = read(node, router, requests, sink) => {}
+            broken = read(node, router, requests, sink) => broken,
             // No more is taken; the stream ends when what is under way is answered.
-            () = farewell(stopped) => {}
+            () = farewell(stopped) => None,
         }
     });
     let farewell = Some(Box::pin(super::until(stopping)) as Farewell);
-    ResponseStream { replies, ready: VecDeque::new(), farewell, reader }
+    ResponseStream { replies, ready: VecDeque::new(), farewell, reader, ended: false }
 }
 
 async fn farewell(stopped: impl Future<Output = ()>) {
@@ -61,13 +61,24 @@ async fn farewell(stopped: impl Future<Output = ()>) {
     tokio::time::sleep(FAREWELL_TIMEOUT).await;
 }
 
-async fn read(node: Node, router: NodeRouter, mut requests: Streaming<v1::StreamRequest>, sink: ReplySink) {
-    // A broken stream ends the reading like a closed one: answers under way still go out if they can.
-    while let Ok(Some(batch)) = requests.message().await {
+/// Reads requests until the stream ends, or breaks: why.
+async fn read(
+    node: Node,
+    router: NodeRouter,
+    mut requests: Streaming<v1::StreamRequest>,
+    sink: ReplySink,
+) -> Option<Status> {
+    // A broken stream ends the reading like a closed one: answers under way still go out if they can, and then why.
+    loop {
+        let batch = match requests.message().await {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return None,
+            Err(status) => return Some(status),
+        };
         let mut requests = batch.requests.into_iter().peekable();
         while requests.peek().is_some() {
-            hand_on(&node, &router, requests.by_ref().take(SUBMIT_MAX), &sink);
-            sink.until_below(IN_FLIGHT_MAX, UNREAD_BYTES_MAX).await;
+            let room = sink.room(IN_FLIGHT_MAX, UNREAD_BYTES_MAX).await;
+            hand_on(&node, &router, requests.by_ref().take(room.min(SUBMIT_MAX)), &sink);
         }
     }
 }
@@ -137,7 +148,10 @@ pub(crate) struct ResponseStream {
     ready: VecDeque<v1::Response>,
     /// Absent once it is told.
     farewell: Option<Farewell>,
-    reader: tokio::task::JoinHandle<()>,
+    /// Why the requests broke off, if they did.
+    reader: tokio::task::JoinHandle<Option<Status>>,
+    /// All is said.
+    ended: bool,
 }
 
 impl ResponseStream {
@@ -171,7 +185,13 @@ impl Stream for ResponseStream {
         while self.ready.is_empty() {
             match self.replies.poll_next(context) {
                 Poll::Ready(Some(responses)) => self.ready = responses.into(),
-                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(None) if self.ended => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    // It has let go of its answers, so it is at its end.
+                    let broken = std::task::ready!(Pin::new(&mut self.reader).poll(context));
+                    self.ended = true;
+                    return Poll::Ready(broken.ok().flatten().map(Err));
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -82,6 +82,30 @@ fn a_replica_that_was_altered_on_disk_is_named_with_the_first_span_that_differs(
     rebuilt(&mut cluster, &range);
 }
 
+/// Nobody has to ask: the range's leader compares its replicas now and then, and says what it found.
+#[test]
+fn replicas_that_differ_are_found_without_being_asked_for() {
+    let mut cluster = Cluster::new(3);
+    cluster.set_args(&["--initial-ranges", "1", "--compare-interval-ms", "300"]);
+    cluster.start_all();
+    let address = cluster.node(1).client.clone();
+    at(&address, &["kv", "put", ALTERED, "value"]).exits(0);
+    // A follower learns of what is committed a little later: a check waits until all have applied it.
+    at(&address, &["range", "check", "--all", "--timeout", "30s"]).exits(0);
+    assert_eq!(cluster.terminate(2), Some(0), "{}", cluster.log(2));
+    alter(&cluster.node(2).data, ALTERED);
+    cluster.start_all();
+    let problem = || {
+        // Ranges that sleep are left alone.
+        at(&address, &["kv", "put", "0", "awake"]);
+        let status = at(&address, &["status"]);
+        status.text().contains("replica on node 2 differs") && status.text().contains("flotilla range check")
+    };
+    eventually("the leader to tell of it", problem);
+    at(&address, &["status", "--check"]).exits(1);
+    assert_eq!(at(&address, &["kv", "get", "0"]).exits(0).stdout, b"awake");
+}
+
 /// What the refusal advises: a replica that is right leads and stays the leader, and a node without one gets a copy instead.
 fn rebuilt(cluster: &mut Cluster, range: &str) {
     let address = cluster.node(1).client.clone();

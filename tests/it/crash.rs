@@ -4,7 +4,7 @@
 use crate::support::cluster::Cluster;
 use crate::support::recorder::{CLIENT_TIMEOUT, Recorder};
 use crate::support::rng::{Rng, seed};
-use crate::support::{eventually_async, runtime};
+use crate::support::{amount, eventually_async, runtime};
 
 const CLIENTS: u64 = 8;
 /// Operations between two kills.
@@ -29,6 +29,7 @@ fn kill_under_load(rounds: u64, victim: impl Fn(u64, &mut Rng) -> Victim) {
         let client = cluster.client(CLIENT_TIMEOUT).await;
         let tasks: Vec<_> =
             (0..CLIENTS).map(|id| tokio::spawn(recorder.clone().run(id, client.clone(), seed))).collect();
+        let mut kills = 0;
         for round in 0..rounds {
             let target = recorder.len() + OPERATIONS_PER_ROUND;
             eventually_async("the clients to go on", || async { recorder.len() >= target }).await;
@@ -37,11 +38,13 @@ fn kill_under_load(rounds: u64, victim: impl Fn(u64, &mut Rng) -> Victim) {
                     for id in 1..=3 {
                         cluster.kill(id);
                     }
+                    kills += 3;
                     cluster.start_all();
                 }
                 one => {
                     let id = pick(&client, &one, &mut rng).await;
                     cluster.kill(id);
+                    kills += 1;
                     let target = recorder.len() + OPERATIONS_PER_ROUND / 2;
                     eventually_async("two nodes to serve", || async { recorder.len() >= target }).await;
                     cluster.start_all();
@@ -53,7 +56,7 @@ fn kill_under_load(rounds: u64, victim: impl Fn(u64, &mut Rng) -> Victim) {
             task.await.expect("clients do not panic");
         }
         recorder.read_all(&client).await;
-        println!("{rounds} kills, {}", recorder.check());
+        println!("{kills} kills, in {rounds} rounds, {}", recorder.check());
     });
 }
 
@@ -89,7 +92,7 @@ fn all_killed_at_once_lose_nothing_acknowledged() {
 
 #[test]
 fn random_kills_lose_nothing_acknowledged() {
-    kill_under_load(20, |_, rng| match rng.below(4) {
+    kill_under_load(amount("FLOTILLA_KILLS", 20), |_, rng| match rng.below(4) {
         0 => Victim::All,
         1 => Victim::Follower,
         _ => Victim::Leader,

@@ -28,7 +28,7 @@ const RANGES_AIMED_AT: usize = 12;
 
 /// Orders of an operator who cannot keep still; how many of each were carried out.
 #[derive(Clone, Debug, Default)]
-struct People {
+pub struct People {
     done: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     /// For a test that fails.
     last_refusal: Arc<Mutex<String>>,
@@ -36,11 +36,16 @@ struct People {
 }
 
 impl People {
-    fn count(&self, what: &str) -> u64 {
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// How many orders of a kind were carried out: `split`, `merge`, `move`, `handed over`.
+    pub fn count(&self, what: &str) -> u64 {
         self.done.lock().expect("nobody panicked").get(what).copied().unwrap_or(0)
     }
 
-    async fn run(self, client: Client, seed: u64) {
+    pub async fn run(self, client: Client, seed: u64) {
         let mut rng = Rng::new(seed ^ 0x9E37_79B9_7F4A_7C15);
         while !self.stop.load(Ordering::Relaxed) {
             let Ok(ranges) = ranges(&client).await else { continue };
@@ -167,7 +172,7 @@ fn ranges_split_merge_and_move_under_load_while_nodes_are_killed() {
             .await;
         }
         recorder.stop();
-        people.stop.store(true, Ordering::Relaxed);
+        people.stop();
         for task in tasks {
             task.await.expect("clients do not panic");
         }

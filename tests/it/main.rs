@@ -8,22 +8,28 @@ mod cli;
 mod crash;
 mod doors;
 mod embed;
+mod full_disk;
 mod gray;
 mod growth;
 mod grpc;
+mod hostile;
 mod hot;
+mod image_cuts;
 mod links;
 mod living;
 mod merge_steps;
 mod placement;
+mod points;
 mod power;
 mod recover;
+mod rot;
 mod settings;
 mod snapshots;
 mod supervisor;
 mod support;
 mod system_down;
 mod tour;
+mod upgrade;
 
 #[path = "../powercut/mod.rs"]
 mod powercut;

@@ -11,7 +11,7 @@ use crate::powercut::PowerCut;
 use crate::support::cluster::Cluster;
 use crate::support::recorder::{CLIENT_TIMEOUT, Recorder};
 use crate::support::rng::seed;
-use crate::support::{eventually_async, runtime};
+use crate::support::{amount, eventually_async, runtime};
 
 const CLIENTS: u64 = 8;
 const CUTS: u64 = 4;
@@ -19,7 +19,7 @@ const OPERATIONS_PER_ROUND: usize = 400;
 
 /// All three nodes lose power at once, several times, under load.
 fn cut_under_load(torn: bool) {
-    let seed = seed();
+    let (seed, cuts) = (seed(), amount("FLOTILLA_CUTS", CUTS));
     let mut cluster = Cluster::new(3);
     for id in 1..=3 {
         let data = cluster.node(id).data.clone();
@@ -34,7 +34,7 @@ fn cut_under_load(torn: bool) {
         let client = cluster.client(CLIENT_TIMEOUT).await;
         let tasks: Vec<_> =
             (0..CLIENTS).map(|id| tokio::spawn(recorder.clone().run(id, client.clone(), seed))).collect();
-        for _ in 0..CUTS {
+        for _ in 0..cuts {
             let target = recorder.len() + OPERATIONS_PER_ROUND;
             eventually_async("the clients to go on", || async { recorder.len() >= target }).await;
             for id in 1..=3 {
@@ -50,7 +50,7 @@ fn cut_under_load(torn: bool) {
             task.await.expect("clients do not panic");
         }
         recorder.read_all(&client).await;
-        println!("{CUTS} power cuts of all nodes, {}", recorder.check());
+        println!("{cuts} power cuts of all nodes, {}", recorder.check());
     });
 }
 

@@ -62,7 +62,7 @@ impl Identity {
 
     /// Reads a URI.
     pub fn parse(uri: &str) -> Option<Self> {
-        let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.split('/').collect();
+        let parts: Vec<&str> = uri.strip_prefix(SCHEME)?.splitn(4, '/').collect();
         let (cluster, role) = match parts[..] {
             [cluster, "ca"] => (cluster, Role::Ca),
             [cluster, "client", name] => (cluster, Role::Client(unescaped(name)?)),
@@ -179,6 +179,47 @@ fn unescaped(text: &str) -> Option<String> {
     }
     let name = String::from_utf8(bytes).ok()?;
     (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod hostile {
+    use flotilla_hostile::{Decoder, Rng};
+
+    use super::*;
+
+    #[test]
+    fn uris() {
+        let valid = |rng: &mut Rng| {
+            let name = format!("x{}", flotilla_hostile::wire::text(rng));
+            let role = match rng.u8(..3) {
+                0 => Role::Ca,
+                1 => Role::Client(name.clone()),
+                _ => Role::Node(NodeId(rng.u64(1..))),
+            };
+            Identity { cluster: name, role }.to_string().into_bytes()
+        };
+        Decoder::generated("TLS: identity", valid)
+            .words(&["/", "%2F", "%", "node", "client", "ca", "flotilla://", "0", "18446744073709551616"])
+            .memory(24, 1_024)
+            .check(
+                |input| Identity::parse(std::str::from_utf8(input).ok()?),
+                |identity| identity.to_string().into_bytes(),
+            );
+    }
+
+    /// Node 3's of cluster test, signed by itself: its end and its identity are read from its bytes.
+    #[test]
+    fn certificates() {
+        let certificate = include_bytes!("../tests/certificate.der");
+        Decoder::new("TLS: certificate", vec![certificate.to_vec()]).memory(8, 4_096).check(
+            |input| {
+                let der = CertificateDer::from(input.as_ref());
+                ends(&der);
+                Identity::of_certificate(&der).ok().map(|_| input.clone())
+            },
+            |input| input.to_vec(),
+        );
+    }
 }
 
 #[cfg(test)]

@@ -185,14 +185,19 @@ impl Cluster {
             sum.entries += of.log_entries as f64;
             sum.messages += of.raft_messages_sent as f64;
             sum.cpu_micros += of.cpu_micros as f64;
+            sum.writes += of.writes as f64;
         }
         Ok(sum)
     }
 
+    /// A node's process.
+    pub fn process(&self, at: usize) -> Result<u32> {
+        Ok(self.nodes[at].child.as_ref().ok_or("the node does not run")?.id())
+    }
+
     /// Resident bytes of a node's process.
     pub fn resident_bytes(&self, at: usize) -> Result<f64> {
-        let child = self.nodes[at].child.as_ref().ok_or("the node does not run")?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process(at)?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         let kib: f64 = line.split_whitespace().next().ok_or("no VmRSS")?.parse()?;
         Ok(kib * 1024.0)
@@ -227,6 +232,8 @@ pub struct Counters {
     pub entries: f64,
     pub messages: f64,
     pub cpu_micros: f64,
+    /// Writes that were answered, whatever the answer.
+    pub writes: f64,
 }
 
 impl Counters {
@@ -237,6 +244,7 @@ impl Counters {
             entries: self.entries - earlier.entries,
             messages: self.messages - earlier.messages,
             cpu_micros: self.cpu_micros - earlier.cpu_micros,
+            writes: self.writes - earlier.writes,
         }
     }
 }

@@ -8,7 +8,7 @@ use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
 
 use crate::cluster::{Cluster, Result, shown};
-use crate::load::Throughput;
+use crate::load::{CLIENTS, Load, Throughput};
 use crate::powercut::{Control, PowerCut};
 
 const RANGES: &str = "12";
@@ -66,7 +66,7 @@ async fn measure(binary: &Path, args: &Args, fault: Fault) -> Result<[f64; 7]> {
         async || -> Result<f64> { Ok(f64::from(client.node_status_at(&cluster.nodes[HIT].client).await?.ranges_led)) };
     // Leaders are spread by placement, and then stay.
     crate::cluster::wait("leaders on the node", async || led().await.is_ok_and(|led| led >= 3.0)).await?;
-    let load = Throughput::start(&client);
+    let load = Throughput::start(std::slice::from_ref(&client), Load::Mixed, CLIENTS);
     pause(2.0 + BEFORE).await;
     let (led_before, hit) = (led().await?, load.now());
     let before = load.rate(hit - BEFORE, hit);

@@ -17,9 +17,10 @@ const FILL_BYTES: usize = 16 << 10;
 const FILL_BATCH: u64 = 16;
 const FILLERS: u64 = 8;
 const SMALL_BYTES: usize = 256;
+const LARGER_BYTES: usize = 8 << 10;
 const SMALL_KEYS: u64 = 10_000;
 /// Closed-loop clients, when the capacity is looked for.
-const CLIENTS: u64 = 64;
+pub const CLIENTS: u64 = 64;
 const PACE: Duration = Duration::from_millis(2);
 
 /// A number without a pattern.
@@ -91,12 +92,37 @@ impl End {
     }
 }
 
-/// Half writes, half reads, of small values.
-async fn operation(client: &Client, number: u64) -> End {
-    let key = key(scatter(number) % SMALL_KEYS);
-    let done = match number.is_multiple_of(2) {
-        true => client.put(key, value(number, SMALL_BYTES)).await.map(drop),
-        false => client.get(key).await.map(drop),
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub enum Load {
+    /// Half writes, half reads, of small values.
+    Mixed,
+    /// Writes of larger ones, which cost those who answer much more than those who ask.
+    Put,
+    Get,
+    /// Writes of one key.
+    HotPut,
+}
+
+impl Load {
+    fn value_bytes(self) -> usize {
+        match self {
+            Self::Mixed => SMALL_BYTES,
+            Self::Put | Self::Get | Self::HotPut => LARGER_BYTES,
+        }
+    }
+}
+
+async fn operation(client: &Client, load: Load, number: u64) -> End {
+    let at = if let Load::HotPut = load { 0 } else { scatter(number) % SMALL_KEYS };
+    let writes = match load {
+        Load::Mixed => number.is_multiple_of(2),
+        Load::Put | Load::HotPut => true,
+        Load::Get => false,
+    };
+    let done = match writes {
+        true => client.put(key(at), value(number, load.value_bytes())).await.map(drop),
+        false => client.get(key(at)).await.map(drop),
     };
     End::of(&done)
 }
@@ -111,7 +137,7 @@ pub async fn capacity(client: &Client, length: Duration) -> Result<f64> {
         tasks.spawn(async move {
             let mut number = at << 32;
             while begun.elapsed() < length {
-                operation(&client, number).await;
+                operation(&client, Load::Mixed, number).await;
                 done.fetch_add(1, Ordering::Relaxed);
                 number += 1;
             }
@@ -132,16 +158,18 @@ pub struct Throughput {
 }
 
 impl Throughput {
-    pub fn start(client: &Client) -> Self {
+    /// Begins with so many callers, who share the clients.
+    pub fn start(clients: &[Client], load: Load, callers: u64) -> Self {
         let begun = Instant::now();
         let (done, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let mut tasks = JoinSet::new();
-        for at in 0..CLIENTS {
-            let (client, done, stop) = (client.clone(), Arc::clone(&done), Arc::clone(&stop));
+        for at in 0..callers {
+            let client = clients[at as usize % clients.len()].clone();
+            let (done, stop) = (Arc::clone(&done), Arc::clone(&stop));
             tasks.spawn(async move {
                 let mut number = at << 32;
                 while !stop.load(Ordering::Relaxed) {
-                    let success = operation(&client, number).await == End::Success;
+                    let success = operation(&client, load, number).await == End::Success;
                     let tenth = (begun.elapsed().as_secs_f64() * 10.0) as usize;
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     let length = done.len().max(tenth + 1);
@@ -186,6 +214,8 @@ pub struct Steady {
 /// What a steady load saw in some time.
 #[derive(Debug)]
 pub struct Seen {
+    /// The times are of those that succeeded.
+    pub succeeded: u64,
     pub p50_us: f64,
     pub p99_us: f64,
     pub longest_ms: f64,
@@ -193,31 +223,48 @@ pub struct Seen {
     pub failed: u64,
 }
 
+impl Seen {
+    /// How many requests it saw.
+    pub fn all(&self) -> u64 {
+        self.succeeded + self.ambiguous + self.failed
+    }
+}
+
 impl Steady {
-    pub fn start(client: &Client, per_second: f64) -> Self {
+    /// Begins; the clients take turns.
+    pub fn start(clients: &[Client], load: Load, per_second: f64) -> Self {
         let done = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let pacer = tokio::spawn(pace(client.clone(), per_second, Arc::clone(&done), Arc::clone(&stop)));
+        let pacer = tokio::spawn(pace(clients.to_vec(), load, per_second, Arc::clone(&done), Arc::clone(&stop)));
         Self { done, stop, pacer }
     }
 
     /// Of the requests that were due within this time; those that have not ended yet are not among them.
     pub fn seen(&self, from: Instant, to: Instant) -> Seen {
-        let (mut latencies, mut ambiguous, mut failed) = (Latencies::default(), 0, 0);
+        let (mut latencies, mut succeeded, mut ambiguous, mut failed) = (Latencies::default(), 0, 0, 0);
         for (due, took, end) in self.done.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             if (from..to).contains(due) {
-                latencies.add(*took);
+                if *end == End::Success {
+                    succeeded += 1;
+                    latencies.add(*took);
+                }
                 ambiguous += u64::from(*end == End::Ambiguous);
                 failed += u64::from(*end == End::Failure);
             }
         }
         Seen {
+            succeeded,
             p50_us: latencies.percentile_us(50.0),
             p99_us: latencies.percentile_us(99.0),
             longest_ms: latencies.max_us() / 1000.0,
             ambiguous,
             failed,
         }
+    }
+
+    /// Ends it, whatever is under way.
+    pub fn cut(self) {
+        self.pacer.abort();
     }
 
     /// Ends it when what is under way has ended.
@@ -227,7 +274,7 @@ impl Steady {
     }
 }
 
-async fn pace(client: Client, per_second: f64, done: Done, stop: Arc<AtomicBool>) {
+async fn pace(clients: Vec<Client>, load: Load, per_second: f64, done: Done, stop: Arc<AtomicBool>) {
     let (begun, mut sent) = (Instant::now(), 0);
     let mut pulse = tokio::time::interval(PACE);
     let mut tasks = JoinSet::new();
@@ -235,10 +282,10 @@ async fn pace(client: Client, per_second: f64, done: Done, stop: Arc<AtomicBool>
         pulse.tick().await;
         while begun.elapsed().as_secs_f64() * per_second > sent as f64 {
             let due = begun + Duration::from_secs_f64(sent as f64 / per_second);
-            let (client, done) = (client.clone(), Arc::clone(&done));
             let number = sent;
+            let (client, done) = (clients[number as usize % clients.len()].clone(), Arc::clone(&done));
             tasks.spawn(async move {
-                let end = operation(&client, number).await;
+                let end = operation(&client, load, number).await;
                 done.lock().unwrap_or_else(PoisonError::into_inner).push((due, due.elapsed(), end));
             });
             sent += 1;

@@ -9,6 +9,8 @@ mod gaps;
 mod gray;
 mod load;
 mod many;
+mod overload;
+mod quota;
 mod rebuild;
 mod splits;
 
@@ -23,7 +25,7 @@ const EXTRAS: &[Extra] = &[
     Extra {
         flag: "only",
         default: 0,
-        help: "1: splits, 2: time without service, 3: rebuild, 4: many ranges, 5: gray failure; 0: all",
+        help: "1: splits, 2: time without service, 3: rebuild, 4: many ranges, 5: gray failure, 6: overload; 0: all",
     },
     Extra { flag: "ranges", default: 100, help: "ranges that one is split into" },
     Extra { flag: "events", default: 5, help: "splits, moves and transfers of each kind" },
@@ -53,6 +55,9 @@ fn main() -> cluster::Result<()> {
         }
         if only == 0 || only == 5 {
             gray::run(&binary, &args).await?;
+        }
+        if only == 0 || only == 6 {
+            overload::run(&binary, &args).await?;
         }
         Ok(())
     })

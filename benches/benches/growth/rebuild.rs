@@ -51,7 +51,7 @@ async fn measure(binary: &Path, args: &Args, bytes: u64) -> Result<[f64; 12]> {
     cluster.wait_whole(3).await?;
     let length = Duration::from_secs_f64(args.seconds);
     let rate = load::capacity(&client, length).await? * args.extra("percent") as f64 / 100.0;
-    let steady = Steady::start(&client, rate);
+    let steady = Steady::start(std::slice::from_ref(&client), load::Load::Mixed, rate);
     // The first second is not looked at: what the search for the capacity left behind is done then.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let begun = Instant::now();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flotilla_proto::{KeyspaceId, v1};
 
 use crate::keys;
-use crate::storage::{self, Direction, Family, Read};
+use crate::storage::{self, Family, Read};
 
 /// Records in a span.
 const SPAN_RECORDS: u64 = 256;
@@ -24,7 +24,7 @@ pub fn of_range<R: Read + ?Sized>(
     for (at, (start, end)) in kinds.iter().enumerate() {
         let mut open = Open::default();
         let most = if at == 0 { SPAN_RECORDS } else { u64::MAX };
-        storage.scan(Family::State, start, end, Direction::Forward, &mut |key, value| {
+        storage.scan_through(Family::State, start, end, &mut |key, value| {
             open.add(key, value);
             if open.records == most {
                 spans.push(std::mem::take(&mut open).close(keys::user_key(key).unwrap_or_default()));

@@ -1,4 +1,5 @@
-//! The core's settings: all that bends its behaviour, declared in one place.
+//! The core's settings: all that bends its behaviour, declared in one place; and to what extremes a simulation may bend
+//! it ([`KNOBS`]), so that it comes into branches which sensible values hardly ever reach.
 
 use std::time::Duration;
 
@@ -98,6 +99,61 @@ impl Default for Config {
     }
 }
 
+/// A setting that a simulation may bend, or several that go together.
+#[derive(Clone, Copy, Debug)]
+pub struct Knob {
+    /// The setting.
+    pub name: &'static str,
+    /// In how many runs of a thousand it is to be bent.
+    pub per_mille: u64,
+    /// How many extremes there are.
+    pub extremes: usize,
+    /// Bends it to one of these, counted from 0.
+    pub bend: fn(&mut Config, usize),
+}
+
+/// `name: so many of 1,000 runs [extremes]`; one that comes twice comes twice as often.
+macro_rules! knobs {
+    ($($($field:ident),+: $per_mille:literal [$($extreme:expr),+ $(,)?]),+ $(,)?) => {
+        &[$(Knob {
+            name: stringify!($($field),+),
+            per_mille: $per_mille,
+            extremes: [$($extreme),+].len(),
+            bend: |config, nth| ($(config.$field),+) = [$($extreme),+][nth % [$($extreme),+].len()],
+        }),+]
+    };
+}
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// All knobs. Whichever are bent, and to whatever extremes, [`Config::check`] finds nothing wrong.
+pub const KNOBS: &[Knob] = knobs! {
+    tick, election_ticks, lease: 500 [
+        (ms(50), 10, ms(390)),
+        (ms(50), 10, ms(390)),
+        (ms(100), 5, ms(150)),
+        (ms(100), 5, ms(350)),
+    ],
+    read_mode: 250 [ReadMode::Quorum],
+    range_proposal_bytes_max: 300 [100, 400, 2_000],
+    node_proposal_bytes_max: 200 [300, 2_000],
+    entry_bytes_target: 300 [1],
+    message_bytes_max: 300 [0, 64, 512],
+    inflight_messages_max: 300 [1, 2, 4],
+    log_retain_bytes: 300 [600],
+    log_retain_entries: 500 [10],
+    log_lagging_bytes_max: 600 [200, 2_000, 20_000],
+    cache_bytes_max: 400 [0, 100, 1_000],
+    apply_bytes_max: 300 [1, 200, 2_000],
+    level_lag_entries: 500 [0, 5],
+    snapshot_batch_bytes_max: 300 [0, 200],
+    snapshot_file_bytes: 700 [100, 1_000, 1 << 20],
+    idle_ticks: 850 [0, 1, 1, 2, 3, 6],
+    wakes_per_tick: 750 [1, 1, 3],
+};
+
 impl Config {
     /// One maximal lease plus drift: how long a store grants no vote after its process started,
     /// because it may have promised its silence to a leader before.
@@ -127,5 +183,30 @@ impl Config {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_extreme_of_every_knob_is_allowed() {
+        for knob in KNOBS {
+            for nth in 0..knob.extremes {
+                let mut config = Config::default();
+                (knob.bend)(&mut config, nth);
+                assert_eq!(config.check(), Ok(()), "{} {nth}", knob.name);
+            }
+        }
+    }
+
+    #[test]
+    fn all_knobs_may_be_bent_at_once() {
+        for nth in 0..6 {
+            let mut config = Config::default();
+            KNOBS.iter().for_each(|knob| (knob.bend)(&mut config, nth));
+            assert_eq!(config.check(), Ok(()), "{nth}");
+        }
     }
 }

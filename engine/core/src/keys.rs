@@ -17,6 +17,8 @@
 use bytes::{BufMut, Bytes};
 use flotilla_proto::{KeyspaceId, RangeId};
 
+use crate::storage::Family;
+
 const RAFT_STATE: u8 = 0x01;
 const LOG_ENTRY: u8 = 0x02;
 const RANGE_STATE: u8 = 0x01;
@@ -126,9 +128,23 @@ pub fn range_record_parts(key: &[u8]) -> Option<(RangeId, u8)> {
     Some((RangeId(u64::from_be_bytes(rest[..8].try_into().ok()?)), rest[8]))
 }
 
+/// Keys from this one on are of kinds that this version does not know.
+pub fn first_unknown(family: Family) -> [u8; 2] {
+    match family {
+        Family::Log => [LOG_ENTRY + 1, 0],
+        Family::State => [EXPIRY + 1, 0],
+        Family::Meta => [META, MetaRecord::KnownStores as u8 + 1],
+    }
+}
+
 /// Key of one of the store's own records, in the family `meta`.
 pub fn meta(what: MetaRecord) -> [u8; 2] {
     [META, what as u8]
+}
+
+/// Whether there can be keys of this keyspace: its id, and the one after it, which ends its span, have four bytes.
+pub fn is_keyspace(id: KeyspaceId) -> bool {
+    id.0 < u64::from(u32::MAX)
 }
 
 fn head(tag: u8, keyspace: KeyspaceId, capacity: usize) -> Vec<u8> {

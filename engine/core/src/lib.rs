@@ -10,6 +10,7 @@
 // The order of a hash map is not that of the seed.
 #![warn(clippy::iter_over_hash_type)]
 
+pub mod admission;
 pub mod apply;
 pub mod bootstrap;
 pub mod checksum;
@@ -17,6 +18,8 @@ pub mod command;
 pub mod config;
 pub mod expiry;
 mod health;
+#[cfg(test)]
+mod hostile;
 pub mod keys;
 pub mod load;
 pub mod log_writer;

@@ -169,7 +169,11 @@ fn get_one<R: Read + ?Sized>(
             descriptors: vec![descriptor.clone()],
         });
     }
-    let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key)).map_err(failed)?;
+    let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key));
+    let stored = match stored {
+        Err(StorageError::Corrupt { .. }) if cfg!(feature = "mutant-corrupt-is-absent") => None,
+        other => other.map_err(failed)?,
+    };
     let Some(stored) = stored else { return Ok(None) };
     let stored = record::decode_value(stored).map_err(failed)?;
     let ttl_remaining_ms = remaining(stored.deadline_ms, range_time_ms);
@@ -212,7 +216,10 @@ fn scan<R: Read + ?Sized>(
     range_time_ms: u64,
     request: &v1::ScanRequest,
 ) -> Result<v1::ScanResponse, Error> {
-    let start = request.start.clone().max(descriptor.start.clone());
+    let mut start = request.start.clone().max(descriptor.start.clone());
+    if cfg!(feature = "mutant-scan-skips-border") && !start.is_empty() && start == descriptor.start {
+        start = [&start[..], &[0]].concat().into();
+    }
     let end = match (request.end.is_empty(), descriptor.end.is_empty()) {
         (true, _) => descriptor.end.clone(),
         (false, true) => request.end.clone(),

@@ -13,9 +13,27 @@ const FORMAT: u8 = 1;
 /// Of a value with a deadline.
 const FORMAT_WITH_DEADLINE: u8 = 2;
 const HEAD_BYTES: usize = 4 + 1;
+/// Formats of records without a crc stay below.
+const BARE_FORMATS_MAX: u8 = 8;
 
 fn corrupt(what: impl Into<String>) -> StorageError {
     StorageError::Corrupt { what: what.into() }
+}
+
+/// Formats are counted up from 1: one that is not known is a newer version's, and 0 is nobody's.
+fn unknown_format(what: &str, format: u8) -> StorageError {
+    match format {
+        0 => corrupt(format!("{what}: format 0")),
+        _ => StorageError::Newer { what: format!("{what} has format {format}") },
+    }
+}
+
+/// The same of records without a crc: only a byte that may be a format before long is taken for one.
+fn unknown_bare_format(what: &str, format: u8) -> StorageError {
+    match format {
+        BARE_FORMATS_MAX.. => corrupt(format!("{what}: its first byte is {format}, which is no format")),
+        _ => unknown_format(what, format),
+    }
 }
 
 /// Wraps a body: crc32, format, body.
@@ -38,7 +56,7 @@ fn unseal(record: &[u8], what: &str) -> Result<usize, StorageError> {
         return Err(corrupt(format!("{what}: its crc32 does not match")));
     }
     if record[4] != FORMAT {
-        return Err(corrupt(format!("{what}: format {} is not known to this version", record[4])));
+        return Err(unknown_format(what, record[4]));
     }
     Ok(HEAD_BYTES)
 }
@@ -74,7 +92,8 @@ pub fn decode_entry(index: u64, mut record: Bytes) -> Result<eraftpb::Entry, Sto
     let mut entry = eraftpb::Entry::default();
     let kind = record.get_u8();
     entry.set_entry_type(
-        crate::wire::entry_type(u32::from(kind)).ok_or_else(|| corrupt(format!("{}: type {kind}", what())))?,
+        crate::wire::entry_type(u32::from(kind))
+            .ok_or_else(|| StorageError::Newer { what: format!("{} is of type {kind}", what()) })?,
     );
     entry.term = record.get_u64();
     entry.index = index;
@@ -119,7 +138,7 @@ pub fn value_head(mut record: &[u8]) -> Result<(u64, u64), StorageError> {
     let head = match format {
         FORMAT => 9,
         FORMAT_WITH_DEADLINE => 17,
-        _ => return Err(corrupt(format!("value: format {format} is not known to this version"))),
+        _ => return Err(unknown_bare_format("a value", format)),
     };
     if length < head {
         return Err(corrupt(format!("value of {length} bytes: cut short")));
@@ -143,8 +162,13 @@ pub fn encode_expiry(version: u64, deadline_ms: u64) -> [u8; 17] {
 
 /// The version and the deadline in a record of the expiry index.
 pub fn decode_expiry(mut record: &[u8]) -> Result<(u64, u64), StorageError> {
-    if record.len() != 17 || record[0] != FORMAT {
-        return Err(corrupt(format!("record of {} bytes in the expiry index: not of a known format", record.len())));
+    if let [format, ..] = record
+        && *format != FORMAT
+    {
+        return Err(unknown_bare_format("a record in the expiry index", *format));
+    }
+    if record.len() != 17 {
+        return Err(corrupt(format!("record of {} bytes in the expiry index: not 17", record.len())));
     }
     record.advance(1);
     let deadline_ms = record.get_u64();
@@ -174,6 +198,31 @@ mod tests {
         let record = encode_entry(&entry);
         assert_eq!(record[4..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 3, b'x']);
         assert_eq!(decode_entry(9, record.into()), Ok(entry));
+    }
+
+    /// A crc that fits says that nobody but a newer version can have written it.
+    #[test]
+    fn newer_records_are_named_as_such() {
+        let mut sealed = encode(&v1::RaftState::default());
+        sealed[4] = FORMAT + 1;
+        let crc = crc32fast::hash(&sealed[4..]);
+        sealed[..4].copy_from_slice(&crc.to_be_bytes());
+        let error = decode::<v1::RaftState>(&sealed, "Raft state").expect_err("of a newer format");
+        let words = error.to_string();
+        assert!(words.contains("newer version") && words.contains("Raft state has format 2"), "{words}");
+        let mut value = encode_value(258, 3, b"v");
+        value[0] = FORMAT_WITH_DEADLINE + 1;
+        assert!(matches!(decode_value(value.into()), Err(StorageError::Newer { .. })));
+        let mut expiry = encode_expiry(258, 3);
+        expiry[0] = FORMAT + 1;
+        assert!(matches!(decode_expiry(&expiry), Err(StorageError::Newer { .. })));
+        assert!(matches!(decode_expiry(&[]), Err(StorageError::Corrupt { .. })));
+        let entry = eraftpb::Entry { term: 3, data: Bytes::from_static(b"x"), ..Default::default() };
+        let mut entry = encode_entry(&entry);
+        entry[5] = 9;
+        let crc = crc32fast::hash(&entry[4..]);
+        entry[..4].copy_from_slice(&crc.to_be_bytes());
+        assert!(matches!(decode_entry(9, entry.into()), Err(StorageError::Newer { .. })));
     }
 
     #[test]

@@ -92,9 +92,10 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
     };
     let identity: v1::StoreIdentity = record::decode(&identity, "store identity")?;
     if identity.format != FORMAT {
-        let (theirs, what) = (identity.format, "run the version of flotilla that wrote it, or a newer one");
-        return Err(corrupt(format!("the store has format {theirs}, this build reads format {FORMAT}: {what}")));
+        let what = format!("the store has format {}, this build reads format {FORMAT}", identity.format);
+        return Err(if identity.format > FORMAT { StorageError::Newer { what } } else { corrupt(what) });
     }
+    refuse_unknown_kinds(storage)?;
     let known = storage
         .get(Family::Meta, &keys::meta(MetaRecord::KnownNodes))?
         .ok_or_else(|| corrupt("the store has an identity but no record of its cluster".into()))?;
@@ -107,6 +108,17 @@ pub fn load<S: Storage>(storage: &S) -> storage::Result<Option<Boot>> {
         check(range)?;
     }
     Ok(Some(Boot { identity, known, ranges: ranges.into_values().collect(), removed, tombstones }))
+}
+
+/// A newer version may keep records where this one never looks, and rely on them: whoever does not know them must not
+/// go on beside them.
+fn refuse_unknown_kinds<S: Storage>(storage: &S) -> storage::Result<()> {
+    for family in Family::ALL {
+        scan(storage, family, (&keys::first_unknown(family), &[0xFF; 16]), |key, _| {
+            Err(StorageError::Newer { what: format!("the family {} has a record with key {key:02x?}", family.name()) })
+        })?;
+    }
+    Ok(())
 }
 
 /// Takes out what was removed from its range, by its descriptor or by a tombstone, before the process ended.
@@ -173,7 +185,7 @@ fn range_states<S: Storage>(storage: &S) -> storage::Result<(Ranges, BTreeMap<Ra
         } else if what == RangeRecord::Recoveries as u8 {
             recoveries.insert(range, record::decode(value, &format!("recoveries of range {range}"))?);
         } else {
-            return Err(corrupt(format!("range {range} has a record of unknown kind {what}")));
+            return Err(StorageError::Newer { what: format!("range {range} has a record of unknown kind {what}") });
         }
         Ok(())
     })?;

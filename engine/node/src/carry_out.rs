@@ -66,10 +66,15 @@ impl<S: LocalStorage> StoreLoop<S> {
     }
 
     fn answer(&mut self, effects: &mut Effects) {
+        let mut answered = Vec::with_capacity(effects.writes.len());
         for (token, result) in effects.writes.drain(..) {
             if let Some(Asker::Write(asker)) = self.pending.remove(token) {
+                answered.push((asker.request.arrived, asker.request.units(), result.is_ok()));
                 self.answer_write(*asker, result);
             }
+        }
+        if !answered.is_empty() {
+            self.inbox.answered(&answered);
         }
         let mut passed = Vec::new();
         for (token, result) in effects.barriers.drain(..) {

@@ -3,7 +3,7 @@
 //! The apply stage stops at that index just long enough for a view of the disk to be taken; reading it is a thread's
 //! own business. Results are kept for a while, for whoever asks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ type Outcome = Result<v1::RangeChecksumResponse, String>;
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     done: Mutex<VecDeque<(RangeId, u64, Outcome)>>,
+    /// What was found of ranges whose replicas differ, when they were last compared by this node.
+    differing: Mutex<BTreeMap<RangeId, String>>,
     changed: watch::Sender<u64>,
 }
 
@@ -66,6 +68,25 @@ impl Checks {
     fn find(&self, range: RangeId, check_id: u64) -> Option<Outcome> {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         done.iter().find(|(of, id, _)| (*of, *id) == (range, check_id)).map(|(.., outcome)| outcome.clone())
+    }
+
+    /// Remembers what a comparison of a range's replicas has found; `None`: they are equal.
+    pub fn note_compared(&self, range: RangeId, difference: Option<String>) {
+        let mut differing = self.differing.lock().unwrap_or_else(PoisonError::into_inner);
+        match difference {
+            Some(what) => drop(differing.insert(range, what)),
+            None => drop(differing.remove(&range)),
+        }
+    }
+
+    /// Forgets what was found of ranges that somebody else leads by now: who leads them compares them.
+    pub fn forget_differences_unless(&self, led: impl Fn(RangeId) -> bool) {
+        self.differing.lock().unwrap_or_else(PoisonError::into_inner).retain(|range, _| led(*range));
+    }
+
+    /// What is to be told of replicas that differ.
+    pub fn differences(&self) -> Vec<String> {
+        self.differing.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Waits for a result.

@@ -46,6 +46,10 @@ pub struct NodeConfig {
     /// Log batches that one sync may cover: the fewer, the more syncs. For measurements of what
     /// grouping gains; the default knows no bound.
     pub sync_batches_max: usize,
+    /// Time between two passes of the scrub; zero: it never reads anything by itself.
+    pub scrub_interval: Duration,
+    /// What the scrub reads in a second, at most.
+    pub scrub_bytes_per_second: u64,
     /// Slower requests are reported.
     pub slow_request: Duration,
     /// How long a stop waits until leaders are handed over and requests answered.
@@ -71,6 +75,8 @@ impl NodeConfig {
             ballast_bytes: 64 << 20,
             tls: None,
             sync_batches_max: usize::MAX,
+            scrub_interval: Duration::from_secs(24 * 3_600),
+            scrub_bytes_per_second: 8 << 20,
             slow_request: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(4),
         }

@@ -137,6 +137,8 @@ counters! {
         reads_refused => "flotilla_reads_refused_total",
         /// Requests refused because the loop's inbox was full.
         inbox_full => "flotilla_inbox_full_total",
+        /// Writes refused at the door because more were under way than the node gets done in a short time.
+        writes_shed => "flotilla_writes_shed_total",
         /// Requests slower than the threshold of the slow-request log.
         slow_requests => "flotilla_slow_requests_total",
         /// Elections that a replica here has won.
@@ -159,6 +161,18 @@ counters! {
         replicas_removed => "flotilla_replicas_removed_total",
         /// Entries read back from disk for followers that were behind.
         log_fetches => "flotilla_log_fetches_total",
+        /// Full passes of the scrub over all table files.
+        scrub_passes => "flotilla_scrub_passes_total",
+        /// Bytes that the scrub has read.
+        scrub_bytes => "flotilla_scrub_bytes_total",
+        /// Ranges whose replicas this node, as their leader, has compared by itself.
+        comparisons => "flotilla_range_comparisons_total",
+        /// Times that damage was seen in the store: it stops at the first.
+        damage_found => "flotilla_damage_found_total",
+        /// Connections closed at once, at any port, because as many as may be were open.
+        connections_refused => "flotilla_connections_refused_total",
+        /// Connections closed, at any port, because they did not say in time what they are for, or took no answer.
+        connections_timed_out => "flotilla_connections_timed_out_total",
     }
     histograms {
         /// Writes: from the request's arrival until the store's loop took it.

@@ -2,9 +2,12 @@
 //!
 //! Implemented by the RocksDB adapter. Tests wrap it to make syncs fail.
 
+use std::ops::ControlFlow;
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use flotilla_engine::storage::{self, Direction, Family, Read, Staging, StorageError, Visit};
-use flotilla_store::{Cached, Properties, RocksStorage, Statistics};
+use flotilla_store::{Cached, Properties, RocksStorage, Scrubbed, Statistics};
 
 /// A store on a disk of this machine; clones are handles on the same one.
 pub trait LocalStorage: Staging + Clone {
@@ -20,6 +23,16 @@ pub trait LocalStorage: Staging + Clone {
     fn statistics(&self) -> Statistics;
     /// About how many bytes each of these spans of data has on disk.
     fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64>;
+    /// Notes that it holds what was not written: it reads and writes nothing any more, and is not started again.
+    fn note_damage(&self, seen: &str);
+    /// Who is to be told of damage.
+    fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>);
+    /// Why flushes and compactions have failed, if they have.
+    fn background_failure(&self) -> Option<StorageError>;
+    /// Reads all of it once, at the caller's pace; see [`RocksStorage::scrub`].
+    fn scrub(&self, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> storage::Result<Scrubbed>;
+    /// When it was last read whole.
+    fn last_scrub(&self) -> Option<SystemTime>;
 }
 
 impl LocalStorage for RocksStorage {
@@ -45,6 +58,26 @@ impl LocalStorage for RocksStorage {
 
     fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
         Self::data_bytes(self, spans)
+    }
+
+    fn note_damage(&self, seen: &str) {
+        Self::note_damage(self, seen);
+    }
+
+    fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>) {
+        Self::on_damage(self, listener);
+    }
+
+    fn background_failure(&self) -> Option<StorageError> {
+        Self::background_failure(self)
+    }
+
+    fn scrub(&self, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> storage::Result<Scrubbed> {
+        Self::scrub(self, pace)
+    }
+
+    fn last_scrub(&self) -> Option<SystemTime> {
+        Self::last_scrub(self)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Watches the disk: a thread of its own, because asking a disk can take long.
 //!
-//! Every second: is there room above the margin? Below it the store refuses proposals, while reads and
+//! Every second, and more often as it comes near: is there room above the margin? Below it the store refuses proposals, while reads and
 //! truncation go on; the ballast file keeps a node startable whose disk is full to the brim. Every few
 //! seconds: notes durably how far the log is synced, so that the next start notices a lost tail; and tells the
 //! store about how large its ranges are.
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_engine::snapshot;
 use flotilla_engine::store::Input;
@@ -23,8 +23,12 @@ use crate::inbox::Inbox;
 use crate::views::Views;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Rounds between two notes of how far the log is synced, and between two looks at the ranges' sizes.
-const ROUNDS_PER_NOTE: u64 = 5;
+/// Close to the margin it looks so often, and no more.
+const INTERVAL_MIN: Duration = Duration::from_millis(20);
+/// No faster is a disk filled, compaction included: it looks again before the room above the margin can be used up.
+const FILLED_BYTES_PER_SECOND: u64 = 2 << 30;
+/// Between two notes of how far the log is synced, and between two looks at the ranges' sizes.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// The margin, unless settings say otherwise.
 const MARGIN_BYTES: u64 = 1 << 30;
 const MARGIN_PERCENT: u64 = 2;
@@ -68,6 +72,18 @@ impl DiskState {
         self.full.load(Ordering::Relaxed)
     }
 
+    /// When to look again.
+    fn patience(&self) -> Duration {
+        match self.free_bytes().checked_sub(self.margin_bytes()) {
+            Some(room) => {
+                let used_up = Duration::from_secs_f64(room as f64 / FILLED_BYTES_PER_SECOND as f64);
+                used_up.clamp(INTERVAL_MIN, INTERVAL)
+            }
+            // It is full: nobody is harmed by hearing a second late that it is not any more.
+            None => INTERVAL,
+        }
+    }
+
     /// Takes a measurement; returns whether there is room.
     fn note(&self, space: DiskSpace) -> bool {
         let margin = self.margin_bytes.unwrap_or((space.total_bytes / 100 * MARGIN_PERCENT).max(MARGIN_BYTES));
@@ -109,17 +125,17 @@ impl<S: LocalStorage> DiskWatch<S> {
     pub fn run(self) {
         let mut known = None;
         let mut sizes = BTreeMap::new();
-        let mut rounds: u64 = 0;
+        let mut noted = Instant::now();
         loop {
             self.look(self.directory.path(), &mut known);
-            rounds += 1;
-            if rounds.is_multiple_of(ROUNDS_PER_NOTE) {
+            if noted.elapsed() >= NOTE_EVERY {
+                noted = Instant::now();
                 if let Err(error) = self.storage.note_synced() {
                     tracing::warn!(%error, "how far the log is synced could not be noted");
                 }
                 self.measure(&mut sizes);
             }
-            match self.stop.recv_timeout(INTERVAL) {
+            match self.stop.recv_timeout(self.state.patience()) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -144,8 +160,8 @@ impl<S: LocalStorage> DiskWatch<S> {
     }
 
     fn look(&self, path: &Path, known: &mut Option<bool>) {
-        if self.storage.properties().background_errors > 0 {
-            self.failure.fail("the storage failed in the background; its log in the data directory says how".into());
+        if let Some(error) = self.storage.background_failure() {
+            self.failure.fail(format!("the storage failed in the background: {error}"));
             self.inbox.nudge();
         }
         let space = match disk_space(path) {
@@ -171,5 +187,23 @@ impl<S: LocalStorage> DiskWatch<S> {
         {
             tracing::debug!(%error, "the ballast file could not be made");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_looks_more_often_the_less_room_there_is_above_the_margin() {
+        let state = DiskState::new(Some(1 << 30), 0);
+        let patience = |free_bytes: u64| {
+            state.note(DiskSpace { total_bytes: 1 << 40, free_bytes });
+            state.patience()
+        };
+        assert_eq!(patience(100 << 30), INTERVAL);
+        assert_eq!(patience(2 << 30), Duration::from_millis(500));
+        assert_eq!(patience((1 << 30) + 1), INTERVAL_MIN);
+        assert_eq!(patience(1 << 20), INTERVAL, "it is full");
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Whoever can reach a port can otherwise hold its file descriptors and memory for ever by connecting
 //! and saying nothing. What counts as having said enough: the first bytes of HTTP/2 at the client port,
-//! an admitted handshake at the peer port. Under TLS its handshake counts into the same time. Beyond the bound a connection is closed at once, so
-//! that its client asks another node instead of waiting here.
+//! an admitted handshake at the peer port, at the http port that it is answered, again and again. Under TLS its handshake
+//! counts into the same time. Beyond the bound a connection is closed at once, so that its client asks another node
+//! instead of waiting here. Both are counted.
 
 use std::future::Future;
 use std::io;
@@ -19,9 +20,11 @@ use flotilla_tls::{Accepted, Guest, Port};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
+
+use crate::counters::Counters;
 
 /// Bytes that every HTTP/2 connection begins with.
 const PREFACE_BYTES: usize = 24;
@@ -35,6 +38,8 @@ pub enum Proof {
     Preface,
     /// What makes its service call [`Caller::known`].
     Handshake,
+    /// Whatever is answered: each byte that it takes of an answer begins its time anew.
+    Answer,
 }
 
 /// The connections that come to one port.
@@ -50,13 +55,21 @@ pub struct Doors {
     pause: Option<Pin<Box<Sleep>>>,
     /// Connections are being turned away: said once each time that this begins.
     full: bool,
+    counters: Arc<Counters>,
 }
 
 impl Doors {
     /// At most `connections_max` at once; each has `patience` time for its `proof`.
     pub fn new(listener: TcpListener, connections_max: usize, patience: Duration, proof: Proof) -> Self {
         let slots = Arc::new(Semaphore::new(connections_max));
-        Self { listener, slots, patience, proof, tls: None, pause: None, full: false }
+        let counters = Arc::default();
+        Self { listener, slots, patience, proof, tls: None, pause: None, full: false, counters }
+    }
+
+    /// The same doors; whom they turn away is counted here.
+    #[must_use]
+    pub fn counted(self, counters: Arc<Counters>) -> Self {
+        Self { counters, ..self }
     }
 
     /// The same doors under TLS; `None`: in plain text.
@@ -71,6 +84,7 @@ impl Doors {
                 tracing::warn!(%address, "too many connections: this one and further ones are closed at once");
             }
             self.full = true;
+            self.counters.connections_refused.add(1);
             return None;
         };
         self.full = false;
@@ -85,7 +99,8 @@ impl Doors {
         let caller = Caller { address, known: Arc::default(), guest: stream.guest() };
         let patience = Some(Box::pin(sleep(self.patience)));
         let preface = if self.proof == Proof::Preface { PREFACE_BYTES } else { usize::MAX };
-        Some(Door { stream, caller, patience, preface, _slot: slot })
+        let renewed = (self.proof == Proof::Answer).then_some(self.patience);
+        Some(Door { stream, caller, patience, preface, renewed, counters: Arc::clone(&self.counters), _slot: slot })
     }
 }
 
@@ -147,19 +162,34 @@ pub struct Door {
     patience: Option<Pin<Box<Sleep>>>,
     /// Bytes that are still to come until it has.
     preface: usize,
+    /// The time that begins anew with each byte of an answer.
+    renewed: Option<Duration>,
+    counters: Arc<Counters>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Door {
+    /// Who is at the other end.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let Some(patience) = &mut self.patience else { return Ok(()) };
         let in_time = patience.as_mut().poll(context).is_pending();
         if self.caller.known.load(Ordering::Acquire) {
             self.patience = None;
         } else if !in_time {
+            self.counters.connections_timed_out.add(1);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the connection did not say in time what it is for"));
         }
         Ok(())
+    }
+
+    fn answered(&mut self, written: usize) {
+        if let (Some(again), Some(patience)) = (self.renewed.filter(|_| written > 0), &mut self.patience) {
+            patience.as_mut().reset(Instant::now() + again);
+        }
     }
 }
 
@@ -185,7 +215,9 @@ impl AsyncRead for Door {
 impl AsyncWrite for Door {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check(context)?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+        self.answered(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -202,7 +234,9 @@ impl AsyncWrite for Door {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
+        self.answered(written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -272,6 +306,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_to_be_answered_and_is_not_is_let_go() {
+        let (mut doors, address) = doors(4, Duration::from_millis(200), Proof::Answer).await;
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        let mut door = next(&mut doors).await;
+        // Whatever it says, that does not count.
+        client.write_all(&[1; 64]).await.expect("sent");
+        assert_eq!(read(&mut door).await.expect("it came"), 64);
+        // Answers do: with each of them the time begins anew.
+        for _ in 0..4 {
+            let longer = timeout(Duration::from_millis(100), door.read(&mut [0; 64])).await;
+            assert!(longer.is_err(), "it waits: {longer:?}");
+            door.write_all(b"answer").await.expect("sent");
+        }
+        assert_eq!(read(&mut door).await.expect_err("silence").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(door.counters.connections_timed_out.get(), 1);
+    }
+
+    #[tokio::test]
     async fn one_too_many_is_closed_at_once_and_its_place_is_free_again_later() {
         let (mut doors, address) = doors(1, DEADLINE, Proof::Preface).await;
         let _first = TcpStream::connect(address).await.expect("it listens");
@@ -284,6 +336,7 @@ mod tests {
                 assert!(matches!(end.expect("in time"), Ok(0) | Err(_)));
             }
         }
+        assert_eq!(doors.counters.connections_refused.get(), 1);
         drop(door);
         let _third = TcpStream::connect(address).await.expect("it listens");
         next(&mut doors).await;

@@ -6,11 +6,14 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use flotilla_engine::admission::{self, Admission};
 use flotilla_engine::store::{Changes, CheckStarted, Envelope, Input, MergeAnswer, Recovered, SplitAnswer, SplitAt};
 use flotilla_engine::time::BootTime;
+use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use crate::clock;
 use crate::replies::Reply;
 use crate::transport::bulk_in::SnapshotSlot;
 
@@ -83,14 +86,40 @@ struct State {
     items: Vec<Item>,
     /// Bytes of clients' requests in `items`.
     request_bytes: usize,
+    admission: Admission,
     waiting: bool,
     closed: bool,
+}
+
+/// Whether a write counts among those of clients: placement must be able to write while they fill the node.
+fn of_client(request: &Request) -> bool {
+    request.header.range_id != SYSTEM_RANGE.0
+}
+
+impl State {
+    fn admit(&mut self, item: &Item) -> Result<(), admission::Refused> {
+        match item {
+            Item::Write(write) if of_client(write) => {
+                self.admission.admit(write.arrived, admission::units(write.bytes), write.deadline)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Request {
+    /// What it counts for among the writes of clients.
+    pub fn units(&self) -> u64 {
+        if of_client(self) { admission::units(self.bytes) } else { 0 }
+    }
 }
 
 /// Why a request was not taken; it comes back.
 #[derive(Debug)]
 pub(crate) enum Refused {
     Full(Item),
+    /// More than the node gets done in time.
+    Busy(Item, admission::Refused),
     Closed(Item),
 }
 
@@ -136,6 +165,8 @@ impl Inbox {
                 over.push(Refused::Closed(item));
             } else if state.request_bytes + bytes > self.request_bytes_max {
                 over.push(Refused::Full(item));
+            } else if let Err(why) = state.admit(&item) {
+                over.push(Refused::Busy(item, why));
             } else {
                 state.request_bytes += bytes;
                 state.items.push(item);
@@ -143,6 +174,18 @@ impl Inbox {
         }
         self.wake_if(state);
         over.into_iter().for_each(&mut refused);
+    }
+
+    /// Client writes were answered: when each came, its units, and whether it was carried out.
+    pub fn answered(&self, writes: &[(BootTime, u64, bool)]) {
+        let now = clock::now();
+        let mut state = self.lock();
+        for (came, units, done) in writes {
+            match done {
+                true => state.admission.done(now, *came, *units),
+                false => state.admission.left(*came, *units),
+            }
+        }
     }
 
     /// Takes everything into the empty `into`; waits for something at most so long.

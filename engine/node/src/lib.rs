@@ -35,6 +35,7 @@ mod reads;
 mod recovery;
 mod replies;
 mod requests;
+mod scrub;
 mod slow;
 mod snapshots;
 mod start;

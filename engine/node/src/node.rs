@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use flotilla_engine::store::ReadView;
 use flotilla_engine::time::BootTime;
@@ -78,13 +78,15 @@ pub(crate) struct Threads {
     pub log_writer: JoinHandle<()>,
     pub disk_watch: JoinHandle<()>,
     pub disk_watch_stop: Sender<()>,
+    pub scrub: JoinHandle<()>,
+    pub scrub_stop: Sender<()>,
 }
 
 impl Threads {
     /// Waits for their end, in the order in which each lets the next one go.
     fn join(self) {
-        drop(self.disk_watch_stop);
-        for thread in [self.store_loop, self.log_writer, self.disk_watch] {
+        drop((self.disk_watch_stop, self.scrub_stop));
+        for thread in [self.store_loop, self.log_writer, self.disk_watch, self.scrub] {
             // A thread that panicked has taken the process with it.
             drop(thread.join());
         }
@@ -367,6 +369,7 @@ impl<S: LocalStorage> Node<S> {
             problems.push(format!("{without_leader} ranges have no leader that this node knows of"));
         }
         problems.extend(self.inner.health.problem());
+        problems.extend(self.inner.checks.differences());
         problems.extend(self.inner.transport.peers().problems());
         problems
     }
@@ -377,13 +380,19 @@ impl<S: LocalStorage> Node<S> {
     }
 
     /// What it counts.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.inner.counters
     }
 
     /// The storage's figures of the moment.
     pub fn storage_properties(&self) -> Properties {
         self.inner.reads.storage.properties()
+    }
+
+    /// When the store was last read whole by the scrub, in seconds since 1970; 0: never.
+    pub fn last_scrub(&self) -> u64 {
+        let ended = self.inner.reads.storage.last_scrub();
+        ended.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
     }
 
     /// The storage's counters since the start.

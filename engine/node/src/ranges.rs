@@ -1,10 +1,11 @@
 //! The handle's part about ranges that multiply: splits, orders, births, checks, and what is told to placement.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_engine::store::{Changes, CheckStarted, Input, RangeSummary, SplitAt};
+use flotilla_engine::store::{Changes, CheckStarted, Input, RangeSummary, ReadView, SplitAt};
 use flotilla_proto::{Error, RangeId, v1};
 use tokio::sync::oneshot;
 
@@ -46,6 +47,19 @@ impl<S: LocalStorage> Node<S> {
         let (reply, answer) = oneshot::channel();
         self.ask(Item::Check { range, deadline: clock::now() + timeout, reply });
         answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Remembers what comparing a range's replicas has found: what differs is a problem of this node, until it is equal.
+    pub fn note_compared(&self, range: RangeId, difference: Option<String>) {
+        self.inner().counters.comparisons.add(1);
+        self.inner().checks.note_compared(range, difference);
+    }
+
+    /// The ranges that this node leads and that are awake. What was found of others, that it led once, is forgotten.
+    pub fn to_compare(&self) -> Vec<RangeId> {
+        self.inner().checks.forget_differences_unless(|range| self.leads(range) == Some(true));
+        let leads = |view: &Arc<ReadView>| view.leader == Some(view.own_node) && !view.asleep;
+        self.inner().views.all().iter().filter(|view| leads(view)).map(|view| view.range()).collect()
     }
 
     /// This node's part of a check, once its replica has come to it.

@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use flotilla_engine::admission;
 use flotilla_engine::config::ReadMode;
 use flotilla_engine::read::{self, Admission, ReadRequest};
 use flotilla_engine::storage::Read;
@@ -160,11 +161,20 @@ impl<S: LocalStorage> Reads<S> {
 
     /// Answers a request that the inbox did not take.
     pub fn refuse(&self, refused: Refused) {
+        let overloaded = matches!(refused, Refused::Full(_) | Refused::Busy(_, admission::Refused::Busy));
         let (item, error) = match refused {
             Refused::Full(item) => {
                 self.counters.inbox_full.add(1);
                 let reason = "more requests wait than the node accepts".into();
                 (item, Error::ServerBusy { reason, retry_after_ms: 50 })
+            }
+            Refused::Busy(item, why) => {
+                self.counters.writes_shed.add(1);
+                let reason = match why {
+                    admission::Refused::Busy => "more writes are under way than the node gets done in a short time",
+                    admission::Refused::TooLate => "the writes under way take longer than the caller waits",
+                };
+                (item, Error::ServerBusy { reason: reason.into(), retry_after_ms: 50 })
             }
             Refused::Closed(item) => (item, self.closed()),
         };
@@ -189,8 +199,8 @@ impl<S: LocalStorage> Reads<S> {
             Item::Offer { reply, .. } => return drop(reply),
             Item::Input(_) | Item::Frame(_) | Item::Snapshot(..) | Item::Stop | Item::Halt => return,
         };
-        let response = requests::refusal(request.id, &error);
-        request.reply.now(response);
+        let error = v1::Error { overloaded, ..(&error).into() };
+        request.reply.now(v1::Response { id: request.id, body: Some(v1::response::Body::Error(error)) });
     }
 
     /// What to say when the loop has ended.
@@ -275,6 +285,10 @@ impl<S: LocalStorage> Reads<S> {
             if self.slow.has_room(now) {
                 slow::read(request, took, quorum, result.as_ref().err());
             }
+        }
+        if let Err(Error::Corruption { what }) = &result {
+            // Whatever could not be read: this replica has nothing to say any more.
+            self.storage.note_damage(what);
         }
         match result {
             Ok(body) => self.answerer.read(request.id, &request.header, term, body),

@@ -2,19 +2,34 @@
 //!
 //! A stream of requests shares one [`ReplySink`]: answers gather in it, and the taker is woken once for
 //! all that a turn of the store's loop answered. Lone requests have a channel of their own.
+//!
+//! Who does not take its answers must not fill the node's memory with them. How large an answer will be nobody knows
+//! before; so requests are handed on ([`ReplySink::room`]) as if those under way would get answers like the last ones. And
+//! if they are larger than that, and too many bytes wait, further ones come without the values that they found.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use flotilla_proto::v1;
+use flotilla_proto::{Error, v1};
 use prost::Message;
 use tokio::sync::{Notify, oneshot};
+use v1::response::Body as Answer;
+
+/// Bytes of answers that wait to be taken; beyond, answers come without values.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// What an answer is taken to be as long as none has come: the largest value.
+const ANSWER_BYTES_FIRST: usize = 1 << 20;
+/// The mean of answers' sizes follows each new one by such a part.
+const MEAN_SHARE: usize = 16;
+/// When a refused read is to be tried again.
+const RETRY_MS: u64 = 50;
 
 /// A pair for one stream of requests.
 pub fn replies() -> (ReplySink, Replies) {
     let shared = Arc::new(Shared::default());
     shared.sinks.store(1, Ordering::Relaxed);
+    shared.mean.store(ANSWER_BYTES_FIRST, Ordering::Relaxed);
     (ReplySink { shared: Arc::clone(&shared) }, Replies { shared })
 }
 
@@ -25,6 +40,8 @@ struct Shared {
     in_flight: AtomicUsize,
     /// Bytes of answers that have not been taken.
     bytes: AtomicUsize,
+    /// The size of answers, on average of late.
+    mean: AtomicUsize,
     room: Notify,
 }
 
@@ -61,14 +78,22 @@ impl ReplySink {
         self.shared.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until fewer than `max` are in flight, and answers of less than `bytes_max` wait to be taken:
-    /// read no more from the client before.
-    pub async fn until_below(&self, max: usize, bytes_max: usize) {
+    /// Waits until a request may be handed on, and returns how many may: fewer than `max` are to be in flight, and those,
+    /// if they get answers like the last ones, are to leave less than `bytes_max` to be taken. Read no more from the
+    /// client before.
+    pub async fn room(&self, max: usize, bytes_max: usize) -> usize {
         loop {
             let room = self.shared.room.notified();
+            let (in_flight, mean) = (self.in_flight(), self.shared.mean.load(Ordering::Acquire).max(1));
             let bytes = self.shared.bytes.load(Ordering::Acquire);
-            if self.in_flight() < max && bytes < bytes_max || self.shared.lock().closed {
-                return;
+            // Where nothing is under way one may always be, however large its answer.
+            let by_bytes = (bytes_max.saturating_sub(bytes) / mean).max(usize::from(bytes < bytes_max));
+            let free = max.min(by_bytes).saturating_sub(in_flight);
+            if free > 0 {
+                return free;
+            }
+            if self.shared.lock().closed {
+                return max;
             }
             room.await;
         }
@@ -88,11 +113,18 @@ impl ReplySink {
 
     /// Adds the answer to a submitted request; true: it is the first since the last taking, so
     /// [`ReplySink::wake`] is due, once all answers of the moment are in.
-    pub(crate) fn answer(&self, response: v1::Response) -> bool {
+    pub(crate) fn answer(&self, mut response: v1::Response) -> bool {
         let mut state = self.shared.lock();
         if state.closed {
             self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
             return false;
+        }
+        let bytes = response.encoded_len();
+        // Under the lock: nobody else changes it.
+        let mean = self.shared.mean.load(Ordering::Acquire);
+        self.shared.mean.store(mean - mean / MEAN_SHARE + bytes / MEAN_SHARE, Ordering::Release);
+        if self.shared.bytes.load(Ordering::Acquire) + bytes > WAITING_BYTES_MAX {
+            response.body = response.body.map(without_values);
         }
         self.shared.bytes.fetch_add(response.encoded_len(), Ordering::AcqRel);
         state.ready.push(response);
@@ -101,6 +133,25 @@ impl ReplySink {
 
     pub(crate) fn wake(&self) {
         self.shared.wake();
+    }
+}
+
+/// The answer without what it has found: a read is refused; of a write, which has happened, the values are left out.
+fn without_values(answer: Answer) -> Answer {
+    match answer {
+        Answer::Get(_) | Answer::MultiGet(_) | Answer::Scan(_) => {
+            let reason = format!("{WAITING_BYTES_MAX} bytes of answers on this stream wait to be taken");
+            Answer::Error((&Error::ServerBusy { reason, retry_after_ms: RETRY_MS }).into())
+        }
+        Answer::Write(mut answer) => {
+            for result in &mut answer.results {
+                if let Some(v1::batch_result::Outcome::Result(result)) = &mut result.outcome {
+                    result.current = None;
+                }
+            }
+            Answer::Write(answer)
+        }
+        Answer::Error(error) => Answer::Error(error),
     }
 }
 
@@ -234,20 +285,51 @@ mod tests {
         assert_eq!(replies.next().await, None);
     }
 
+    fn large(id: u64) -> v1::Response {
+        let value = v1::Record { value: vec![0; 1 << 20].into(), ..Default::default() };
+        v1::Response { id, body: Some(Answer::Get(v1::GetResponse { header: None, record: Some(value) })) }
+    }
+
     #[tokio::test]
     async fn large_answers_that_nobody_takes_leave_no_room() {
         let (sink, mut replies) = replies();
-        let value = v1::Record { value: vec![0; 1_000].into(), ..Default::default() };
-        let body = v1::response::Body::Get(v1::GetResponse { header: None, record: Some(value) });
-        sink.push(v1::Response { id: 1, body: Some(body) });
+        assert_eq!(sink.room(100, 4 << 20).await, 4, "before the first answer each is taken to be large");
+        sink.push(large(1));
         let waiting = tokio::spawn({
             let sink = sink.clone();
-            async move { sink.until_below(usize::MAX, 1_000).await }
+            async move { sink.room(usize::MAX, 1_000).await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         replies.next().await;
-        waiting.await.expect("the waiter ends");
+        assert_eq!(waiting.await.expect("the waiter ends"), 1);
+        // Small ones make room, by and by.
+        for id in 0..1_000 {
+            sink.push(response(id));
+            replies.next().await;
+        }
+        assert_eq!(sink.room(100, 4 << 20).await, 100);
+    }
+
+    #[tokio::test]
+    async fn answers_beyond_what_may_wait_come_without_values() {
+        let (sink, mut replies) = replies();
+        (0..100).for_each(|id| sink.push(large(id)));
+        let current = Some(v1::Record { value: vec![0; 1 << 20].into(), ..Default::default() });
+        let found = v1::WriteResult { version: 7, current, ..Default::default() };
+        let outcome = Some(v1::batch_result::Outcome::Result(found));
+        let written = v1::BatchResponse { header: None, results: vec![v1::BatchResult { outcome }] };
+        sink.push(v1::Response { id: 100, body: Some(Answer::Write(written)) });
+        let answers = replies.next().await.expect("they are there");
+        let bytes: usize = answers.iter().map(prost::Message::encoded_len).sum();
+        assert!(answers.len() == 101 && bytes < WAITING_BYTES_MAX + (64 << 10), "{} of {bytes} bytes", answers.len());
+        let Some(Answer::Error(error)) = &answers[99].body else { panic!("{:?}", answers[99]) };
+        assert!(matches!(Error::from(error.clone()), Error::ServerBusy { .. }));
+        let Some(Answer::Write(written)) = &answers[100].body else { panic!("a write stays a write") };
+        let Some(v1::batch_result::Outcome::Result(result)) = &written.results[0].outcome else {
+            panic!("{written:?}")
+        };
+        assert_eq!((result.version, &result.current), (7, &None));
     }
 
     #[tokio::test]
@@ -256,7 +338,7 @@ mod tests {
         sink.push(response(1));
         let waiting = tokio::spawn({
             let sink = sink.clone();
-            async move { sink.until_below(1, usize::MAX).await }
+            async move { sink.room(1, usize::MAX).await }
         });
         replies.next().await;
         waiting.await.expect("the waiter ends");
@@ -264,6 +346,6 @@ mod tests {
         drop(replies);
         assert!(!sink.answer(response(2)), "nobody is there to be woken");
         assert_eq!(sink.in_flight(), 0);
-        sink.until_below(1, usize::MAX).await;
+        sink.room(1, usize::MAX).await;
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use flotilla_engine::apply::ApplyStage;
 use flotilla_engine::bootstrap::Birth;
@@ -39,6 +40,7 @@ use crate::persisted::Persisted;
 use crate::reads::Reads;
 use crate::replies::Wakes;
 use crate::requests::Answerer;
+use crate::scrub::Scrub;
 use crate::slow::SlowLog;
 use crate::snapshots;
 use crate::store_loop::StoreLoop;
@@ -328,6 +330,12 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
         answerer: Answerer { cluster_id: boot.identity.cluster_id, node_id: config.node_id },
         slow: SlowLog::new(config.slow_request),
     };
+    let (told, nudged, counted) = (Arc::clone(&failure), Arc::clone(&inbox), Arc::clone(&counters));
+    reads.storage.on_damage(Box::new(move |seen| {
+        counted.damage_found.add(1);
+        told.fail(seen.to_owned());
+        nudged.nudge();
+    }));
     let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
     let (events, checks) = (Arc::new(RangeEvents::new(config.node_id)), Arc::default());
     let (health, wants_range_ids) = (Arc::default(), Arc::default());
@@ -399,7 +407,8 @@ fn run<S: LocalStorage>(
         give_up_at: None,
         led_at_stop: None,
     };
-    let threads = spawn(&shared, directory, queue, config.sync_batches_max, store_loop)?;
+    let scrub = (config.scrub_interval, config.scrub_bytes_per_second);
+    let threads = spawn(&shared, directory, queue, config.sync_batches_max, scrub, store_loop)?;
     Ok(Node::from_inner(Inner {
         node: config.node_id,
         cluster_name: boot.known.cluster_name.clone(),
@@ -429,6 +438,7 @@ fn spawn<S: LocalStorage>(
     directory: Arc<StoreDirectory>,
     queue: mpsc::Receiver<LogBatch>,
     sync_batches_max: usize,
+    (scrub_interval, scrub_bytes_per_second): (Duration, u64),
     store_loop: StoreLoop<S>,
 ) -> Result<Threads, StartError> {
     let log_writer = LogWriter {
@@ -449,7 +459,17 @@ fn spawn<S: LocalStorage>(
         failure: Arc::clone(&shared.failure),
         stop,
     };
+    let (scrub_stop, stop) = mpsc::channel();
+    let scrub = Scrub {
+        storage: shared.reads.storage.clone(),
+        interval: scrub_interval,
+        bytes_per_second: scrub_bytes_per_second,
+        counters: Arc::clone(&shared.counters),
+        stop,
+    };
     Ok(Threads {
+        scrub: thread("scrub", move || scrub.run())?,
+        scrub_stop,
         disk_watch: thread("disk-watch", move || disk_watch.run())?,
         log_writer: thread("log-writer", move || log_writer.run())?,
         store_loop: thread("store-loop", move || store_loop.run())?,

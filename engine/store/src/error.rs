@@ -104,6 +104,14 @@ fn is_missing(cause: &str) -> bool {
     cause.contains("No such file or directory")
 }
 
+/// What an error of RocksDB is that came from a read: a place that the disk cannot read any more is damage too.
+pub(crate) fn read_error(operation: &'static str, error: &rocksdb::Error) -> StorageError {
+    match storage_error(operation, error) {
+        StorageError::Io { cause, .. } if cause.contains("Input/output error") => StorageError::Corrupt { what: cause },
+        error => error,
+    }
+}
+
 /// What an error of RocksDB in `operation` is to the engine.
 pub(crate) fn storage_error(operation: &'static str, error: &rocksdb::Error) -> StorageError {
     let cause = error.to_string();

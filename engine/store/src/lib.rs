@@ -6,13 +6,18 @@
 //! of MANIFEST and WAL ([`wal_audit`]), RocksDB's own recovery, comparison of what it recovered
 //! with what is known to have been synced.
 //!
-//! Invariant: a store that may have lost synced writes does not open.
+//! Invariants: a store that may have lost synced writes does not open; one in which damage was seen answers nothing any more,
+//! and does not open again until a person has said so.
 
+mod damage;
 mod directory;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod options;
 mod properties;
 mod rocks;
+mod scrub;
 mod staging;
 pub mod wal_audit;
 mod watermark;
@@ -23,3 +28,4 @@ pub use error::OpenError;
 pub use options::Options;
 pub use properties::{Properties, Statistics};
 pub use rocks::{Cached, Recovery, RocksBatch, RocksStorage};
+pub use scrub::{Pace, Scrubbed};

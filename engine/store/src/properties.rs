@@ -3,7 +3,7 @@
 //! Properties are states (a few short holds of RocksDB's mutex per call: ask some times a second, not
 //! per request); statistics are counters since the store was opened.
 
-use flotilla_engine::storage::Family;
+use flotilla_engine::storage::{Family, StorageError};
 use rocksdb::statistics::Ticker;
 use rocksdb::{ColumnFamily, DB};
 
@@ -76,6 +76,22 @@ impl RocksStorage {
             sum.background_errors += number("rocksdb.background-errors");
         }
         sum
+    }
+
+    /// Why flushes and compactions have failed, if they have. RocksDB tells by refusing a write, here of nothing.
+    pub fn background_failure(&self) -> Option<StorageError> {
+        let database = self.database();
+        let failures = |family| number(database, self.handle(family), "rocksdb.background-errors");
+        if Family::ALL.into_iter().all(|family| failures(family) == 0) {
+            return None;
+        }
+        let nothing = rocksdb::WriteBatch::default();
+        let refused = database.write(nothing).map_err(|error| self.poison("flush or compact", &error));
+        let unknown = || StorageError::Io {
+            operation: "a flush or a compaction",
+            cause: "RocksDB's log in the data directory says how".into(),
+        };
+        Some(refused.err().unwrap_or_else(unknown))
     }
 
     /// About how many bytes each of these spans of data has in table files: compressed, and without what

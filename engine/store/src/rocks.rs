@@ -9,6 +9,8 @@
 //! - The first failed write or sync poisons the store for good ("fsyncgate": after a failed fsync the
 //!   kernel may drop the pages and call the next fsync a success). Syncs run one at a time, so that
 //!   none can begin beside a failing one and succeed after it.
+//! - A read that meets bytes that were not written is never answered from: the store is marked as damaged, and
+//!   stops (`damage`).
 //! - Point reads take no snapshot, and so no mutex of RocksDB; views do.
 //! - Point deletes are for `state` and few log entries, `delete_range` for truncating long logs: in
 //!   `state` the first read after one would rebuild the memtable's list of tombstones.
@@ -25,6 +27,7 @@ use rocksdb::{
     WriteOptions,
 };
 
+use crate::damage::Damage;
 use crate::directory::{StoreDirectory, sync_directory};
 use crate::error::{OpenError, storage_error};
 use crate::options::{self, Options};
@@ -37,10 +40,10 @@ const PASSING_READ_BYTES: usize = 1 << 20;
 /// An open store; clones are handles on the same one, which closes with the last of them.
 #[derive(Clone)]
 pub struct RocksStorage {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     // Fields are dropped in this order: the database before the lock on its directory.
     database: DB,
     options: RocksOptions,
@@ -49,7 +52,8 @@ struct Inner {
     cached_read_options: ReadOptions,
     write_options: WriteOptions,
     recovery: Recovery,
-    failure: OnceLock<StorageError>,
+    pub(crate) failure: OnceLock<StorageError>,
+    pub(crate) damage: Damage,
     /// Held by the sync that is running.
     syncing: Mutex<()>,
     /// Sequence number up to which the WAL is known synced.
@@ -58,7 +62,7 @@ struct Inner {
     marked: AtomicU64,
     /// The last watermark written.
     watermark: Mutex<Watermark>,
-    directory: Arc<StoreDirectory>,
+    pub(crate) directory: Arc<StoreDirectory>,
 }
 
 /// What opening found.
@@ -88,6 +92,15 @@ pub enum Cached {
 impl RocksStorage {
     /// Opens the store in a directory, creating it in a new one. Refuses if synced writes may be gone.
     pub fn open(directory: Arc<StoreDirectory>, options: &Options) -> std::result::Result<Self, OpenError> {
+        let opened = Self::open_audited(Arc::clone(&directory), options);
+        if let Err(error @ OpenError::SyncedWritesLost { .. }) = &opened {
+            // RocksDB has thrown the log away by now, and with it what the next audit would have seen.
+            directory.mark_damaged(&error.to_string())?;
+        }
+        opened
+    }
+
+    fn open_audited(directory: Arc<StoreDirectory>, options: &Options) -> std::result::Result<Self, OpenError> {
         let folder = directory.db();
         let watermark = Watermark::read(&directory.watermark())?;
         let audit = wal_audit::audit(&folder, watermark)?;
@@ -124,6 +137,7 @@ impl RocksStorage {
             write_options: WriteOptions::default(),
             recovery,
             failure: OnceLock::new(),
+            damage: Damage::default(),
             syncing: Mutex::new(()),
             synced: AtomicU64::new(last_sequence),
             marked: AtomicU64::new(last_sequence),
@@ -151,10 +165,11 @@ impl RocksStorage {
     /// Reads a key without touching the disk, for threads that must not wait for it.
     pub fn get_if_cached(&self, family: Family, key: &[u8]) -> Result<Cached> {
         let inner = &*self.inner;
+        inner.check_sound()?;
         match inner.database.get_pinned_cf_opt(inner.handle(family), key, &inner.cached_read_options) {
             Ok(value) => Ok(Cached::Known(value.map(to_bytes))),
             Err(error) if error.kind() == rocksdb::ErrorKind::Incomplete => Ok(Cached::NeedsDisk),
-            Err(error) => Err(storage_error("read", &error)),
+            Err(error) => Err(inner.read_failed("read", &error)),
         }
     }
 
@@ -239,10 +254,19 @@ impl Inner {
     /// Stops the store because of `error`; who comes second is told of the first failure.
     fn poison(&self, operation: &'static str, error: &rocksdb::Error) -> StorageError {
         let error = storage_error(operation, error);
+        if let StorageError::Corrupt { what } = &error {
+            self.note_damage(what);
+        }
         match self.failure.set(error.clone()) {
             Ok(()) => error,
             Err(_) => self.poisoned(),
         }
+    }
+
+    fn get(&self, family: Family, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>> {
+        self.check_sound()?;
+        let value = self.database.get_pinned_cf_opt(self.handle(family), key, options);
+        Ok(value.map_err(|error| self.read_failed("read", &error))?.map(to_bytes))
     }
 
     fn sync_wal(&self) -> std::result::Result<(), rocksdb::Error> {
@@ -336,9 +360,7 @@ impl Storage for RocksStorage {
 
 impl Read for RocksStorage {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        let inner = &*self.inner;
-        let value = inner.database.get_pinned_cf_opt(inner.handle(family), key, &inner.read_options);
-        Ok(value.map_err(|error| storage_error("read", &error))?.map(to_bytes))
+        self.inner.get(family, key, &self.inner.read_options)
     }
 
     fn scan(
@@ -372,8 +394,7 @@ impl View<'_> {
 
 impl Read for View<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        let value = self.inner.database.get_pinned_cf_opt(self.inner.handle(family), key, &self.options());
-        Ok(value.map_err(|error| storage_error("read", &error))?.map(to_bytes))
+        self.inner.get(family, key, &self.options())
     }
 
     fn scan(
@@ -415,6 +436,7 @@ fn scan(
     if start >= end {
         return Ok(());
     }
+    inner.check_sound()?;
     options.set_iterate_lower_bound(start);
     options.set_iterate_upper_bound(end);
     // Without it an iterator over `state` would only be sure to show keys of the first key's prefix.
@@ -433,7 +455,7 @@ fn scan(
             Direction::Reverse => items.prev(),
         }
     }
-    items.status().map_err(|error| storage_error("scan", &error))
+    items.status().map_err(|error| inner.read_failed("scan", &error))
 }
 
 impl std::fmt::Debug for RocksStorage {

@@ -32,7 +32,7 @@ impl Watermark {
         write_atomically(path, &self.to_bytes())
     }
 
-    fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(BYTES);
         bytes.extend_from_slice(MAGIC);
         for number in [self.synced, self.opened_at, self.first_wal] {
@@ -53,7 +53,7 @@ impl Watermark {
         Self::parse(&bytes).map(Some).ok_or_else(|| OpenError::corrupt(path, "its contents do not match its crc"))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let (body, crc) = bytes.split_at_checked(BYTES - 4)?;
         (crc == crc32fast::hash(body).to_be_bytes()).then_some(())?;
         let numbers = body.strip_prefix(MAGIC)?;

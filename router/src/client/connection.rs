@@ -2,7 +2,7 @@
 //! hands answers out by id, and connects again after a break.
 //!
 //! ```text
-//! queue -> pending -> (at most in_flight_max) one StreamRequest -> node
+//! queue -> pending -> (as many as the window takes) one StreamRequest -> node
 //!                                     callers <- StreamResponse <-
 //! ```
 //! A request counts as sent from the moment it is given to the stream: if the stream breaks
@@ -10,7 +10,7 @@
 //! out on the next connection, or is refused if none can be made. A node that stops says so on the
 //! stream: nothing more is sent then, and what was sent is answered before the stream ends.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,13 @@ use tonic::{Status, Streaming};
 use v1::kv_client::KvClient;
 
 use super::grpc::{Answer, GrpcConfig, Queued};
-use crate::core::CallOutcome;
+use super::waiting::Waiting;
+use crate::core::{CallOutcome, Time, Window};
 
 /// A batch of requests ends here, and may exceed it by one request: below the decoder's limit.
 const BATCH_BYTES: usize = 1 << 20;
+/// While the window is full, no more than this is taken from the queue: what is newer can go first only if it is taken.
+const PENDING_MAX: usize = 1 << 16;
 /// Most requests taken from the queue at once.
 const TAKE_MAX: usize = 256;
 /// How often a full connection looks for callers that have gone.
@@ -103,7 +106,10 @@ pub(super) async fn run(
     queue: mpsc::Receiver<Queued>,
     config: GrpcConfig,
 ) {
-    let mut connection = Connection { node, address, queue, config, pending: VecDeque::new(), failures: 0 };
+    let window = Window::new(config.in_flight_max);
+    let (pending, begun) = (Waiting::default(), Instant::now());
+    let mut connection =
+        Connection { node, address, queue, config, pending, window, begun, checked: begun, failures: 0 };
     while connection.wait_for_work().await {
         match connection.open().await {
             Ok(stream) => {
@@ -121,7 +127,11 @@ struct Connection {
     queue: mpsc::Receiver<Queued>,
     config: GrpcConfig,
     /// Taken from the queue, not sent.
-    pending: VecDeque<Queued>,
+    pending: Waiting,
+    window: Window,
+    begun: Instant,
+    /// When callers that have gone were last looked for.
+    checked: Instant,
     failures: u32,
 }
 
@@ -134,7 +144,21 @@ struct Stream {
 #[derive(Default)]
 struct InFlight {
     last_id: u64,
-    answers: HashMap<u64, Answer>,
+    answers: HashMap<u64, UnderWay>,
+    /// How many of them are writes.
+    writes: usize,
+}
+
+struct UnderWay {
+    answer: Answer,
+    is_write: bool,
+}
+
+/// How many more requests may be sent, and writes among them.
+#[derive(Clone, Copy)]
+struct Room {
+    all: usize,
+    writes: usize,
 }
 
 impl Connection {
@@ -142,7 +166,7 @@ impl Connection {
     async fn wait_for_work(&mut self) -> bool {
         if self.pending.is_empty() {
             match self.queue.recv().await {
-                Some(queued) => self.pending.push_back(queued),
+                Some(queued) => self.pending.push(queued),
                 None => return false,
             }
         }
@@ -166,7 +190,7 @@ impl Connection {
 
     /// Refuses all requests for a while, so that callers try other nodes.
     async fn pause(&mut self, reason: &str) {
-        for queued in self.pending.drain(..) {
+        for queued in self.pending.drain() {
             queued.refuse(reason);
         }
         let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(16)).min(PAUSE_MAX);
@@ -189,26 +213,24 @@ impl Connection {
     /// address; in the last two cases what is under way may still be answered here.
     async fn serve(&mut self, mut stream: Stream) {
         let mut in_flight = InFlight::default();
+        self.window.begins_again();
         let mut leaving = false;
         let reason = loop {
-            if leaving || in_flight.answers.len() >= self.config.in_flight_max {
-                in_flight.answers.retain(|_, answer| !answer.is_closed());
-            }
+            let room = self.room(&mut in_flight, leaving);
             if leaving && in_flight.answers.is_empty() {
                 return;
             }
-            let room = self.config.in_flight_max.saturating_sub(in_flight.answers.len());
             let mut taken = Vec::new();
             tokio::select! {
                 message = stream.answers.message() => match message {
                     Ok(Some(message)) => {
                         leaving |= message.closing;
-                        in_flight.answer(message);
+                        in_flight.answer(message, &mut self.window, self.begun.elapsed());
                     }
                     Ok(None) => break "it was closed".to_string(),
                     Err(status) => break status_text(&status),
                 },
-                permit = stream.requests.reserve(), if room > 0 && !leaving && !self.pending.is_empty() => match permit {
+                permit = stream.requests.reserve(), if self.can_send(room) && !leaving => match permit {
                     Ok(_) if self.address.has_changed().unwrap_or(false) => leaving = true,
                     Ok(permit) => {
                         // Callers that are about to queue something do it now: one batch for all.
@@ -220,36 +242,60 @@ impl Connection {
                     Err(_) => break "it was closed".to_string(),
                 },
                 // Callers may have gone, and made room.
-                () = sleep(RECHECK), if room == 0 || leaving => {}
-                count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.pending.is_empty() => {
+                () = sleep(RECHECK), if room.writes == 0 || leaving => {}
+                count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.takes_more(room) => {
                     if count == 0 {
                         return;
                     }
-                    self.pending.extend(taken);
+                    taken.into_iter().for_each(|queued| self.pending.push(queued));
                 }
             }
         };
         let reason = format!("the stream to node {} broke: {reason}", self.node.0);
-        for (_, answer) in in_flight.answers {
+        for (_, of) in in_flight.answers {
             // A caller that has gone needs no telling.
-            let _ = answer.send(CallOutcome::Broken(reason.clone()));
+            let _ = of.answer.send(CallOutcome::Broken(reason.clone()));
         }
     }
 
+    /// How many more may be sent. Now and then callers that have gone make room.
+    fn room(&mut self, in_flight: &mut InFlight, leaving: bool) -> Room {
+        let full = leaving || in_flight.room(&self.config, &self.window).writes == 0;
+        if full && self.checked.elapsed() >= RECHECK {
+            self.checked = Instant::now();
+            in_flight.clean();
+            self.pending.clean();
+        }
+        in_flight.room(&self.config, &self.window)
+    }
+
+    fn can_send(&self, room: Room) -> bool {
+        room.all > 0 && self.pending.has_next(room.writes > 0)
+    }
+
+    /// Whether the queue is looked at: while writes wait for the window, so that reads and newer writes can go first.
+    fn takes_more(&self, room: Room) -> bool {
+        let held_back = room.writes == 0 && self.window.is_cut() && self.pending.len() < PENDING_MAX;
+        self.pending.is_empty() || room.all > 0 && held_back
+    }
+
     /// Everything queued, up to the limits.
-    fn batch(&mut self, in_flight: &mut InFlight, room: usize) -> Option<v1::StreamRequest> {
-        while self.pending.len() < room
+    fn batch(&mut self, in_flight: &mut InFlight, room: Room) -> Option<v1::StreamRequest> {
+        while self.pending.len() < room.all
             && let Ok(queued) = self.queue.try_recv()
         {
-            self.pending.push_back(queued);
+            self.pending.push(queued);
         }
-        let mut bytes = 0;
-        let mut requests = Vec::with_capacity(self.pending.len().min(room));
-        while bytes < BATCH_BYTES && requests.len() < room {
-            let Some(queued) = self.pending.pop_front() else { break };
+        let (mut bytes, mut writes) = (0, 0);
+        let mut requests = Vec::with_capacity(self.pending.len().min(room.all));
+        while bytes < BATCH_BYTES && requests.len() < room.all {
+            let next = self.pending.pop(writes < room.writes, self.window.is_cut(), writes == 0);
+            let Some(queued) = next else { break };
             bytes += queued.request().encoded_len();
+            let is_write = queued.is_write();
             if let Some((request, answer)) = queued.take() {
-                requests.push(in_flight.add(request, answer));
+                writes += usize::from(is_write);
+                requests.push(in_flight.add(request, UnderWay { answer, is_write }));
             }
         }
         (!requests.is_empty()).then_some(v1::StreamRequest { requests })
@@ -257,20 +303,40 @@ impl Connection {
 }
 
 impl InFlight {
+    fn room(&self, config: &GrpcConfig, window: &Window) -> Room {
+        let all = config.in_flight_max.saturating_sub(self.answers.len());
+        Room { all, writes: window.room(self.writes).min(all) }
+    }
+
     /// Gives the request its id on this stream.
-    fn add(&mut self, request: v1::Request, answer: Answer) -> v1::Request {
+    fn add(&mut self, request: v1::Request, of: UnderWay) -> v1::Request {
         self.last_id += 1;
-        self.answers.insert(self.last_id, answer);
+        self.writes += usize::from(of.is_write);
+        self.answers.insert(self.last_id, of);
         v1::Request { id: self.last_id, ..request }
     }
 
-    fn answer(&mut self, message: v1::StreamResponse) {
+    /// Lets those go whose callers have gone.
+    fn clean(&mut self) {
+        self.answers.retain(|_, of| !of.answer.is_closed());
+        self.writes = self.answers.values().filter(|of| of.is_write).count();
+    }
+
+    fn answer(&mut self, message: v1::StreamResponse, window: &mut Window, now: Time) {
+        let writes = self.writes;
         for response in message.responses {
             // An answer to nothing under way is nobody's.
-            if let Some(answer) = self.answers.remove(&response.id) {
-                // A caller that has gone needs no telling.
-                let _ = answer.send(CallOutcome::Response(response));
+            let Some(UnderWay { answer, is_write }) = self.answers.remove(&response.id) else { continue };
+            self.writes -= usize::from(is_write);
+            match &response.body {
+                Some(v1::response::Body::Error(error)) if error.overloaded => {
+                    window.busy(now, response.id, self.last_id, writes);
+                }
+                _ if is_write => window.answered(now, writes),
+                _ => {}
             }
+            // A caller that has gone needs no telling.
+            let _ = answer.send(CallOutcome::Response(response));
         }
     }
 }

@@ -78,6 +78,15 @@ impl Queued {
         (!gone).then_some((self.request, self.answer))
     }
 
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self.request.body, Some(v1::request::Body::Write(_)))
+    }
+
+    /// Whether its caller waits no more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.answer.is_closed()
+    }
+
     /// Tells the caller that the request was not sent.
     pub(super) fn refuse(self, reason: &str) {
         // A caller that has gone needs no telling.

@@ -25,6 +25,7 @@ mod scan;
 mod seek;
 mod transport;
 mod types;
+mod waiting;
 
 pub use admin::SplitAt;
 pub use api::{Client, ClientConfig};

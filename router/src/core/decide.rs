@@ -109,6 +109,9 @@ pub enum Decision {
 /// What to do after a failed attempt.
 pub fn decide(failure: &Failure, attempt: &Attempt) -> Decision {
     let other = Target::Other(attempt.node);
+    if cfg!(feature = "mutant-repeat-unknown-write") && matches!(failure, Failure::Broken(_) | Failure::NoAnswer) {
+        return again(failure, attempt, other, pause(attempt), false);
+    }
     match failure {
         Failure::Broken(reason) if attempt.access == Access::Write => GiveUp(Error::Ambiguous {
             reason: format!("{reason}, after the write was sent to node {}", attempt.node.0),

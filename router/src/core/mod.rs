@@ -9,6 +9,7 @@
 //! - [`Call`]: one request on its way: cut by range, sent, repeated where that is safe, joined.
 //! - [`DeleteRange`]: a span's keys deleted by one call after the other.
 //! - [`mod@decide`]: what to do after each failure.
+//! - [`Window`]: how many requests may be under way to one node.
 //! - [`token`]: the paging token of scans.
 
 // The order of a hash map is not that of the seed.
@@ -20,10 +21,13 @@ mod check;
 mod decide;
 mod delete_range;
 mod fit;
+#[cfg(test)]
+mod hostile;
 mod keyspaces;
 mod places;
 mod scan;
 pub mod token;
+mod window;
 mod work;
 
 pub use cache::{Route, RouteCache};
@@ -35,6 +39,7 @@ pub use delete_range::{DeleteRange, DeleteStep};
 pub use fit::{ANSWER_BYTES_MAX, fit};
 pub use keyspaces::Keyspaces;
 pub use places::Places;
+pub use window::Window;
 
 /// Time since an origin of the caller's choosing; never goes back.
 pub type Time = std::time::Duration;

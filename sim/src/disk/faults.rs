@@ -14,6 +14,8 @@ pub enum DiskFault {
     Sync,
     /// Writes fail for lack of space, until [`super::SimDisk::free_space`].
     NoSpace,
+    /// Of the reads that come, the one behind so many others fails. The store is not poisoned by it.
+    Read(u32),
 }
 
 #[derive(Debug, Default)]
@@ -21,6 +23,8 @@ pub(super) struct Faults {
     write: bool,
     sync: bool,
     no_space: bool,
+    /// How many reads there are before one fails.
+    read: Option<u32>,
     poison: Option<StorageError>,
 }
 
@@ -30,11 +34,16 @@ impl Faults {
             DiskFault::Write => self.write = true,
             DiskFault::Sync => self.sync = true,
             DiskFault::NoSpace => self.no_space = true,
+            DiskFault::Read(after) => self.read = Some(after),
         }
     }
 
     pub(super) fn free_space(&mut self) {
         self.no_space = false;
+    }
+
+    pub(super) fn reads_again(&mut self) {
+        self.read = None;
     }
 
     /// The store starts anew; only the lack of space outlives that.
@@ -60,6 +69,20 @@ impl Faults {
             return self.fail(StorageError::Io { operation: "write", cause: "injected".into() });
         }
         Ok(())
+    }
+
+    pub(super) fn on_read(&mut self) -> Result<()> {
+        match &mut self.read {
+            None => Ok(()),
+            Some(0) => {
+                self.read = None;
+                Err(StorageError::Io { operation: "read", cause: "injected".into() })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
     }
 
     /// Staged files feel the lack of space too, but do not stop the store.

@@ -47,6 +47,14 @@ impl Maps {
         &self.families[family as usize]
     }
 
+    pub(super) fn len(&self, family: Family) -> usize {
+        self.family(family).len()
+    }
+
+    pub(super) fn nth_key(&self, family: Family, n: usize) -> Option<Bytes> {
+        self.family(family).keys().nth(n).cloned()
+    }
+
     pub(super) fn apply(&mut self, changes: Vec<Change>) -> Undo {
         let mut undo = Undo(Vec::with_capacity(changes.len()));
         for change in changes {

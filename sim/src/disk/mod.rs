@@ -17,6 +17,7 @@
 
 mod faults;
 mod maps;
+mod rot;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use flotilla_engine::storage::{Direction, Family, Read, Result, Storage, Storage
 pub use faults::DiskFault;
 use faults::Faults;
 use maps::{Change, Maps, Undo};
+use rot::{Rot, View};
 pub use staging::{SimFile, SimTable};
 
 /// A disk; clones are handles on the same one.
@@ -44,6 +46,7 @@ struct Disk {
     unsynced: Vec<Undo>,
     staged: staging::Files,
     faults: Faults,
+    rot: Rot,
     counters: DiskCounters,
 }
 
@@ -60,6 +63,8 @@ pub struct DiskCounters {
     pub crashes: u64,
     /// Batches lost in crashes.
     pub batches_lost: u64,
+    /// Reads that failed.
+    pub reads_failed: u64,
 }
 
 impl SimDisk {
@@ -77,7 +82,7 @@ impl SimDisk {
         Arc::clone(&self.lock().visible)
     }
 
-    /// A disk of its own with all that is visible here, as if it were synced.
+    /// A disk of its own with all that is visible here, as if it were synced, and without faults.
     pub fn copy(&self) -> Self {
         let disk = Disk { visible: self.visible(), ..Disk::default() };
         Self { disk: Arc::new(Mutex::new(disk)) }
@@ -96,6 +101,7 @@ impl SimDisk {
         lost.into_iter().rev().for_each(|undo| maps.undo(undo));
         disk.staged.crash(seed);
         disk.faults.restart();
+        disk.rot.restart();
         disk.counters.crashes += 1;
         disk.counters.batches_lost += count as u64;
         count
@@ -108,7 +114,27 @@ impl SimDisk {
         let disk = &mut *self.lock();
         disk.staged.close();
         disk.faults.restart();
+        disk.rot.restart();
         Ok(())
+    }
+
+    /// Lets a record rot, the one at about such a part of its family: from now on it cannot be read, over all
+    /// restarts, until it is written anew. RocksDB keeps a checksum of every block, and says so as well.
+    pub fn rot(&self, family: Family, per_mille: u64) {
+        let disk = &mut *self.lock();
+        disk.rot.begin(&disk.visible, family, per_mille);
+    }
+
+    /// Whether a read has come upon a record that rots since the process started.
+    pub fn rot_was_met(&self) -> bool {
+        self.lock().rot.was_met()
+    }
+
+    /// Makes good what rots, as from a mirror, and reads again.
+    pub fn mend(&self) {
+        let disk = &mut *self.lock();
+        disk.rot = Rot::default();
+        disk.faults.reads_again();
     }
 
     /// Makes the next matching call go wrong.
@@ -183,7 +209,7 @@ impl WriteBatch for SimBatch {
 
 impl Read for SimDisk {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        self.lock().visible.get(family, key)
+        View { maps: &self.visible(), disk: self }.get(family, key)
     }
 
     fn scan(
@@ -194,7 +220,7 @@ impl Read for SimDisk {
         direction: Direction,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
-        self.visible().scan(family, start, end, direction, visit)
+        View { maps: &self.visible(), disk: self }.scan(family, start, end, direction, visit)
     }
 }
 
@@ -214,6 +240,7 @@ impl Storage for SimDisk {
         }
         disk.counters.writes += 1;
         disk.counters.bytes_written += batch.size_bytes as u64;
+        disk.rot.written(&batch.changes);
         let undo = Arc::make_mut(&mut disk.visible).apply(batch.changes);
         disk.unsynced.push(undo);
         Ok(())
@@ -228,7 +255,7 @@ impl Storage for SimDisk {
     }
 
     fn with_view<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
-        read(&*self.visible())
+        read(&View { maps: &self.visible(), disk: self })
     }
 }
 

@@ -145,6 +145,48 @@ fn counters_count() {
     disk.sync().expect("a sound disk syncs");
     put(&disk, b"key", b"other");
     let lost = disk.crash(3) as u64;
-    let want = DiskCounters { writes: 2, bytes_written: 16, syncs: 1, crashes: 1, batches_lost: lost };
+    let want = DiskCounters { writes: 2, bytes_written: 16, syncs: 1, crashes: 1, batches_lost: lost, reads_failed: 0 };
     assert_eq!(disk.counters(), want);
+}
+
+#[test]
+fn what_rots_is_never_read_until_it_is_written_anew_or_mended() {
+    let disk = SimDisk::new();
+    (0..4u8).for_each(|n| put(&disk, &[n], &[n]));
+    disk.sync().expect("a sound disk syncs");
+    disk.rot(Family::State, 500);
+    let corrupt = |error: Result<Option<Bytes>>| matches!(error, Err(StorageError::Corrupt { .. }));
+    let scan = |from: u8, to: u8| {
+        let mut seen = Vec::new();
+        let all = disk.scan(Family::State, &[from], &[to], Direction::Forward, &mut |key, _| {
+            seen.push(key[0]);
+            std::ops::ControlFlow::Continue(())
+        });
+        all.map(|()| seen)
+    };
+    assert_eq!((disk.get(Family::State, &[1]), disk.rot_was_met()), (Ok(Some(Bytes::from_static(&[1]))), false));
+    assert!(corrupt(disk.get(Family::State, &[2])) && disk.rot_was_met());
+    assert!(corrupt(disk.with_view(|view| view.get(Family::State, &[2]))));
+    assert!(matches!(scan(0, 9), Err(StorageError::Corrupt { .. })));
+    assert_eq!((scan(0, 2), scan(3, 9)), (Ok(vec![0, 1]), Ok(vec![3])), "what it does not touch is sound");
+    disk.crash(1);
+    assert!(!disk.rot_was_met() && corrupt(disk.get(Family::State, &[2])), "a restart mends nothing");
+    assert_eq!(disk.copy().get(Family::State, &[2]), Ok(Some(Bytes::from_static(&[2]))));
+    put(&disk, &[2], &[7]);
+    assert_eq!(disk.get(Family::State, &[2]), Ok(Some(Bytes::from_static(&[7]))));
+    disk.rot(Family::State, 0);
+    disk.mend();
+    assert_eq!(scan(0, 9), Ok(vec![0, 1, 2, 3]));
+}
+
+#[test]
+fn one_read_fails_and_poisons_nothing() {
+    let disk = SimDisk::new();
+    put(&disk, b"k", b"v");
+    disk.inject(DiskFault::Read(1));
+    let read = || disk.get(Family::State, b"k");
+    assert!(read().is_ok());
+    assert!(matches!(read(), Err(StorageError::Io { .. })));
+    assert!(read().is_ok() && !disk.is_poisoned());
+    assert_eq!(disk.counters().reads_failed, 1);
 }

@@ -112,6 +112,9 @@ impl Invariants {
         for synced in &mut self.applied_synced {
             synced.remove(&range);
         }
+        for ended in &mut self.ended {
+            ended.remove(&range);
+        }
         self.territory.forget(range);
     }
 }

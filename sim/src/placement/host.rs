@@ -14,6 +14,7 @@ use v1::response::Body as Answer;
 
 use super::Placed;
 use super::ask::Back;
+use super::recovery::UNIX_MS_AT_START;
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
 use crate::marks::Mark;
@@ -75,6 +76,11 @@ impl Cluster {
 
     fn host_time(&self, index: usize) -> Duration {
         Duration::from_nanos(self.nodes[index].clock.read(self.now).0)
+    }
+
+    /// The time of day that the node's wall clock shows.
+    fn wall_ms(&self, index: usize) -> u64 {
+        (UNIX_MS_AT_START + self.now / 1_000_000).saturating_add_signed(self.nodes[index].wall_ahead_ms)
     }
 
     pub(super) fn host_is_asked(&mut self, index: usize, request: Request, back: Back) {
@@ -236,10 +242,12 @@ impl Cluster {
 
     fn load_service(&mut self, index: usize, now: Duration) {
         let Some(config) = self.real.as_ref().map(|real| real.knobs.config()) else { return };
+        let wall_ms = self.wall_ms(index);
         let Some(host) = self.host(index) else { return };
         let State::Loading { reign, records } = std::mem::take(&mut host.state) else { return };
         match Service::load(reign, records, now, config) {
-            Ok(service) => {
+            Ok(mut service) => {
+                service.tell_time(now, wall_ms);
                 host.state = State::Serving { service: Box::new(service), reign, write: None };
                 self.trace.say(self.now, || format!("n{}: the placement service of reign {reign} begins", index + 1));
                 self.marks.hit(Mark::ServiceLoaded);
@@ -271,7 +279,7 @@ impl Cluster {
         if self.now < paused {
             return self.schedule.at(paused + 1, Event::Placed(Placed::HostTick(life, wake)));
         }
-        let (now, true_now) = (self.host_time(index), self.now);
+        let (now, true_now, wall_ms) = (self.host_time(index), self.now, self.wall_ms(index));
         let Some(host) = self.host(index).filter(|host| host.wake == wake) else { return };
         if host.asked.is_some_and(|asked| asked + PATIENCE < true_now) {
             let op = host.op;
@@ -284,7 +292,10 @@ impl Cluster {
             State::Idle => return,
             State::Paused => host.state = State::Idle,
             State::Loading { .. } => {}
-            State::Serving { service, .. } => service.tick(now),
+            State::Serving { service, .. } => {
+                service.tell_time(now, wall_ms);
+                service.tick(now);
+            }
         }
         self.look_after_host(index);
         let idle = self.host(index).is_none_or(|host| matches!(host.state, State::Idle));

@@ -24,6 +24,18 @@ const DRAWS: usize = 24;
 /// How often a moment is let pass at which all survivors are level.
 const WAITS: usize = 100;
 
+/// What is left, when a majority is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Any,
+    /// Survivors of some range have unequal logs.
+    Uneven,
+    /// Of some range learners alone.
+    NoVoter,
+    /// Of some range nothing, and nobody who is left has heard of it.
+    Unheard,
+}
+
 /// A majority that is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LossKnobs {
@@ -34,25 +46,34 @@ pub(crate) struct LossKnobs {
     pub at_per_mille: u64,
     /// Ranges may be lost wholly, that of the system excepted: they begin again, empty.
     pub whole: bool,
-    /// At a moment when survivors of some range have unequal logs, if one comes soon.
-    pub uneven: bool,
+    /// At such a moment, if one comes soon.
+    pub moment: Moment,
     /// The lost come back, each with such a chance.
     pub return_per_mille: u64,
 }
 
 impl LossKnobs {
     pub(crate) fn draw(rng: &mut Rng) -> Option<Self> {
-        if !rng.chance(167) {
+        if !rng.chance(280) {
             return None;
         }
+        let moment = rng.pick(&[
+            Moment::Any,
+            Moment::Uneven,
+            Moment::Uneven,
+            Moment::NoVoter,
+            Moment::NoVoter,
+            Moment::Unheard,
+            Moment::Unheard,
+        ]);
         let wanted = rng.pick(&[4, 5, 5]);
         Some(Self {
             wanted,
-            replicas: if wanted == 5 { rng.pick(&[3, 5]) } else { 3 },
+            replicas: if wanted == 5 { rng.pick(&[3, 5, 5]) } else { 3 },
             at_per_mille: rng.between(400, 900),
-            whole: rng.chance(300),
-            uneven: rng.chance(700),
-            return_per_mille: rng.pick(&[0, 400, 800]),
+            whole: moment == Moment::Unheard || rng.chance(300),
+            moment,
+            return_per_mille: rng.pick(&[0, 500, 1_000]),
         })
     }
 }
@@ -87,15 +108,17 @@ impl Cluster {
         if self.ending.is_healing() {
             return;
         }
-        let Some((victims, uneven)) = self.draw_victims() else {
+        let Some((victims, wanted)) = self.draw_victims() else {
             return self.schedule.at(self.now + ms(300), Event::Placed(Placed::LoseMajority));
         };
         let Some(real) = &mut self.real else { return };
-        if !uneven && real.loss.waited < WAITS && real.knobs.loss.as_ref().is_some_and(|loss| loss.uneven) {
+        if !wanted && real.loss.waited < WAITS {
             real.loss.waited += 1;
             return self.schedule.at(self.now + ms(23), Event::Placed(Placed::LoseMajority));
         }
-        if uneven {
+        let left: Vec<usize> = real.members().iter().map(|node| *node as usize - 1).collect();
+        let left: Vec<usize> = left.into_iter().filter(|node| !victims.contains(node)).collect();
+        if self.is_uneven(&victims, &left) {
             self.marks.hit(Mark::SurvivorsUneven);
         }
         self.marks.hit(Mark::MajorityLost);
@@ -114,7 +137,7 @@ impl Cluster {
             let chance = real.knobs.loss.as_ref().map_or(0, |loss| loss.return_per_mille);
             if real.recovery.rng.chance(chance) {
                 real.loss.stores.insert(index, store);
-                let at = self.now + real.recovery.rng.between(ms(500), ms(25_000));
+                let at = self.now + real.recovery.rng.between(ms(500), ms(12_000));
                 self.schedule.at(at, Event::Placed(Placed::Return(index)));
             } else {
                 self.nodes[index].disk = SimDisk::new();
@@ -138,8 +161,7 @@ impl Cluster {
         }
     }
 
-    /// Nodes whose loss is that of a majority, and whether survivors of some range that they had hold unequal parts of
-    /// what is committed: if any such are found, these.
+    /// Nodes whose loss is that of a majority, and whether this is the moment that is wanted: if any such are found, these.
     fn draw_victims(&mut self) -> Option<(Vec<usize>, bool)> {
         let real = self.real.as_mut()?;
         let members: Vec<usize> = real.members().iter().map(|node| *node as usize - 1).collect();
@@ -154,13 +176,36 @@ impl Cluster {
                 victims.push(left.remove(real.recovery.rng.index(left.len())));
             }
             if self.can_lose_all(&victims, &left) {
-                if self.is_uneven(&victims, &left) {
+                if self.is_the_moment(&victims, &left) {
                     return Some((victims, true));
                 }
                 found.get_or_insert((victims, false));
             }
         }
         found
+    }
+
+    fn is_the_moment(&self, victims: &[usize], left: &[usize]) -> bool {
+        let moment = self.real.as_ref().and_then(|real| real.knobs.loss.as_ref()).map(|loss| loss.moment);
+        let held = |range: &v1::RangeDescriptor, node: usize| {
+            self.invariants.territory.on_store(node).any(|of| of.range_id == range.range_id)
+        };
+        let heard = |range: &v1::RangeDescriptor, node: usize| {
+            let routes = self.nodes[node].process.iter().flat_map(|process| process.routes().ranges);
+            routes.filter_map(|of| of.descriptor).any(|of| of.range_id == range.range_id)
+        };
+        let mut ranges = self.invariants.territory.all_newest();
+        match moment {
+            None | Some(Moment::Any) => true,
+            Some(Moment::Uneven) => self.is_uneven(victims, left),
+            Some(Moment::NoVoter) => {
+                ranges.any(|range| voters_on(range, left) == 0 && left.iter().any(|node| held(range, *node)))
+            }
+            Some(Moment::Unheard) => {
+                let gone = |range: &v1::RangeDescriptor| !left.iter().any(|node| held(range, *node));
+                ranges.any(|range| gone(range) && !left.iter().any(|node| heard(range, *node)))
+            }
+        }
     }
 
     fn is_uneven(&self, victims: &[usize], left: &[usize]) -> bool {
@@ -187,10 +232,16 @@ impl Cluster {
         let mut system_left = left.iter().filter(|node| voters_on(system, &[**node]) > 0).peekable();
         // Ids of nodes that only the lost ones know of would be given to others: see the roadmap.
         let knows_all = |node: &usize| self.invariants.last_written(*node, SYSTEM_RANGE) >= real.ledger.nodes_at;
+        // Of a keyspace that nobody who is left has heard of, no plan tells: see the roadmap.
+        let known = |range: &v1::RangeDescriptor| {
+            let learned = left.iter().filter_map(|node| self.nodes[*node].process.as_ref());
+            let mut known = learned.flat_map(|process| &process.agent.learned.keyspaces);
+            range.range_id != SYSTEM_RANGE.0 && known.any(|of| of.keyspace_id == range.keyspace_id)
+        };
         living().any(|range| loses_majority(range, victims))
             && system_left.peek().is_some()
             && system_left.all(knows_all)
-            && living().all(|range| held(range.range_id) || (whole && range.range_id != SYSTEM_RANGE.0))
+            && living().all(|range| held(range.range_id) || (whole && known(range)))
     }
 
     /// A lost node is started again, with all that it had.

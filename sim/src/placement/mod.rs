@@ -44,6 +44,8 @@ use crate::schedule::{Event, Life};
 pub(crate) use agent::Agent;
 pub(crate) use host::{HOST, Host};
 pub(crate) use loss::LossKnobs;
+#[cfg(test)]
+pub(crate) use loss::Moment;
 pub(crate) use operators::OperatorKnobs;
 use operators::Operators;
 pub(crate) use toy::Placement;

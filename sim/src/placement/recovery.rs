@@ -28,7 +28,7 @@ use crate::schedule::Event;
 use crate::territory;
 
 /// When the simulated time begins, in milliseconds since 1970.
-const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
+pub(super) const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 /// So long a person waits for replicas to settle, and for orders to be carried out.
 const PATIENCE: Nanos = ms(10_000);
 /// From the last fault on a recovery takes so long at the most.
@@ -231,7 +231,6 @@ impl Cluster {
             Ok(plan) if plan.kept.is_empty() && plan.recreated.is_empty() => self.nothing_more(true),
             Ok(plan) => {
                 self.marks.hit(Mark::RecoveryPlanned);
-                self.gaps_are_lost(&plan);
                 self.invariants.territory.doubt();
                 self.check_plan(&plan, surveys);
                 self.trace.say(self.now, || format!("a plan: {plan:?}"));
@@ -308,6 +307,7 @@ impl Cluster {
             |node: &u64| real.loss.condemned.get(*node as usize - 1).is_some_and(|of| of.is_superset(&plan.wish.dead));
         let open: Vec<u64> = real.members().into_iter().filter(|node| !given_up(node)).collect();
         if open.is_empty() {
+            self.gaps_are_lost(&plan);
             self.give_orders(&plan, true);
             return self.next_stage(Stage::Orders(plan));
         }

@@ -1,7 +1,7 @@
 //! Who holds which keys once a person has given up what a lost majority had.
 
-use flotilla_proto::RangeId;
-use flotilla_proto::v1;
+use flotilla_engine::membership;
+use flotilla_proto::{RangeId, v1};
 
 use super::merges::Merges;
 use super::{Descriptor, Territory};
@@ -70,25 +70,27 @@ impl Territory {
         self.is_somewhere(range) && parent.is_some_and(|(parent, _)| self.has_majority(parent))
     }
 
-    /// Whether the living have a majority of it, by the newest that any of them has.
+    /// Whether the living have a majority of it, by the newest that any of them has; or by the newest that anybody ever
+    /// applied, for whoever applied it may have left by it.
     pub(crate) fn has_majority(&self, range: RangeId) -> bool {
         let living = || self.stores.iter().enumerate().filter(|(node, _)| !self.lost.contains(node));
         let held: Vec<(usize, &Descriptor)> =
             living().filter_map(|(node, store)| Some((node, store.ranges.get(&range)?))).collect();
-        let age = |of: &&v1::RangeDescriptor| of.epoch.map(|epoch| (epoch.conf_ver, epoch.version));
-        let Some(newest) = held.iter().map(|(_, of)| &***of).max_by_key(age) else { return false };
+        let age = |of: &&Descriptor| of.epoch.map(|epoch| (epoch.conf_ver, epoch.version));
         let lives = |of: &&v1::ReplicaDescriptor| {
             held.iter()
                 .any(|(node, own)| replica_on(own, *node) == Some(of.replica_id) && *node as u64 + 1 == of.node_id)
         };
-        let sets = [
-            flotilla_engine::membership::voters(&newest.replicas),
-            flotilla_engine::membership::old_voters(&newest.replicas),
-        ];
-        sets.iter().filter(|set| !set.is_empty()).all(|set| {
-            let voters = newest.replicas.iter().filter(|of| set.contains(&of.replica_id));
-            voters.filter(lives).count() > set.len() / 2
-        })
+        let is_led_by_them = |of: &Descriptor| {
+            let replicas = &of.replicas;
+            let sets = [membership::voters(replicas), membership::old_voters(replicas)];
+            sets.iter().filter(|set| !set.is_empty()).all(|set| {
+                let voters = replicas.iter().filter(|of| set.contains(&of.replica_id));
+                voters.filter(lives).count() > set.len() / 2
+            })
+        };
+        let newest_held = held.iter().map(|(_, of)| *of).max_by_key(age);
+        newest_held.into_iter().chain(self.newest(range)).any(is_led_by_them)
     }
 
     /// Nothing is known of the range any more.

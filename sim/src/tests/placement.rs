@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::faults::{CrashPoint, Fault, Target};
 use crate::knobs::Knobs;
 use crate::marks::Mark;
-use crate::placement::{LossKnobs, OperatorKnobs, RealKnobs};
+use crate::placement::{LossKnobs, Moment, OperatorKnobs, RealKnobs};
 
 /// A cluster that begins with one node and is to have so many.
 fn placed(wanted: usize, change: impl FnOnce(&mut Knobs, &mut RealKnobs)) -> Scenario {
@@ -97,7 +97,7 @@ fn what_survivors_have_is_served_after_a_majority_is_lost_and_the_lost_are_sent_
             replicas: 3,
             at_per_mille: 120,
             whole: false,
-            uneven: false,
+            moment: Moment::Any,
             return_per_mille: 1_000,
         });
     });

@@ -1,6 +1,7 @@
 //! Golden scenarios, named by the behaviour they hold to.
 
 use flotilla_engine::config::ReadMode;
+use flotilla_engine::storage::Family;
 use flotilla_proto::{Error, v1};
 use v1::response::Body as Answer;
 
@@ -279,5 +280,35 @@ fn a_drained_node_hands_its_ranges_over_before_it_stops() {
     scenario.run_for(ms(1_000));
     let ranges = scenario.cluster.ranges();
     assert!(ranges.iter().all(|range| scenario.cluster.leader_of(*range).is_some_and(|node| node != leader)));
+    scenario.finish();
+}
+
+#[test]
+fn a_store_ends_that_comes_upon_a_record_that_rots() {
+    let mut scenario = Scenario::new();
+    let leader = scenario.leader();
+    scenario.put("k", "1");
+    // All of its records, so that the key is among them.
+    for per_mille in 0..1_000 {
+        let target = Target::Node(leader);
+        scenario.fault(&Fault::Rot { target, family: Family::State, per_mille, down: ms(3_000) });
+    }
+    assert_eq!(scenario.read_at(leader, "k", ms(50)), None, "nothing is served of it");
+    scenario.wait_until("the store ends", |cluster| cluster.marks.count(Mark::RotMet) > 0);
+    let new = scenario.leader_other_than(Some(leader));
+    assert_eq!(scenario.read_at(new, "k", ms(1_000)), Some(Some("1".into())));
+    scenario.finish();
+}
+
+#[test]
+fn restarted_followers_keep_what_they_have_promised_their_leader() {
+    let mut scenario = Scenario::new();
+    let leader = scenario.leader();
+    scenario.put("k", "1");
+    scenario.fault(&Fault::Promises { range: RANGE, length: ms(2_500) });
+    scenario.wait_until("the followers restart", |cluster| cluster.marks.count(Mark::PromisesTried) > 0);
+    let new = scenario.leader_other_than(Some(leader));
+    scenario.put("k", "2");
+    assert_eq!(scenario.read_at(new, "k", ms(1_000)), Some(Some("2".into())));
     scenario.finish();
 }

@@ -21,3 +21,11 @@ fn the_same_seed_gives_the_same_trace() {
     unlike.dedup();
     assert_eq!(unlike.len(), first.len(), "another seed gives another trace");
 }
+
+/// Probes knew of their ranges only a node that had been given up, and had ended: it seemed to take their writes and
+/// never to answer, so none looked elsewhere.
+#[test]
+fn whoever_knows_only_a_node_that_was_given_up_finds_the_others() {
+    let report = run_seed(2_254, Options::default());
+    assert_eq!(report.failure, None);
+}

@@ -95,7 +95,8 @@ fn copy_tree(source: &Path, copy: &Path) -> io::Result<()> {
     for entry in fs::read_dir(source)? {
         let entry = entry?;
         let (name, kind) = (entry.file_name(), entry.file_type()?);
-        if kind.is_file() && name != "BALLAST" && name != "LOCK" {
+        // A store with the mark DAMAGED may be looked at.
+        if kind.is_file() && name != "BALLAST" && name != "LOCK" && name != "DAMAGED" {
             fs::copy(entry.path(), copy.join(&name))?;
         }
     }

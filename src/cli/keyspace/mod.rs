@@ -5,7 +5,7 @@ mod drop;
 mod list;
 mod map;
 mod set;
-mod settings;
+pub mod settings;
 
 use flotilla_proto::{Error, v1};
 use flotilla_router::Client;

@@ -188,7 +188,7 @@ fn load_text(keyspace: &v1::Keyspace) -> String {
 }
 
 /// A number of bytes: `4096`, `64KiB`, `256MiB`, `1.5GiB`; `K`, `M` and `G` mean the same.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|letter: char| letter.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: u64 = match &unit.to_ascii_lowercase()[..] {

@@ -7,7 +7,7 @@ mod export;
 mod get;
 pub mod import;
 mod input;
-mod put;
+pub mod put;
 mod scan;
 pub mod tree;
 

@@ -68,7 +68,7 @@ pub fn render(plan: &Plan) -> Value {
 }
 
 /// Of everything but itself.
-fn checksum(value: &Value) -> u32 {
+pub(super) fn checksum(value: &Value) -> u32 {
     let mut rest = value.clone();
     rest.as_object_mut().map(|fields| fields.remove("crc32"));
     crc32fast::hash(rest.to_string().as_bytes())
@@ -83,7 +83,7 @@ pub fn read(path: &Path) -> Result<Orders> {
     })
 }
 
-fn parse(text: &str) -> std::result::Result<Orders, String> {
+pub(super) fn parse(text: &str) -> std::result::Result<Orders, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if value["format"].as_u64() != Some(FORMAT) {
         return Err(format!("its format is {}, this program reads {FORMAT}", value["format"]));

@@ -2,6 +2,8 @@
 
 mod apply;
 mod file;
+#[cfg(test)]
+mod hostile;
 mod plan;
 
 use clap::Subcommand;

@@ -28,7 +28,11 @@ pub struct Process {
     pub peer: String,
     pub http: String,
     pub data: PathBuf,
+    /// Where what it logs goes.
+    log: PathBuf,
     environment: Vec<(String, String)>,
+    /// Instead of the one under test.
+    binary: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -38,7 +42,12 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_flotilla");
 /// The binary under test. Its process ends with the thread that starts it, so that a test program that is killed
 /// leaves none behind.
 pub fn binary() -> Command {
-    let mut command = Command::new(BINARY);
+    binary_at(Path::new(BINARY))
+}
+
+/// Another binary, tied in the same way.
+fn binary_at(path: &Path) -> Command {
+    let mut command = Command::new(path);
     command.env_remove("FLOTILLA_ADDR").stdin(Stdio::null());
     end_with_this_thread(&mut command);
     command
@@ -95,9 +104,19 @@ impl Cluster {
         &self.nodes[id as usize - 1]
     }
 
+    /// Puts a node's data below another directory, before its first start. What it logs stays where it was.
+    pub fn lay_below(&mut self, id: u64, directory: &Path) {
+        self.nodes[id as usize - 1].data = directory.join(format!("node-{id}"));
+    }
+
     /// Environment of a node from its next start on.
     pub fn set_environment(&mut self, id: u64, environment: Vec<(String, String)>) {
         self.nodes[id as usize - 1].environment = environment;
+    }
+
+    /// The binary of a node from its next start on; `None`: the one under test.
+    pub fn set_binary(&mut self, id: u64, binary: Option<&Path>) {
+        self.nodes[id as usize - 1].binary = binary.map(Path::to_path_buf);
     }
 
     /// Starts all nodes that do not run, and waits until they serve.
@@ -128,7 +147,7 @@ impl Cluster {
     pub fn start(&mut self, id: u64) {
         let node = self.node(id);
         assert!(node.child.is_none(), "node {id} runs already");
-        let log = File::options().create(true).append(true).open(node.data.with_extension("log")).expect("a log file");
+        let log = File::options().create(true).append(true).open(&node.log).expect("a log file");
         let mut command = self.command(id);
         command.stdout(Stdio::null()).stderr(log);
         let child = command.spawn().expect("the binary starts");
@@ -140,7 +159,7 @@ impl Cluster {
         let node = self.node(id);
         let replicas = self.nodes.len().min(3).to_string();
         let (how, of) = if id == 1 { ("--initial-replicas", &replicas) } else { ("--join", &self.node(1).client) };
-        let mut command = binary();
+        let mut command = node.binary.as_deref().map_or_else(binary, binary_at);
         command.arg("start");
         if id == 1 {
             command.arg("--bootstrap");
@@ -238,7 +257,7 @@ impl Cluster {
     /// Waits for a node to end by itself; its exit code (none: by a signal).
     pub fn wait_end(&mut self, id: u64) -> Option<i32> {
         let mut ended = None;
-        let log = self.node(id).data.with_extension("log");
+        let log = self.node(id).log.clone();
         let child = self.nodes[id as usize - 1].child.as_mut().expect("the node runs");
         eventually(&format!("node {id} to end; see {}", log.display()), || {
             ended = child.try_wait().expect("the child is ours");
@@ -264,7 +283,7 @@ impl Cluster {
 
     /// What a node has logged.
     pub fn log(&self, id: u64) -> String {
-        std::fs::read_to_string(self.node(id).data.with_extension("log")).unwrap_or_default()
+        std::fs::read_to_string(&self.node(id).log).unwrap_or_default()
     }
 
     /// All client addresses.
@@ -282,8 +301,19 @@ impl Cluster {
 impl Process {
     fn laid_out(id: u64, directory: &Path) -> Self {
         let data = directory.join(format!("node-{id}"));
+        let log = data.with_extension("log");
         let address = || format!("127.0.0.1:{}", free_port());
-        Self { id, client: address(), peer: address(), http: address(), data, environment: vec![], child: None }
+        Self {
+            id,
+            client: address(),
+            peer: address(),
+            http: address(),
+            data,
+            log,
+            environment: vec![],
+            binary: None,
+            child: None,
+        }
     }
 }
 
@@ -299,7 +329,7 @@ impl Cluster {
         }
         if let Some(directory) = std::env::var_os("FLOTILLA_TEST_KEEP") {
             let copy = Path::new(&directory).join(format!("{}-node-{id}.log", std::process::id()));
-            let done = std::fs::copy(node.data.with_extension("log"), &copy);
+            let done = std::fs::copy(&node.log, &copy);
             eprintln!("--- node {id}: its log goes to {}: {done:?}", copy.display());
         }
     }

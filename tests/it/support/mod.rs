@@ -2,11 +2,13 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod image;
 pub mod ports;
 pub mod proxy;
 pub mod recorder;
 pub mod rng;
 pub mod shared;
+pub mod steps;
 pub mod supervisor;
 
 use std::time::{Duration, Instant};
@@ -39,6 +41,14 @@ pub async fn eventually_within<F: Future<Output = bool>>(
     while !condition().await {
         assert!(begun.elapsed() < patience, "waited {patience:?} for: {what}");
         pulse.tick().await;
+    }
+}
+
+/// How often a test does what it does: CI's share, or more by an environment variable (`make soak`).
+pub fn amount(variable: &str, share: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text}: not a number")),
+        Err(_) => share,
     }
 }
 

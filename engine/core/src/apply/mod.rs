@@ -235,7 +235,7 @@ impl ApplyStage {
                 None => {}
                 Some(RangeChange::Split { children, .. }) => born.extend(children),
                 Some(RangeChange::Checksum { check_id }) => {
-                    range.write_applied(pass, id);
+                    range.write_applied(pass, id)?;
                     done.bytes += (pass.batch.size_bytes() - before) as u64;
                     flush(pass)?;
                     before = 0;
@@ -256,7 +256,7 @@ impl ApplyStage {
                 ) => {}
             }
         }
-        range.write_applied(pass, id);
+        range.write_applied(pass, id)?;
         done.bytes += pass.batch.size_bytes().saturating_sub(before) as u64;
         (done.index, done.term, done.checksum) = (range.applied.index, range.applied.term, range.applied.checksum);
         done.expiry = range.expiry_applied(pass);
@@ -356,8 +356,15 @@ impl RangeApply {
         self.applied.checksum = hasher.finalize();
     }
 
-    fn write_applied<S: Storage>(&self, pass: &mut Pass<'_, S>, range: RangeId) {
-        pass.batch.put(Family::State, &keys::range_record(range, RangeRecord::Applied), &record::encode(&self.applied));
+    fn write_applied<S: Storage>(&self, pass: &mut Pass<'_, S>, range: RangeId) -> Result<(), StorageError> {
+        let (key, value) = (keys::range_record(range, RangeRecord::Applied), record::encode(&self.applied));
+        if cfg!(feature = "mutant-applied-index-apart") {
+            let mut apart = pass.storage.batch();
+            apart.put(Family::State, &key, &value);
+            return pass.storage.write(apart);
+        }
+        pass.batch.put(Family::State, &key, &value);
+        Ok(())
     }
 
     #[cfg(feature = "mutant-replayed-split-overwrites")]

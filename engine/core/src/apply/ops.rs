@@ -14,7 +14,7 @@ use crate::read;
 use crate::record::{self, Stored};
 use crate::storage::{Family, Storage, StorageError, WriteBatch};
 
-/// One call of [`ApplyStage::apply`]: the batch it fills, and what later operations must see of it.
+/// One call of [`super::ApplyStage::apply`]: the batch it fills, and what later operations must see of it.
 pub(super) struct Pass<'a, S: Storage> {
     pub storage: &'a S,
     pub batch: S::Batch,

@@ -366,6 +366,9 @@ impl Range {
         }
         if self.barriers.has_waiting() && self.leads() && self.raft.raft.commit_to_current_term() {
             let context = self.barriers.begin(turn.now);
+            if cfg!(feature = "mutant-read-without-quorum") {
+                self.barriers.confirm(&context, self.raft.raft.raft_log.committed);
+            }
             self.raft.read_index(context);
         }
         #[cfg(feature = "fault-late-proposals")]

@@ -46,7 +46,10 @@ impl Range {
         self.raft.mut_store().shrink_cache(self.applied.0, turn.shared.config.cache_bytes_max);
         if self.leads() {
             let sets = [&self.voters[..], &self.old_voters[..]];
-            self.lease.renew(turn.now, sets, self.replica, turn.shared.config.lease);
+            let config = &turn.shared.config;
+            let no_drift = cfg!(feature = "mutant-lease-without-drift");
+            let lease = if no_drift { config.election_timeout() } else { config.lease };
+            self.lease.renew(turn.now, sets, self.replica, lease);
         }
         self.publish(turn);
         self.barriers.release(self.readable_index(), &self.view, &mut turn.effects.barriers);
@@ -69,7 +72,8 @@ impl Range {
         self.raft.advance_append_async(ready);
         // A replica that holds a change of replicas in its log must remember, over a restart, that the one before is
         // committed: it must not campaign under a configuration that is over (etcd#7280, #11284).
-        let reconfigures = item.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        let reconfigures = item.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
+            && !cfg!(feature = "mutant-former-change-forgotten");
         let hard = self.raft.raft.hard_state();
         let new_term = state_changed && (hard.term, hard.vote) != (self.written_state.term, self.written_state.vote);
         if state_changed || reconfigures {
@@ -116,7 +120,8 @@ impl Range {
             self.send(turn, messages);
             return;
         }
-        if cfg!(feature = "mutant-ack-before-persist") {
+        let bare = item.entries.is_empty() && item.snapshot.is_none();
+        if cfg!(feature = "mutant-ack-before-persist") || (cfg!(feature = "mutant-vote-before-durable") && bare) {
             self.send(turn, messages.clone());
         }
         // What writes nothing is durable with what was written before it.
@@ -202,7 +207,7 @@ impl Range {
     }
 
     pub(super) fn serves(&self) -> bool {
-        self.leads() && self.applied.1 == self.term()
+        self.leads() && (self.applied.1 == self.term() || cfg!(feature = "mutant-read-before-own-term"))
     }
 
     /// Sends messages, with the stamps that leases are drawn from.

@@ -71,7 +71,8 @@ impl Range {
             self.heard.insert(from, turn.now);
         }
         if self.leads() && term == self.term() && ack_stamp > 0 {
-            self.lease.acknowledged(from, term, BootTime(ack_stamp));
+            let heard = if cfg!(feature = "mutant-lease-from-receipt") { turn.now } else { BootTime(ack_stamp) };
+            self.lease.acknowledged(from, term, heard);
         }
         Ok(())
     }

@@ -46,7 +46,8 @@ pub(super) fn silence(shared: &Shared, boot: &RangeBoot, replica: u64, now: Boot
     // A replica that never heard of a leader has promised nothing to one.
     let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
     // Its own promise alone never lets another lead.
-    if promised && !is_alone(boot, replica) { now + shared.config.vote_silence() } else { BootTime::default() }
+    let silent = promised && !is_alone(boot, replica) && !cfg!(feature = "mutant-votes-after-restart");
+    if silent { now + shared.config.vote_silence() } else { BootTime::default() }
 }
 
 /// What readers may know of a replica that begins, as the newest incarnation.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use flotilla_proto::v1;
+use flotilla_proto::{KeyspaceId, v1};
 use raft::eraftpb::{ConfState, SnapshotMetadata};
 
 use super::chunk::for_each_record;
 use super::{BATCH_BYTES_MAX, Chunks, SnapshotData, corrupt, spans};
+use crate::keys;
 
 /// Checks that a received snapshot is whole, is what its message says, and is of the range that replica `own`
 /// belongs to. `held`: the range as that replica knows it; `None`, or one without an epoch: it knows nothing yet.
@@ -43,7 +44,16 @@ pub fn check_header(header: &v1::SnapshotHeader, held: &v1::RangeDescriptor) -> 
     check_descriptor(header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?, Some(held))
 }
 
+/// No key stands on disk for a keyspace beyond them, and nothing can be asked of its span.
+pub fn check_keyspace(descriptor: &v1::RangeDescriptor) -> Result<(), String> {
+    if keys::is_keyspace(KeyspaceId(descriptor.keyspace_id)) {
+        return Ok(());
+    }
+    Err(format!("the snapshot is of keyspace {}, and there can be none", descriptor.keyspace_id))
+}
+
 fn check_descriptor(descriptor: &v1::RangeDescriptor, held: Option<&v1::RangeDescriptor>) -> Result<(), String> {
+    check_keyspace(descriptor)?;
     let epoch = descriptor.epoch.ok_or("the snapshot's descriptor has no epoch")?;
     if !descriptor.end.is_empty() && descriptor.start >= descriptor.end {
         return Err("the snapshot's span ends before it starts".into());

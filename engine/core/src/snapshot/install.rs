@@ -73,7 +73,9 @@ pub fn install<S: Staging>(
         }
         tables.pin(true);
         let mut batch = storage.batch();
-        batch.put(Family::State, &keys::range_record(item.range, RangeRecord::Intent), &record::encode(&intent));
+        if !cfg!(feature = "mutant-ingest-without-intent") {
+            batch.put(Family::State, &keys::range_record(item.range, RangeRecord::Intent), &record::encode(&intent));
+        }
         storage.write(batch)?;
         storage.sync()?;
         if at(Step::IntentSynced).is_break() || carry_out(storage, &intent, &item.entries, at)?.is_break() {

@@ -15,6 +15,8 @@ mod chunk;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod data;
+#[cfg(test)]
+mod hostile;
 mod install;
 mod make;
 mod receive;
@@ -76,7 +78,7 @@ fn fill_data<'a, B: WriteBatch>(
     data: &SnapshotData,
     replaces: impl Iterator<Item = &'a v1::RangeDescriptor>,
 ) -> storage::Result<()> {
-    for (start, end) in replaces.flat_map(spans) {
+    for (start, end) in replaces.filter(|_| !cfg!(feature = "mutant-snapshot-keeps-old-keys")).flat_map(spans) {
         batch.delete_range(Family::State, &start, &end);
     }
     let Chunks::Memory(chunks) = &data.chunks else {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_proto::v1;
 
+use super::check::check_keyspace;
 use super::chunk::for_each_record;
 use super::data::Tables;
 use super::{Chunks, SnapshotData, corrupt, spans};
@@ -75,6 +76,7 @@ impl<S: Staging> Receiver<S> {
     /// Begins with what the sender says of the whole.
     pub fn new(limits: Limits, header: v1::SnapshotHeader) -> storage::Result<Self> {
         let descriptor = header.descriptor.as_ref().ok_or_else(|| corrupt("snapshot without a descriptor"))?;
+        check_keyspace(descriptor).map_err(corrupt)?;
         Ok(Self {
             spans: spans(descriptor),
             limits,

@@ -75,6 +75,12 @@ pub enum StorageError {
         /// What was found where, with the file's name if it is known.
         what: String,
     },
+    /// A record that a newer version wrote: nothing is wrong with it, and this version must not go on without it.
+    #[error("written by a newer version of flotilla: {what}; start the newer version that last ran here")]
+    Newer {
+        /// What it is.
+        what: String,
+    },
     /// An earlier write or sync failed; nothing is accepted any more.
     #[error("the store stopped after an earlier failure: {cause}")]
     Poisoned {

@@ -33,6 +33,7 @@ use crate::wire;
 const EARLY_MAX: usize = 512;
 /// Entries in such a message are not worth their memory beyond this.
 const EARLY_ENTRIES_MAX: usize = 16;
+const EARLY_BYTES_MAX: usize = 64 << 10;
 
 /// What is known of replicas that are not here.
 #[derive(Debug, Default)]
@@ -51,7 +52,9 @@ impl Unknown {
     }
 
     fn keep(&mut self, now: BootTime, envelope: Envelope) {
-        if envelope.message.entries.len() <= EARLY_ENTRIES_MAX {
+        let entries = &envelope.message.entries;
+        let bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
+        if entries.len() <= EARLY_ENTRIES_MAX && bytes <= EARLY_BYTES_MAX {
             if self.early.len() >= EARLY_MAX {
                 self.early.pop_front();
             }

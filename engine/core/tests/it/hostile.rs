@@ -337,3 +337,42 @@ fn no_message_of_a_made_up_peer_ends_the_process() {
         }
     }
 }
+
+/// Messages that were really sent, and changed on their way: whatever comes of them, no panic.
+#[test]
+fn changed_messages_do_not_end_the_process() {
+    use std::cell::RefCell;
+
+    use prost::Message as _;
+
+    let written = || {
+        let mut cluster = written();
+        cluster.sent.clear();
+        cluster.put(1, 4, "k", "w");
+        cluster.settle();
+        cluster
+    };
+    let sent: Vec<Vec<u8>> = written().sent.iter().map(|sent| sent.message.encode_to_vec()).collect();
+    let at_hand = RefCell::new((written(), 0));
+    flotilla_hostile::Decoder::new("peer: message, to a store", sent)
+        .protobuf(0)
+        // What one takes is the frame's to say; what comes of it, the store's own bounds'.
+        .memory_of(|_| usize::MAX)
+        .check(
+            |input| {
+                let message = v1::PeerMessage::decode(input.clone()).ok()?;
+                let (cluster, taken) = &mut *at_hand.borrow_mut();
+                *taken += 1;
+                if *taken > 500 || !cluster.fatal.is_empty() {
+                    (*cluster, *taken) = (written(), 0);
+                }
+                let to = if message.to_replica == 1 { 1 } else { 2 };
+                let from = NodeId(if message.from_replica == 3 { 3 } else { 3 - to });
+                let envelope = Envelope { from, to: NodeId(to), message, disk_full: false, snapshot: None };
+                cluster.turn(to, vec![Input::Message(envelope)]);
+                while cluster.persist(to) {}
+                Some(input.clone())
+            },
+            |input| input.to_vec(),
+        );
+}

@@ -166,3 +166,15 @@ fn changes_of_replicas_that_contradict_themselves_change_nothing() {
         assert!(!cluster.sent(3, 1, MessageType::MsgRequestPreVote).is_empty(), "{what}: it takes part as before");
     }
 }
+
+#[test]
+fn a_snapshot_of_a_keyspace_that_there_cannot_be_is_refused_before_its_span_is_looked_for() {
+    use crate::disk::MemDisk;
+    let limits = snapshot::Limits { batch_bytes_max: 1, file_bytes: 1 };
+    for keyspace_id in [u64::from(u32::MAX), u64::from(u32::MAX) + 1, u64::MAX] {
+        let descriptor = v1::RangeDescriptor { range_id: 7, keyspace_id, ..Default::default() };
+        let header = v1::SnapshotHeader { descriptor: Some(descriptor), ..Default::default() };
+        let refused = snapshot::Receiver::<MemDisk>::new(limits, header).err().expect("refused");
+        assert!(refused.to_string().contains("there can be none"), "{refused}");
+    }
+}

@@ -67,6 +67,11 @@ fn every_inconsistency_is_refused_in_words() {
             disk.damage(Family::State, &keys::range_record(RANGE, RangeRecord::Descriptor), None);
         }),
         ("unknown kind", |disk, _| disk.damage(Family::State, &[1, 0, 0, 0, 0, 0, 0, 0, 2, 99], Some(b"x"))),
+        ("the family state has a record with key [04, 00", |disk, _| {
+            disk.damage(Family::State, &[4, 0, 0], Some(b"x"))
+        }),
+        ("the family log has a record with key [03", |disk, _| disk.damage(Family::Log, &[3; 17], Some(b"x"))),
+        ("the family meta has a record with key [01, 04]", |disk, _| disk.damage(Family::Meta, &[1, 4], Some(b"x"))),
         ("no Raft state", |disk, _| disk.damage(Family::Log, &keys::raft_state(RANGE), None)),
         ("has no descriptor", |disk, _| {
             disk.damage(Family::Log, &keys::raft_state(RangeId(7)), Some(&record::encode(&v1::RaftState::default())));
@@ -90,7 +95,9 @@ fn every_inconsistency_is_refused_in_words() {
         recover::load(&disk).expect("nothing is wrong yet");
         damage(&disk, last);
         match recover::load(&disk) {
-            Err(StorageError::Corrupt { what }) => assert!(what.contains(words), "{words:?} is not in {what:?}"),
+            Err(StorageError::Corrupt { what } | StorageError::Newer { what }) => {
+                assert!(what.contains(words), "{words:?} is not in {what:?}")
+            }
             other => panic!("{words:?}: {other:?}"),
         }
     }

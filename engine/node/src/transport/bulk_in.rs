@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flotilla_engine::snapshot::Chunks;
 use flotilla_engine::store::{Envelope, SnapshotData};
+use flotilla_proto::limits::DECODED_MEMORY_MAX;
+use flotilla_proto::memory::Shaped;
 use flotilla_proto::{NodeId, v1};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -119,8 +121,15 @@ impl Assembly {
         if message.range_id != chunk.range_id || message.snapshot.is_none() {
             return Err(format!("snapshot {} comes with a message that is not its own", chunk.snapshot_id));
         }
-        let header = v1::SnapshotHeader::decode(chunk.data)
-            .map_err(|error| format!("header of snapshot {}: {error}", chunk.snapshot_id))?;
+        let unreadable = |error| format!("header of snapshot {}: {error}", chunk.snapshot_id);
+        let memory = v1::SnapshotHeader::SHAPE.decoded(&chunk.data).map_err(unreadable)?;
+        if memory > DECODED_MEMORY_MAX {
+            let id = chunk.snapshot_id;
+            return Err(format!(
+                "header of snapshot {id}: it would take {memory} bytes of memory, the limit is {DECODED_MEMORY_MAX}"
+            ));
+        }
+        let header = v1::SnapshotHeader::decode(chunk.data).map_err(unreadable)?;
         if header.descriptor.as_ref().is_none_or(|descriptor| descriptor.range_id != message.range_id) {
             return Err(format!("snapshot {} is of another range than its message", chunk.snapshot_id));
         }

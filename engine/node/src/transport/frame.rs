@@ -8,9 +8,10 @@
 //! protobuf of a few bytes can ask for a hundred times its size).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_proto::limits::DECODED_MEMORY_MAX;
+use flotilla_proto::memory::Shaped;
 use flotilla_proto::v1;
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 const MAGIC: &[u8; 4] = b"FLTP";
 const VERSION: u8 = 1;
@@ -23,8 +24,6 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 pub const FRAME_BYTES_MAX: usize = HEAD_BYTES + PAYLOAD_BYTES_MAX;
 /// Largest payload of a [`Frame::Hello`], a [`Frame::Refused`] or a [`Frame::Replaced`].
 const SMALL_BYTES_MAX: usize = 16 << 10;
-/// Most memory that the messages of one frame may take once they are decoded, their bytes excepted.
-const DECODED_BYTES_MAX: usize = 64 << 20;
 
 /// What nodes send each other.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +69,7 @@ pub enum FrameError {
     #[error("frame with a payload of {0} bytes, the limit is {1}")]
     TooLarge(usize, usize),
     /// Its messages would take too much memory.
-    #[error("frame whose messages would take {0} bytes of memory, the limit is {DECODED_BYTES_MAX}")]
+    #[error("frame whose messages would take {0} bytes of memory, the limit is {DECODED_MEMORY_MAX}")]
     TooMany(usize),
     /// Changed on its way.
     #[error("frame whose crc32 does not match")]
@@ -115,11 +114,11 @@ impl Frame {
         Ok(match kind {
             1 => Self::Hello(Box::new(v1::Hello::decode(bytes).map_err(payload)?)),
             2 => {
-                check_memory(&bytes)?;
+                check_memory::<v1::PeerBatch>(&bytes)?;
                 Self::Batch(v1::PeerBatch::decode(bytes).map_err(payload)?)
             }
             3 => {
-                check_chunk_memory(&bytes)?;
+                check_memory::<v1::SnapshotChunk>(&bytes)?;
                 Self::Chunk(Box::new(v1::SnapshotChunk::decode(bytes).map_err(payload)?))
             }
             4 => Self::Refused(String::from_utf8_lossy(&bytes).into_owned()),
@@ -179,65 +178,10 @@ fn check(bytes: &[u8]) -> Result<(u8, usize), FrameError> {
     Ok((kind, length))
 }
 
-/// Shows the length-delimited fields at the top level of a protobuf.
-fn for_each_field(bytes: &[u8], mut visit: impl FnMut(u32, &[u8]) -> Result<(), FrameError>) -> Result<(), FrameError> {
-    let payload = |error: prost::DecodeError| FrameError::Payload(error.to_string());
-    let mut rest = bytes;
-    while rest.has_remaining() {
-        let (tag, wire_type) = decode_key(&mut rest).map_err(payload)?;
-        if wire_type != WireType::LengthDelimited {
-            skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(payload)?;
-            continue;
-        }
-        let length = decode_varint(&mut rest).map_err(payload)?;
-        let length = usize::try_from(length).ok().filter(|length| *length <= rest.len());
-        let (field, after) = rest.split_at(length.ok_or_else(|| FrameError::Payload("a field is cut short".into()))?);
-        visit(tag, field)?;
-        rest = after;
-    }
-    Ok(())
-}
-
-/// The memory that a message's repeated parts take once it is decoded.
-fn message_memory(message: &[u8]) -> Result<usize, FrameError> {
-    let mut memory = size_of::<v1::PeerMessage>();
-    for_each_field(message, |tag, field| {
-        match tag {
-            // LogEntry entries = 7
-            7 => memory += size_of::<v1::LogEntry>(),
-            // SnapshotMeta snapshot = 18: its ids are at least a byte each on the wire, eight in memory.
-            18 => memory += field.len() * size_of::<u64>(),
-            _ => {}
-        }
-        Ok(())
-    })?;
-    Ok(memory)
-}
-
-fn within(memory: usize) -> Result<(), FrameError> {
-    if memory > DECODED_BYTES_MAX { Err(FrameError::TooMany(memory)) } else { Ok(()) }
-}
-
-fn check_memory(batch: &[u8]) -> Result<(), FrameError> {
-    let mut memory = 0;
-    for_each_field(batch, |tag, field| {
-        // PeerMessage messages = 1
-        if tag == 1 {
-            memory += message_memory(field)?;
-        }
-        within(memory)
-    })
-}
-
-fn check_chunk_memory(chunk: &[u8]) -> Result<(), FrameError> {
-    let mut memory = 0;
-    for_each_field(chunk, |tag, field| {
-        // PeerMessage message = 7
-        if tag == 7 {
-            memory += message_memory(field)?;
-        }
-        within(memory)
-    })
+/// What a payload's messages would take, before they do.
+fn check_memory<M: Shaped>(payload: &[u8]) -> Result<(), FrameError> {
+    let memory = M::SHAPE.decoded(payload).map_err(|error| FrameError::Payload(error.to_string()))?;
+    if memory > DECODED_MEMORY_MAX { Err(FrameError::TooMany(memory)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -297,7 +241,7 @@ mod tests {
         assert!(matches!(Frame::decode(bomb), Err(FrameError::TooMany(_))));
         // The same with entries inside of one message.
         let mut inner = BytesMut::new();
-        (0..2_000_000).for_each(|_| inner.put_slice(&[0x3a, 0]));
+        (0..2_000_000).for_each(|_| inner.put_slice(&[0x42, 0]));
         let bomb = encode(2, inner.len() + 5, |buffer| {
             buffer.put_u8(0x0a);
             prost::encoding::encode_varint(inner.len() as u64, buffer);

@@ -9,6 +9,8 @@ pub(crate) mod bulk_in;
 mod bulk_out;
 pub mod frame;
 mod hello;
+#[cfg(test)]
+mod hostile;
 mod known_stores;
 mod outbox;
 mod peers;
@@ -53,6 +55,10 @@ const SNAPSHOTS_AT_ONCE: usize = 2;
 const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
 /// Connections that the port takes at once: two from each other node, and those that have not broken yet.
 const CONNECTIONS_MAX: usize = 256;
+/// A node opens one stream on each connection; a frame of a stranger stands in memory before it is refused.
+const STREAMS_PER_CONNECTION_MAX: u32 = 4;
+/// Bytes of a request's header list.
+const HEADER_LIST_BYTES_MAX: u32 = 16 << 10;
 /// How long the port's connections may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -338,9 +344,13 @@ async fn serve(context: Arc<Context>, listener: tokio::net::TcpListener) {
     let service = service::peer_server::PeerServer::new(peer_service).max_decoding_message_size(frame::FRAME_BYTES_MAX);
     // Whoever has no certificate is no node.
     let tls = context.tls.as_ref().map(|tls| Port::new(Arc::clone(tls), ClientAuth::Require));
-    let doors = Doors::new(listener, CONNECTIONS_MAX, raft_out::HANDSHAKE_TIMEOUT, Proof::Handshake).under(tls);
+    let doors = Doors::new(listener, CONNECTIONS_MAX, raft_out::HANDSHAKE_TIMEOUT, Proof::Handshake)
+        .under(tls)
+        .counted(Arc::clone(&context.counters));
     let served = Server::builder()
         .layer(AccessLayer::new(&context.cluster_name))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .http2_keepalive_interval(Some(raft_out::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(raft_out::KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(raft_out::WINDOW_BYTES)

@@ -169,7 +169,7 @@ async fn a_stream_of_requests_is_answered_in_groups_and_whole() {
         for (leader, requests) in by_leader {
             cluster.running().find(|node| node.node_id() == leader).expect("it runs").submit(requests, &sink);
         }
-        sink.until_below(1_000, usize::MAX).await;
+        sink.room(1_000, usize::MAX).await;
     }
     drop(sink);
     let mut groups = 0;

@@ -1,12 +1,14 @@
 //! RocksDB whose calls fail when a test says so.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use flotilla_engine::storage::{Direction, Family, Read, Result, StagedArea, Staging, Storage, StorageError, Visit};
 use flotilla_node::LocalStorage;
 use flotilla_proto::v1;
-use flotilla_store::{Cached, Properties, RocksBatch, RocksStorage, Statistics};
+use flotilla_store::{Cached, Properties, RocksBatch, RocksStorage, Scrubbed, Statistics};
 
 /// What is about to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,5 +161,25 @@ impl LocalStorage for Faulty {
 
     fn data_bytes(&self, spans: &[(Vec<u8>, Vec<u8>)]) -> Vec<u64> {
         self.storage.data_bytes(spans)
+    }
+
+    fn note_damage(&self, seen: &str) {
+        self.storage.note_damage(seen);
+    }
+
+    fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>) {
+        self.storage.on_damage(listener);
+    }
+
+    fn background_failure(&self) -> Option<StorageError> {
+        self.storage.background_failure()
+    }
+
+    fn scrub(&self, pace: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<Scrubbed> {
+        self.storage.scrub(pace)
+    }
+
+    fn last_scrub(&self) -> Option<SystemTime> {
+        self.storage.last_scrub()
     }
 }

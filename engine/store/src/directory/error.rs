@@ -102,6 +102,25 @@ pub enum DirectoryError {
         /// What is wrong in it.
         what: String,
     },
+    /// It was seen to be damaged, and a mark was left.
+    #[error(
+        "{} was seen to be damaged on {when}: {seen}. Its node stopped, and does not start on it again, so that nothing \
+         damaged is served or copied. What to do: move the directory away (keep it if anybody is to look at it), and start \
+         the node with an empty one and --join ADDR; it comes back under a new id, and its replicas are rebuilt from the \
+         others', those of the old id once that counts as dead. Whoever knows that the files are sound, or needs \
+         what is left because no other replica lives, removes {} and starts the node: what is damaged is \
+         refused again when it is read",
+        path.display(),
+        path.join("DAMAGED").display()
+    )]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What was seen, with the file if it is known.
+        seen: String,
+        /// When.
+        when: String,
+    },
     /// The disk is full.
     #[error("no space left to {operation} {}; free some, or give a directory on another disk", path.display())]
     NoSpace {

@@ -113,3 +113,24 @@ mod tests {
         assert!(matches!(parse(text.as_bytes()), Ok(Parsed::Identity(read)) if read == identity));
     }
 }
+
+/// For the tests of hostile inputs.
+#[cfg(test)]
+pub(crate) mod hostile {
+    use super::*;
+
+    pub(crate) fn sample() -> Vec<u8> {
+        encode(Identity::new(0x00f3_a5c2_d1e4_b697, NodeId(3)))
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Identity> {
+        match super::parse(bytes) {
+            Ok(Parsed::Identity(identity)) => Some(identity),
+            Ok(Parsed::Newer(_)) | Err(_) => None,
+        }
+    }
+
+    pub(crate) fn encode(identity: Identity) -> Vec<u8> {
+        identity.to_text().into_bytes()
+    }
+}

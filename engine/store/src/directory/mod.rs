@@ -4,6 +4,8 @@
 //! DATA/IDENTITY   cluster, node, format; text with a crc; written once, last of all at creation
 //!      LOCK       flock(2) of the process that has it open; holds its pid for the error message
 //!      WATERMARK  how far the WAL was known synced (wal_audit)
+//!      TABLES     size and crc32 of table files, for the scrub
+//!      DAMAGED    only if damage was seen: the node does not start
 //!      db/        RocksDB
 //!      snap/      snapshots being made or received
 //!      log/       logs, RocksDB's info log among them
@@ -13,9 +15,13 @@
 //! an IDENTITY before the lock is held; a directory of a newer format is never touched. The lock goes
 //! with the process, however it ends.
 
+mod damage;
 mod error;
 mod identity;
 mod system;
+
+#[cfg(test)]
+pub(crate) use identity::hostile as hostile_identity;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -31,6 +37,7 @@ const IDENTITY: &str = "IDENTITY";
 const LOCK: &str = "LOCK";
 const BALLAST: &str = "BALLAST";
 const WATERMARK: &str = "WATERMARK";
+const TABLES: &str = "TABLES";
 const FOLDERS: [&str; 3] = ["db", "snap", "log"];
 
 /// What a path is, as far as can be told without locking it.
@@ -91,6 +98,7 @@ impl StoreDirectory {
             return Err(DirectoryError::AlreadyInitialised { path: path.into(), found });
         }
         let lock = take_lock(path)?;
+        damage::refuse(path)?;
         // Somebody may have been faster than the lock.
         if let DirectoryState::Initialised(found) = Self::probe(path)? {
             return Err(DirectoryError::AlreadyInitialised { path: path.into(), found });
@@ -120,9 +128,16 @@ impl StoreDirectory {
         if let Some(wanted) = cluster_id.filter(|wanted| *wanted != identity.cluster_id) {
             return Err(DirectoryError::OtherCluster { path: path.into(), found: identity, wanted });
         }
+        damage::refuse(path)?;
         let directory = Self { path: path.into(), identity, _lock: lock };
         directory.make_folders()?;
         Ok(directory)
+    }
+
+    /// Leaves word, durably, that the store was seen to be damaged: the directory is not opened again until a person
+    /// has removed the mark.
+    pub fn mark_damaged(&self, seen: &str) -> Result<(), DirectoryError> {
+        damage::write(&self.path, seen)
     }
 
     /// Whose it is.
@@ -152,6 +167,10 @@ impl StoreDirectory {
 
     pub(crate) fn watermark(&self) -> PathBuf {
         self.path.join(WATERMARK)
+    }
+
+    pub(crate) fn tables(&self) -> PathBuf {
+        self.path.join(TABLES)
     }
 
     fn make_folders(&self) -> Result<(), DirectoryError> {
@@ -202,7 +221,9 @@ impl StoreDirectory {
 }
 
 fn is_ours(name: &str) -> bool {
-    FOLDERS.contains(&name) || [LOCK, BALLAST, WATERMARK].contains(&name) || name.ends_with(".flotilla-tmp")
+    FOLDERS.contains(&name)
+        || [LOCK, BALLAST, WATERMARK, TABLES, damage::DAMAGED].contains(&name)
+        || name.ends_with(".flotilla-tmp")
 }
 
 fn holds_anything(path: &Path) -> Result<bool, DirectoryError> {

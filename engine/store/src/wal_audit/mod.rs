@@ -32,6 +32,8 @@
 //! Each WAL file is read into memory whole: it is about as large as the memtables it fills.
 
 mod batch;
+#[cfg(test)]
+mod hostile;
 mod log_file;
 mod manifest;
 #[cfg(test)]

@@ -4,4 +4,5 @@ mod conformance;
 mod damage;
 mod directory;
 mod harness;
+mod scrub;
 mod storage;

@@ -10,6 +10,8 @@
 //! once or twice is the same.
 
 mod files;
+#[cfg(test)]
+mod hostile;
 mod pieces;
 mod row;
 mod rows;
