@@ -31,8 +31,8 @@ impl Cluster {
         if let Some(batch) = effects.log.take() {
             self.queue_log(index, batch);
         }
-        let outwaits = self.nodes[index].outwaits.is_some();
-        let wishes = |ask: &v1::MergeAsk| outwaits && ask.wish() == v1::MergeWish::Merge;
+        let strikes = self.nodes[index].on_merge_asked.is_some();
+        let wishes = |ask: &v1::MergeAsk| strikes && ask.wish() == v1::MergeWish::Merge;
         let ask = effects.messages.iter().filter_map(|envelope| envelope.message.merge_ask.as_deref());
         let ask = ask.into_iter().find(|ask| wishes(ask)).cloned();
         let stands = effects.messages.iter().any(|envelope| envelope.message.frozen != 0);
@@ -42,7 +42,7 @@ impl Cluster {
             self.send(envelope);
         }
         if let Some(ask) = ask {
-            self.outwait(index, &ask);
+            self.merge_asked(index, &ask);
         }
         for Beat { to, leaving, hears_nothing } in effects.beats.drain(..) {
             if leaving {

@@ -169,7 +169,7 @@ impl Cluster {
             clients_cut: 0,
             has_no_room: false,
             armed: None,
-            outwaits: None,
+            on_merge_asked: None,
             restarting: true,
             down_after_failure: ms(1_000),
         });

@@ -121,7 +121,7 @@ impl Cluster {
         }
         for index in 0..self.nodes.len() {
             let node = &mut self.nodes[index];
-            (node.armed, node.outwaits) = (None, None);
+            (node.armed, node.on_merge_asked) = (None, None);
             node.clients_cut = 0;
             node.has_no_room = false;
             node.disk.free_space();

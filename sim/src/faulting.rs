@@ -7,7 +7,7 @@ use flotilla_proto::{RangeId, v1};
 use crate::clock::{Nanos, ms};
 use crate::cluster::Cluster;
 use crate::disk::DiskFault;
-use crate::faults::{AfterSplit, CrashPoint, Cut, Fault, Target};
+use crate::faults::{AfterSplit, CrashPoint, Cut, Fault, OnMergeAsked, Target};
 use crate::marks::Mark;
 use crate::node::id_of;
 use crate::schedule::{Event, Inner};
@@ -169,9 +169,14 @@ impl Cluster {
                 self.marks.hit(Mark::ApplyStalled);
                 self.nodes[node].apply_stalled_until = self.now + length;
             }
-            Fault::Outwait { target, length } => {
+            Fault::OnMergeAsked { target, what, length } => {
                 let Some(node) = self.resolve(*target) else { return };
-                self.nodes[node].outwaits = Some(*length);
+                let any = *what == OnMergeAsked::LeaveBehind;
+                for (index, other) in self.nodes.iter_mut().enumerate() {
+                    if index == node || any && other.on_merge_asked.is_none() {
+                        other.on_merge_asked = Some((*what, *length));
+                    }
+                }
             }
             Fault::ReadFails { target, after, down } => {
                 let Some(node) = self.resolve(*target) else { return };
@@ -270,18 +275,35 @@ impl Cluster {
         self.schedule.at(self.now + length, Event::FaultEnds(step));
     }
 
-    /// A leader has just asked another range to take its own in: it gets no answer for a while.
-    pub(crate) fn outwait(&mut self, node: usize, ask: &v1::MergeAsk) {
+    /// A leader has just asked another range to take its own in.
+    pub(crate) fn merge_asked(&mut self, node: usize, ask: &v1::MergeAsk) {
         let Some((source, frozen)) = ask.source.as_ref().zip(ask.frozen) else { return };
         let target = self.leader_of(RangeId(frozen.target_range_id)).filter(|target| *target != node);
-        let (Some(target), Some(length)) = (target, self.nodes[node].outwaits.take()) else { return };
-        let links = vec![(node, target), (target, node)];
-        self.network.cut(&links);
+        let (Some(target), Some((what, length))) = (target, self.nodes[node].on_merge_asked.take()) else { return };
         let replicas = source.replicas.iter().map(|of| of.node_id as usize - 1);
-        for other in replicas.filter(|other| *other != node && *other != target) {
-            self.nodes[other].apply_stalled_until = self.now + length;
-        }
-        self.marks.hit(Mark::Outwaited);
+        let others: Vec<usize> = replicas.filter(|other| *other != node && *other != target).collect();
+        let links = match what {
+            OnMergeAsked::Outwait => {
+                for other in others {
+                    self.nodes[other].apply_stalled_until = self.now + length;
+                }
+                self.marks.hit(Mark::Outwaited);
+                vec![(node, target), (target, node)]
+            }
+            OnMergeAsked::LeaveBehind => {
+                let Some(other) = others.first() else { return };
+                let Some(links) = self.links_of(&Cut::Isolate(Target::Node(*other))) else { return };
+                // Whoever asked first: the others do not do the same.
+                for node in
+                    self.nodes.iter_mut().filter(|node| matches!(node.on_merge_asked, Some((of, _)) if of == what))
+                {
+                    node.on_merge_asked = None;
+                }
+                self.marks.hit(Mark::LeftBehind);
+                links
+            }
+        };
+        self.network.cut(&links);
         let step = self.plan.len() + self.undo.len();
         let step = (step..).find(|step| !self.undo.contains_key(step)).unwrap_or(step);
         self.undo.insert(step, Undo::Links(links));

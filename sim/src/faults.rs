@@ -218,16 +218,25 @@ pub(crate) enum Fault {
         then: AfterSplit,
         length: Nanos,
     },
-    /// As soon as a leader asks for its merge: whom it asks is out of its reach for so long, and on the other nodes
-    /// nothing is applied.
-    Outwait {
+    /// Something happens as soon as a leader asks for its merge.
+    OnMergeAsked {
         target: Target,
+        what: OnMergeAsked,
         length: Nanos,
     },
     Drain {
         target: Target,
         down: Nanos,
     },
+}
+
+/// What happens when a leader asks another range to take its own in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnMergeAsked {
+    /// Whom it asks is out of its reach for so long, and on the other nodes nothing is applied.
+    Outwait,
+    /// A node that stands still with it is cut off from all for so long: it learns of the merge by a snapshot, if ever.
+    LeaveBehind,
 }
 
 /// One entry of the plan.

@@ -74,6 +74,7 @@ marks! {
     MergeAbandoned: "a range decides not to take its neighbour in",
     CrashMidMerge: "a crash falls right behind a step of a merge",
     Outwaited: "who asks for a merge waits for an answer longer than for the merge",
+    LeftBehind: "a node is cut off just before what it holds is merged",
     FrozenAtStart: "a restart finds a frozen range",
     MergedAtStart: "a restart finds what is left of a range that was merged away",
     MergedToldSo: "a replica is told that its range was merged away",

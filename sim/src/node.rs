@@ -13,7 +13,7 @@ use flotilla_proto::{NodeId, RangeId, v1};
 
 use crate::clock::{Clock, Nanos};
 use crate::disk::SimDisk;
-use crate::faults::CrashPoint;
+use crate::faults::{CrashPoint, OnMergeAsked};
 use crate::placement::{Agent, Host};
 use crate::schedule::{Life, ReplyTo};
 use crate::territory::{self, age};
@@ -44,8 +44,8 @@ pub(crate) struct Node {
     pub has_no_room: bool,
     /// A crash that waits for its point, and how long the node is down then.
     pub armed: Option<(CrashPoint, Nanos, bool)>,
-    /// For how long it gets no answer when it asks for a merge.
-    pub outwaits: Option<Nanos>,
+    /// What happens when it asks for a merge, and for how long.
+    pub on_merge_asked: Option<(OnMergeAsked, Nanos)>,
     /// A restart that is on its way.
     pub restarting: bool,
     /// For how long the node stays down after its disk failed.

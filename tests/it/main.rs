@@ -18,6 +18,7 @@ mod image_cuts;
 mod links;
 mod living;
 mod merge_steps;
+mod overload;
 mod placement;
 mod points;
 mod power;

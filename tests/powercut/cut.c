@@ -184,6 +184,7 @@ __attribute__((constructor)) static void start(void) {
     settings.cut_in_fsync = number("FLOTILLA_POWERCUT_IN_FSYNC");
     settings.cut_in_write = number("FLOTILLA_POWERCUT_IN_WRITE");
     settings.fsync_delay_us = number("FLOTILLA_FSYNC_DELAY_US");
+    settings.sync_us_per_mib = number("FLOTILLA_SYNC_US_PER_MIB");
     settings.fsync_fail_after = number("FLOTILLA_FSYNC_FAIL_AFTER");
     if (counts && *counts) map_control(counts);
     if (plan && *plan) steps_open(plan);

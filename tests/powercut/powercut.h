@@ -113,7 +113,7 @@ struct settings {
     bool journal, dirs, torn;
     uint64_t seed;
     uint64_t cut_after_fsync, cut_in_fsync, cut_in_write; /* 0: never */
-    uint64_t fsync_delay_us, fsync_fail_after;
+    uint64_t fsync_delay_us, sync_us_per_mib, fsync_fail_after;
     char root[PATH_MAX];
     size_t root_len; /* 0: faults and counts concern every file */
 };

@@ -347,16 +347,26 @@ EXPORT int link(const char *from, const char *to) { return linkat(AT_FDCWD, from
 
 /* ---- syncs ---- */
 
-static void delay(void) {
-    uint64_t us = settings.fsync_delay_us;
+static void delay(uint64_t us) {
+    us += settings.fsync_delay_us;
     if (control) {
         uint64_t asked = __atomic_load_n(&control->delay_us, __ATOMIC_RELAXED);
-        if (asked) us = asked;
+        if (asked) us = us - settings.fsync_delay_us + asked;
     }
     struct timespec left = {.tv_sec = (time_t)(us / 1000000), .tv_nsec = (long)(us % 1000000) * 1000};
     int saved = errno;
     while (us && sys(SYS_nanosleep, &left, &left) && errno == EINTR) {}
     errno = saved;
+}
+
+/* How long a disk of limited bandwidth takes for what a file has grown by since its last sync through this descriptor. */
+static uint64_t growth_us(int fd, const struct stat *st) {
+    static struct { ino_t inode; off_t size; } synced[4096];
+    if (!settings.sync_us_per_mib || !S_ISREG(st->st_mode) || fd >= 4096) return 0;
+    off_t before = synced[fd].inode == st->st_ino && synced[fd].size <= st->st_size ? synced[fd].size : 0;
+    synced[fd].inode = st->st_ino;
+    synced[fd].size = st->st_size;
+    return ((uint64_t)(st->st_size - before) * settings.sync_us_per_mib) >> 20;
 }
 
 /* Does this descriptor's file concern us? Then st is filled in. */
@@ -397,7 +407,7 @@ static int do_sync(long nr, int fd) {
         if (of_dir) barrier = dir_sync_begin();
         leave();
     }
-    delay();
+    delay(growth_us(fd, &st));
     if (!n) {
         errno = EIO;
         return -1;
@@ -428,7 +438,7 @@ EXPORT int fdatasync(int fd) { return sync_step(SYS_fdatasync, fd); }
 /* Starts write-back, promises nothing: takes its time like a sync, and covers nothing. */
 EXPORT int sync_file_range(int fd, off_t off, off_t len, unsigned flags) {
     struct stat st;
-    if (in_scope(fd, &st)) delay();
+    if (in_scope(fd, &st)) delay(0);
     return (int)sys(SYS_sync_file_range, fd, off, len, flags);
 }
 

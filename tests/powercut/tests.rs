@@ -357,6 +357,11 @@ fn fsync_fails_counts_and_is_slowed_without_a_journal() {
     assert!(begun.elapsed().as_millis() >= 52 * 5);
     assert_eq!(control.syncs(), 5 + 52);
 
+    // A tenth of a millisecond for each byte, of which it writes 50 records and more.
+    let begun = std::time::Instant::now();
+    assert_eq!(play("counted", dir.path(), &shim.clone().sync_us_per_mib(100 << 20)).code(), Some(4));
+    assert!(begun.elapsed().as_millis() >= 50 * RECORD as u128 / 10);
+
     control.set_fail(true);
     assert_ne!(play("counted", dir.path(), &shim).code(), Some(4));
 }

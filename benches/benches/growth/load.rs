@@ -22,6 +22,8 @@ const SMALL_KEYS: u64 = 10_000;
 /// Closed-loop clients, when the capacity is looked for.
 pub const CLIENTS: u64 = 64;
 const PACE: Duration = Duration::from_millis(2);
+/// By how much a pacer may be late and still make up for it.
+const BEHIND_MAX: Duration = Duration::from_millis(20);
 
 /// A number without a pattern.
 fn scatter(number: u64) -> u64 {
@@ -275,12 +277,16 @@ impl Steady {
 }
 
 async fn pace(clients: Vec<Client>, load: Load, per_second: f64, done: Done, stop: Arc<AtomicBool>) {
-    let (begun, mut sent) = (Instant::now(), 0);
+    let (mut begun, mut sent) = (Instant::now(), 0);
     let mut pulse = tokio::time::interval(PACE);
     let mut tasks = JoinSet::new();
     while !stop.load(Ordering::Relaxed) {
         pulse.tick().await;
-        while begun.elapsed().as_secs_f64() * per_second > sent as f64 {
+        // What a machine that is too slow could not ask for is not asked for later, all at once.
+        let behind = begun.elapsed().saturating_sub(Duration::from_secs_f64(sent as f64 / per_second));
+        begun += behind.saturating_sub(BEHIND_MAX);
+        let wanted = (begun.elapsed().as_secs_f64() * per_second) as u64;
+        while sent < wanted {
             let due = begun + Duration::from_secs_f64(sent as f64 / per_second);
             let number = sent;
             let (client, done) = (clients[number as usize % clients.len()].clone(), Arc::clone(&done));

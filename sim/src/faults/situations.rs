@@ -5,7 +5,7 @@ use flotilla_engine::snapshot::Step as IngestStep;
 use flotilla_engine::storage::Family;
 use flotilla_proto::ids::SYSTEM_RANGE;
 
-use super::{CrashPoint, Cut, Fault, Step, Target, after_split, length, node, range, target};
+use super::{CrashPoint, Cut, Fault, OnMergeAsked, Step, Target, after_split, length, node, range, target};
 use crate::clock::{Nanos, ms};
 use crate::knobs::Knobs;
 use crate::rng::Rng;
@@ -52,10 +52,11 @@ pub(super) fn around_merges(knobs: &Knobs) -> Vec<Step> {
             CrashPoint::AfterMerge,
             CrashPoint::AfterThaw,
         ];
-        let fault = if rng.chance(250) {
+        let fault = if rng.chance(350) {
             // Longer than a range waits that stands still.
             let length = knobs.election_timeout_max() * 6 + rng.below(ms(2_000));
-            Fault::Outwait { target: Target::LeaderOf(range(knobs, rng)), length }
+            let what = if rng.chance(600) { OnMergeAsked::Outwait } else { OnMergeAsked::LeaveBehind };
+            Fault::OnMergeAsked { target: Target::LeaderOf(range(knobs, rng)), what, length }
         } else if rng.chance(500) {
             let down = rng.pick(&[ms(1), ms(100), ms(700), ms(3_000), ms(5_000)]) + rng.below(ms(200));
             Fault::Crash { target: target(knobs, rng), point: rng.pick(&points), down, power_cut: rng.chance(600) }

@@ -14,7 +14,7 @@ use v1::response::Body as Answer;
 use super::{Place, connect, get_request, kv, place, put_op, put_request};
 use crate::support::cluster::{Cluster, http_get};
 use crate::support::shared::shared;
-use crate::support::{eventually_async, runtime};
+use crate::support::{eventually_async, memory_bytes, runtime};
 
 /// Sends all requests on one stream; the answers by id.
 async fn ask(node: u64, requests: Vec<v1::Request>) -> BTreeMap<u64, Answer> {
@@ -163,7 +163,7 @@ fn a_client_that_never_reads_stops_nobody_else() {
         let mut others = kv(shared(), place.leader).await;
         others.put(put_request("0unread", vec![7; UNREAD_VALUE_BYTES])).await.expect("it writes");
 
-        let resident_before = resident_bytes(shared().pid(place.leader).expect("it runs"));
+        let resident_before = memory_bytes(shared().pid(place.leader).expect("it runs"), "VmRSS");
         let (send, requests) = tokio::sync::mpsc::channel(1);
         let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
         let mut greedy = kv(shared(), place.leader).await;
@@ -184,7 +184,7 @@ fn a_client_that_never_reads_stops_nobody_else() {
             others.put(put_request(key.clone(), "x")).await.expect("others are served");
             assert!(others.get(get_request(key)).await.expect("others are served").into_inner().record.is_some());
         }
-        let grown = resident_bytes(shared().pid(place.leader).expect("it runs")).saturating_sub(resident_before);
+        let grown = memory_bytes(shared().pid(place.leader).expect("it runs"), "VmRSS").saturating_sub(resident_before);
         let asked = UNREAD_VALUE_BYTES as u64 * UNREAD_REQUESTS;
         assert!(
             grown < asked / 2,
@@ -196,13 +196,6 @@ fn a_client_that_never_reads_stops_nobody_else() {
         feed.abort();
         others.get(get_request("0unread")).await.expect("and afterwards too");
     });
-}
-
-/// Memory of a process.
-fn resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("every process has memory");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::{Move, Moving, NODES};
 use crate::support::cluster::Cluster;
-use crate::support::eventually;
 use crate::support::rng::{Rng, seed};
+use crate::support::{eventually, memory_bytes};
 
 const RANGE_BYTES: usize = 1 << 30;
 const VALUE_BYTES: usize = 64 << 10;
@@ -16,14 +16,6 @@ const WRITERS: u64 = 8;
 /// By how much a process may grow.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// A figure of /proc/PID/status, in bytes.
-fn status(pid: u32, name: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells");
-    let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>();
-    kib.expect("a number of KiB") << 10
-}
 
 /// The memory of one side.
 struct Watched {
@@ -39,17 +31,17 @@ impl Watched {
     fn new(name: &'static str, pid: u32) -> Self {
         // The kernel's own mark of the most that was resident begins anew.
         fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("the process is ours");
-        let (resident, anonymous) = (status(pid, "VmRSS"), status(pid, "RssAnon"));
+        let (resident, anonymous) = (memory_bytes(pid, "VmRSS"), memory_bytes(pid, "RssAnon"));
         Self { name, pid, resident, anonymous, most_anonymous: anonymous }
     }
 
     fn look(&mut self) {
-        self.most_anonymous = self.most_anonymous.max(status(self.pid, "RssAnon"));
+        self.most_anonymous = self.most_anonymous.max(memory_bytes(self.pid, "RssAnon"));
     }
 
     /// By how much it had grown at its largest.
     fn grown(&self) -> u64 {
-        status(self.pid, "VmHWM").saturating_sub(self.resident)
+        memory_bytes(self.pid, "VmHWM").saturating_sub(self.resident)
     }
 
     fn report(&self) -> String {

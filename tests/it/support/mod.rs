@@ -52,6 +52,14 @@ pub fn amount(variable: &str, share: u64) -> u64 {
     }
 }
 
+/// What the kernel tells of a process's memory under this name (proc_pid_status(5)).
+pub fn memory_bytes(pid: u32, name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells");
+    let kib = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>();
+    kib.expect("a number of KiB") << 10
+}
+
 /// A runtime for the client's side of a test.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
