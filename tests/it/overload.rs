@@ -16,16 +16,16 @@ use crate::powercut::PowerCut;
 use crate::support::cluster::Cluster;
 use crate::support::{eventually_async, memory_bytes, runtime};
 
-/// 2 MiB a second, of which a write takes 16 KiB: its entry, and its key.
-const SYNC_US_PER_MIB: u64 = 500_000;
+/// 8 MiB a second, of which a write takes 16 KiB: its entry, and its key.
+const SYNC_US_PER_MIB: u64 = 125_000;
 const VALUE_BYTES: usize = 8 << 10;
 const TIMEOUT: Duration = Duration::from_secs(1);
 const CLIENTS: usize = 4;
 /// Each asks for one thing after the other, when the capacity is looked for.
 const CALLERS: usize = 64;
 /// Operations that are looked at, behind the first ones of each load.
-const FIRST: u64 = 100;
-const OPERATIONS: u64 = 400;
+const FIRST: u64 = 300;
+const OPERATIONS: u64 = 1_000;
 const GROWTH_MAX: u64 = 64 << 20;
 
 /// How requests ended.

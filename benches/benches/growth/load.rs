@@ -18,7 +18,9 @@ const FILL_BATCH: u64 = 16;
 const FILLERS: u64 = 8;
 const SMALL_BYTES: usize = 256;
 const LARGER_BYTES: usize = 8 << 10;
+const LARGE_BYTES: usize = 64 << 10;
 const SMALL_KEYS: u64 = 10_000;
+const LARGE_KEYS: u64 = 500;
 /// Closed-loop clients, when the capacity is looked for.
 pub const CLIENTS: u64 = 64;
 const PACE: Duration = Duration::from_millis(2);
@@ -101,26 +103,45 @@ pub enum Load {
     Mixed,
     /// Writes of larger ones, which cost those who answer much more than those who ask.
     Put,
-    Get,
     /// Writes of one key.
     HotPut,
+    /// Reads of a few large values ([`Load::prepare`]): what is asked for and not answered costs whoever asks next to nothing.
+    LargeGet,
 }
 
 impl Load {
     fn value_bytes(self) -> usize {
         match self {
             Self::Mixed => SMALL_BYTES,
-            Self::Put | Self::Get | Self::HotPut => LARGER_BYTES,
+            Self::Put | Self::HotPut => LARGER_BYTES,
+            Self::LargeGet => LARGE_BYTES,
+        }
+    }
+
+    /// Writes what is to be read, once.
+    pub async fn prepare(self, client: &Client) -> Result<()> {
+        let keys = if let Self::LargeGet = self { self.keys() } else { 0 };
+        for at in 0..keys {
+            client.put(key(at), value(at, self.value_bytes())).await?;
+        }
+        Ok(())
+    }
+
+    fn keys(self) -> u64 {
+        match self {
+            Self::Mixed | Self::Put => SMALL_KEYS,
+            Self::HotPut => 1,
+            Self::LargeGet => LARGE_KEYS,
         }
     }
 }
 
 async fn operation(client: &Client, load: Load, number: u64) -> End {
-    let at = if let Load::HotPut = load { 0 } else { scatter(number) % SMALL_KEYS };
+    let at = scatter(number) % load.keys();
     let writes = match load {
         Load::Mixed => number.is_multiple_of(2),
         Load::Put | Load::HotPut => true,
-        Load::Get => false,
+        Load::LargeGet => false,
     };
     let done = match writes {
         true => client.put(key(at), value(number, load.value_bytes())).await.map(drop),

@@ -31,6 +31,7 @@ const EXTRAS: &[Extra] = &[
     Extra { flag: "events", default: 5, help: "splits, moves and transfers of each kind" },
     Extra { flag: "mib", default: 64, help: "MiB of data, of which a node's share is lost" },
     Extra { flag: "percent", default: 50, help: "the load meanwhile, in percent of the capacity" },
+    Extra { flag: "case", default: 0, help: "which case of overload, from 1 on; 0: all" },
     Extra { flag: "many", default: 1_000, help: "ranges of one node: one, a tenth of it, all" },
     Extra { flag: "many-of-three", default: 100, help: "at most so many of them on three nodes" },
 ];

@@ -1,7 +1,8 @@
 //! Overload: more is asked of three nodes than they can do, at a steady rate that heeds no answer. What they get done then, compared with
 //! the most that they can; how long what succeeds takes; how large they grow; and whether they are well at once when it is over.
 //!
-//! The nodes share a part of one processor, by a quota, so that their clients can ask for ten times what they can do.
+//! So that their clients can ask for ten times what they can do, the nodes share a part of one processor, by a quota; or their disks take so
+//! many bytes a second (the power-cut shim), which leaves the processors to the clients and makes the capacity steady.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,12 +13,29 @@ use flotilla_router::{Client, ClientConfig};
 
 use crate::cluster::{Cluster, Result, shown};
 use crate::load::{Load, Seen, Steady, Throughput};
+use crate::powercut::PowerCut;
 use crate::quota::Quota;
 
 const RANGES: &str = "12";
-/// Percent of one processor, for all nodes together: of reads a node does as many as whoever asks for them, with the same time.
-const PERCENT: u64 = 40;
-const PERCENT_GET: u64 = 10;
+/// What the nodes cannot have more of.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// Percent of one processor, for all nodes together.
+    Processor(u64),
+    /// A MiB that is synced takes a node so many microseconds more, and so many times that on the last node.
+    Disk { us_per_mib: u64, last: u64 },
+}
+
+/// 8 MiB a second on each node, of which a write takes two values: its entry, and its key.
+const DISKS: Limit = Limit::Disk { us_per_mib: 125_000, last: 1 };
+const ONE_SLOW: Limit = Limit::Disk { us_per_mib: 125_000, last: 4 };
+const CASES: &[(&str, Load, Limit, &[u32])] = &[
+    ("put, a part of a processor", Load::Put, Limit::Processor(40), &[1, 10]),
+    ("put, slow disks", Load::Put, DISKS, &[1, 10]),
+    ("put, one disk four times slower than the others", Load::Put, ONE_SLOW, &[10]),
+    ("put of one key, slow disks", Load::HotPut, DISKS, &[10]),
+    ("get of 64 KiB, a part of a processor", Load::LargeGet, Limit::Processor(20), &[1, 10]),
+];
 /// A caller gives up then.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Who ask one thing after the other, when the capacity is looked for.
@@ -45,12 +63,14 @@ const COLUMNS: &[&str; 12] = &[
 ];
 
 pub async fn run(binary: &Path, args: &Args) -> Result<()> {
-    let mut table = Table::new("Offered many times what three nodes on a part of a processor can do", COLUMNS);
-    for (what, load) in [("put", Load::Put), ("get", Load::Get), ("put of one key", Load::HotPut)] {
-        for times in [1, 10] {
+    let mut table = Table::new("Offered many times what three nodes can do", COLUMNS);
+    let wanted = |(at, case)| (args.extra("case") == 0 || args.extra("case") == at).then_some(case);
+    for (what, load, limit, times) in (1..).zip(CASES).filter_map(wanted) {
+        for times in *times {
             let name = format!("{what}, {times} x the capacity");
             for _ in 0..args.reps {
-                table.add(&name, &shown(&name, COLUMNS, measure(binary, args, load, f64::from(times))).await?);
+                let measured = measure(binary, args, *load, *limit, f64::from(*times));
+                table.add(&name, &shown(&name, COLUMNS, measured).await?);
             }
         }
     }
@@ -58,12 +78,13 @@ pub async fn run(binary: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn measure(binary: &Path, args: &Args, load: Load, times: f64) -> Result<[f64; 12]> {
-    let quota = Quota::new(if let Load::Get = load { PERCENT_GET } else { PERCENT })?;
-    let cluster = Cluster::start(binary, &args.dir, 3, &["--initial-ranges", RANGES]).await?;
-    let clients = clients(&cluster).await?;
+async fn measure(binary: &Path, args: &Args, load: Load, limit: Limit, times: f64) -> Result<[f64; 12]> {
+    let quota = limit.quota()?;
+    let cluster = Cluster::start_in(binary, &args.dir, 3, &["--initial-ranges", RANGES], limit.environment()).await?;
+    let (clients, asking) = (clients(&cluster).await?, cluster.client().await?);
+    load.prepare(&asking).await?;
     for at in 0..cluster.nodes.len() {
-        quota.take(cluster.process(at)?)?;
+        quota.iter().try_for_each(|quota| quota.take(cluster.process(at)?))?;
     }
     let fast = Throughput::start(&clients, load, CALLERS);
     pause(2.0 + CAPACITY).await;
@@ -80,7 +101,6 @@ async fn measure(binary: &Path, args: &Args, load: Load, times: f64) -> Result<[
 
     let much = Steady::start(&clients, load, capacity * times);
     pause(2.0).await;
-    let asking = cluster.client().await?;
     let spent = cluster.counters(&asking).await?;
     let from = Instant::now();
     while from.elapsed().as_secs_f64() < LENGTH {
@@ -112,6 +132,19 @@ async fn measure(binary: &Path, args: &Args, load: Load, times: f64) -> Result<[
         first.succeeded as f64 / first.all().max(1) as f64,
         behind.p99_us / before.p99_us,
     ])
+}
+
+impl Limit {
+    fn environment(self) -> Vec<Vec<(String, String)>> {
+        let Self::Disk { us_per_mib, last } = self else { return Vec::new() };
+        let of = |times| PowerCut::faults_only(None).sync_us_per_mib(us_per_mib * times).vars();
+        vec![of(1), of(1), of(last)]
+    }
+
+    fn quota(self) -> Result<Option<Quota>> {
+        let Self::Processor(percent) = self else { return Ok(None) };
+        Quota::new(percent).map(Some)
+    }
 }
 
 /// What a load sees within the next so many seconds.

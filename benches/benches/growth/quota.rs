@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::cluster::Result;
 
-const PERIOD_US: u64 = 10_000;
+/// The kernel gives at least a millisecond in each period; longer ones are longer standstills.
+const QUOTA_MIN_US: u64 = 2_000;
+const PERIOD_MIN_US: u64 = 10_000;
 
 /// A control group; gone when dropped, once its processes are.
 pub struct Quota(PathBuf);
@@ -18,10 +20,11 @@ impl Quota {
         let first = Path::new("/sys/fs/cgroup/cpu");
         let (parent, first) = if first.exists() { (first, true) } else { (Path::new("/sys/fs/cgroup"), false) };
         let group = parent.join(name);
-        let quota = PERIOD_US * percent / 100;
+        let period = (QUOTA_MIN_US * 100 / percent).max(PERIOD_MIN_US);
+        let quota = period * percent / 100;
         let settings = match first {
-            true => vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())],
-            false => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
+            true => vec![("cpu.cfs_period_us", period.to_string()), ("cpu.cfs_quota_us", quota.to_string())],
+            false => vec![("cpu.max", format!("{quota} {period}"))],
         };
         fs::create_dir(&group)
             .map_err(|why| format!("{}: {why}; this needs root and control groups", group.display()))?;

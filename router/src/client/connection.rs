@@ -28,12 +28,17 @@ use v1::kv_client::KvClient;
 
 use super::grpc::{Answer, GrpcConfig, Queued};
 use super::waiting::Waiting;
-use crate::core::{CallOutcome, Time, Window};
+use crate::core::{CallOutcome, Delay, Time, Window};
 
 /// A batch of requests ends here, and may exceed it by one request: below the decoder's limit.
 const BATCH_BYTES: usize = 1 << 20;
 /// While the window is full, no more than this is taken from the queue: what is newer can go first only if it is taken.
 const PENDING_MAX: usize = 1 << 16;
+/// So many may always be under way.
+const READS_MIN: usize = 16;
+const WRITES_MIN: usize = 2;
+/// A read that is under way for longer waits for something else than its turn, such as a leader of its range: it does not count.
+const STUCK: Duration = Duration::from_secs(1);
 /// Most requests taken from the queue at once.
 const TAKE_MAX: usize = 256;
 /// How often a full connection looks for callers that have gone.
@@ -106,10 +111,10 @@ pub(super) async fn run(
     queue: mpsc::Receiver<Queued>,
     config: GrpcConfig,
 ) {
-    let window = Window::new(config.in_flight_max);
+    let windows = Windows::new(config.in_flight_max);
     let (pending, begun) = (Waiting::default(), Instant::now());
     let mut connection =
-        Connection { node, address, queue, config, pending, window, begun, checked: begun, failures: 0 };
+        Connection { node, address, queue, config, pending, windows, begun, checked: begun, failures: 0 };
     while connection.wait_for_work().await {
         match connection.open().await {
             Ok(stream) => {
@@ -128,11 +133,17 @@ struct Connection {
     config: GrpcConfig,
     /// Taken from the queue, not sent.
     pending: Waiting,
-    window: Window,
+    windows: Windows,
     begun: Instant,
     /// When callers that have gone were last looked for.
     checked: Instant,
     failures: u32,
+}
+
+/// How many may be under way.
+struct Windows {
+    reads: Window,
+    writes: Window,
 }
 
 struct Stream {
@@ -147,18 +158,32 @@ struct InFlight {
     answers: HashMap<u64, UnderWay>,
     /// How many of them are writes.
     writes: usize,
+    /// How many are reads that do not count.
+    stuck: usize,
+    delay: Delay,
 }
 
 struct UnderWay {
     answer: Answer,
     is_write: bool,
+    sent: Time,
 }
 
-/// How many more requests may be sent, and writes among them.
+/// How many more reads and writes may be sent.
 #[derive(Clone, Copy)]
 struct Room {
-    all: usize,
+    reads: usize,
     writes: usize,
+}
+
+impl Windows {
+    fn new(max: usize) -> Self {
+        Self { reads: Window::new(READS_MIN, max), writes: Window::new(WRITES_MIN, max) }
+    }
+
+    fn are_cut(&self) -> bool {
+        self.reads.is_cut() || self.writes.is_cut()
+    }
 }
 
 impl Connection {
@@ -213,7 +238,8 @@ impl Connection {
     /// address; in the last two cases what is under way may still be answered here.
     async fn serve(&mut self, mut stream: Stream) {
         let mut in_flight = InFlight::default();
-        self.window.begins_again();
+        self.windows.reads.begins_again();
+        self.windows.writes.begins_again();
         let mut leaving = false;
         let reason = loop {
             let room = self.room(&mut in_flight, leaving);
@@ -225,7 +251,7 @@ impl Connection {
                 message = stream.answers.message() => match message {
                     Ok(Some(message)) => {
                         leaving |= message.closing;
-                        in_flight.answer(message, &mut self.window, self.begun.elapsed());
+                        in_flight.answer(message, &mut self.windows, self.begun.elapsed());
                     }
                     Ok(None) => break "it was closed".to_string(),
                     Err(status) => break status_text(&status),
@@ -242,7 +268,7 @@ impl Connection {
                     Err(_) => break "it was closed".to_string(),
                 },
                 // Callers may have gone, and made room.
-                () = sleep(RECHECK), if room.writes == 0 || leaving => {}
+                () = sleep(RECHECK), if room.is_full() || leaving => {}
                 count = self.queue.recv_many(&mut taken, TAKE_MAX), if self.takes_more(room) => {
                     if count == 0 {
                         return;
@@ -260,52 +286,66 @@ impl Connection {
 
     /// How many more may be sent. Now and then callers that have gone make room.
     fn room(&mut self, in_flight: &mut InFlight, leaving: bool) -> Room {
-        let full = leaving || in_flight.room(&self.config, &self.window).writes == 0;
+        let full = leaving || in_flight.room(&self.config, &self.windows).is_full();
         if full && self.checked.elapsed() >= RECHECK {
             self.checked = Instant::now();
-            in_flight.clean();
+            in_flight.clean(self.begun.elapsed());
             self.pending.clean();
         }
-        in_flight.room(&self.config, &self.window)
+        in_flight.room(&self.config, &self.windows)
     }
 
     fn can_send(&self, room: Room) -> bool {
-        room.all > 0 && self.pending.has_next(room.writes > 0)
+        self.pending.has_next(room.reads > 0, room.writes > 0)
     }
 
-    /// Whether the queue is looked at: while writes wait for the window, so that reads and newer writes can go first.
+    /// Whether the queue is looked at: while requests wait for a window, so that newer ones, or those of the other kind, can go first.
     fn takes_more(&self, room: Room) -> bool {
-        let held_back = room.writes == 0 && self.window.is_cut() && self.pending.len() < PENDING_MAX;
-        self.pending.is_empty() || room.all > 0 && held_back
+        let held_back = room.is_full() && self.windows.are_cut() && self.pending.len() < PENDING_MAX;
+        self.pending.is_empty() || held_back
     }
 
     /// Everything queued, up to the limits.
     fn batch(&mut self, in_flight: &mut InFlight, room: Room) -> Option<v1::StreamRequest> {
-        while self.pending.len() < room.all
+        while self.pending.len() < room.reads.max(room.writes)
             && let Ok(queued) = self.queue.try_recv()
         {
             self.pending.push(queued);
         }
-        let (mut bytes, mut writes) = (0, 0);
-        let mut requests = Vec::with_capacity(self.pending.len().min(room.all));
-        while bytes < BATCH_BYTES && requests.len() < room.all {
-            let next = self.pending.pop(writes < room.writes, self.window.is_cut(), writes == 0);
-            let Some(queued) = next else { break };
+        let (mut bytes, mut left, sent) = (0, room, self.begun.elapsed());
+        let all_max = self.config.in_flight_max.saturating_sub(in_flight.answers.len());
+        let mut requests = Vec::with_capacity(self.pending.len().min(all_max));
+        while bytes < BATCH_BYTES && requests.len() < all_max {
+            let (first, last) = (left.writes == room.writes, self.windows.writes.is_cut());
+            let Some(queued) = self.pending.pop(left.reads > 0, left.writes > 0, last, first) else { break };
             bytes += queued.request().encoded_len();
             let is_write = queued.is_write();
             if let Some((request, answer)) = queued.take() {
-                writes += usize::from(is_write);
-                requests.push(in_flight.add(request, UnderWay { answer, is_write }));
+                let room = if is_write { &mut left.writes } else { &mut left.reads };
+                *room -= 1;
+                requests.push(in_flight.add(request, UnderWay { answer, is_write, sent }));
             }
         }
         (!requests.is_empty()).then_some(v1::StreamRequest { requests })
     }
 }
 
+impl Room {
+    /// Whether requests of some kind have to wait.
+    fn is_full(self) -> bool {
+        self.reads == 0 || self.writes == 0
+    }
+}
+
 impl InFlight {
-    fn room(&self, config: &GrpcConfig, window: &Window) -> Room {
+    /// Reads, as far as they count.
+    fn reads(&self) -> usize {
+        (self.answers.len() - self.writes).saturating_sub(self.stuck)
+    }
+
+    fn room(&self, config: &GrpcConfig, windows: &Windows) -> Room {
         let all = config.in_flight_max.saturating_sub(self.answers.len());
-        Room { all, writes: window.room(self.writes).min(all) }
+        Room { reads: windows.reads.room(self.reads()).min(all), writes: windows.writes.room(self.writes).min(all) }
     }
 
     /// Gives the request its id on this stream.
@@ -317,23 +357,29 @@ impl InFlight {
     }
 
     /// Lets those go whose callers have gone.
-    fn clean(&mut self) {
+    fn clean(&mut self, now: Time) {
         self.answers.retain(|_, of| !of.answer.is_closed());
         self.writes = self.answers.values().filter(|of| of.is_write).count();
+        self.stuck = self.answers.values().filter(|of| !of.is_write && now - of.sent > STUCK).count();
     }
 
-    fn answer(&mut self, message: v1::StreamResponse, window: &mut Window, now: Time) {
-        let writes = self.writes;
+    fn answer(&mut self, message: v1::StreamResponse, windows: &mut Windows, now: Time) {
+        let (reads, writes) = (self.reads(), self.writes);
         for response in message.responses {
             // An answer to nothing under way is nobody's.
-            let Some(UnderWay { answer, is_write }) = self.answers.remove(&response.id) else { continue };
+            let Some(UnderWay { answer, is_write, sent }) = self.answers.remove(&response.id) else { continue };
             self.writes -= usize::from(is_write);
-            match &response.body {
-                Some(v1::response::Body::Error(error)) if error.overloaded => {
-                    window.busy(now, response.id, self.last_id, writes);
+            let overloaded = matches!(&response.body, Some(v1::response::Body::Error(error)) if error.overloaded);
+            if is_write {
+                match overloaded {
+                    true => windows.writes.busy(now, response.id, self.last_id, writes),
+                    false => windows.writes.answered(now, writes),
                 }
-                _ if is_write => window.answered(now, writes),
-                _ => {}
+            } else {
+                match self.delay.answered(now, now - sent) {
+                    Some(share) => windows.reads.late(share, now, response.id, self.last_id, reads),
+                    None => windows.reads.answered(now, reads),
+                }
             }
             // A caller that has gone needs no telling.
             let _ = answer.send(CallOutcome::Response(response));

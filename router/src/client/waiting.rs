@@ -1,4 +1,5 @@
-//! Requests that wait to be sent on a connection: in order, or writes whose callers wait longest first (`Window` says when, and why).
+//! Requests that wait to be sent on a connection: in order, or those whose callers wait longest first. Of writes `Window` says when, and
+//! why; of reads it is so while the first of them has waited for longer than [`LATE`]: the node takes them more slowly than they come.
 //! Reads never wait for writes that a busy node would refuse.
 
 use std::collections::BTreeMap;
@@ -10,13 +11,17 @@ use tokio::time::Instant;
 use super::grpc::Queued;
 use crate::core::header_of;
 
+/// How long a read waits for its turn where nothing is amiss: far longer than a node takes for a batch of them.
+const LATE: Duration = Duration::from_millis(100);
+
 /// By when its caller gives up, then as it came: an attempt that is not the first one carries what is left of its time.
 type Key = (Instant, u64);
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct Waiting {
-    reads: BTreeMap<Key, Queued>,
+    /// With the time when each came.
+    reads: BTreeMap<Key, (Instant, Queued)>,
     writes: BTreeMap<Key, Queued>,
     serial: u64,
 }
@@ -26,39 +31,49 @@ impl Waiting {
         let timeout_ms = queued.request().body.as_ref().and_then(header_of).map_or(0, |header| header.timeout_ms);
         let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
         self.serial += 1;
-        let key = (Instant::now() + Duration::from_millis(timeout_ms), self.serial);
-        let of = if queued.is_write() { &mut self.writes } else { &mut self.reads };
-        of.insert(key, queued);
+        let now = Instant::now();
+        let key = (now + Duration::from_millis(timeout_ms), self.serial);
+        if queued.is_write() {
+            self.writes.insert(key, queued);
+        } else {
+            self.reads.insert(key, (now, queued));
+        }
     }
 
-    /// The next one; a write only if there is room for it. While the node is busy (`last`) that write whose time is over last, and a read before any
+    /// The next one, if there is room for its kind. While the node is busy (`last`) that write whose time is over last, and a read before any
     /// but the batch's first write (`first`): the window grows by what it lets through.
-    pub(super) fn pop(&mut self, room_for_write: bool, last: bool, first: bool) -> Option<Queued> {
-        let read = self.reads.first_key_value().map(|(key, _)| *key);
+    pub(super) fn pop(&mut self, room_for_read: bool, room_for_write: bool, last: bool, first: bool) -> Option<Queued> {
+        let read = self.reads.first_key_value().map(|(key, _)| *key).filter(|_| room_for_read);
         let write = self.writes.first_key_value().map(|(key, _)| *key).filter(|_| room_for_write);
         match (read, write) {
-            (Some(read), Some(write)) if if last { !first } else { read < write } => self.reads.remove(&read),
-            (Some(read), None) => self.reads.remove(&read),
+            (Some(read), Some(write)) if if last { !first } else { read < write } => self.pop_read(),
+            (Some(_), None) => self.pop_read(),
             (_, Some(_)) if last => self.writes.pop_last().map(|(_, queued)| queued),
             (_, Some(write)) => self.writes.remove(&write),
             (None, None) => None,
         }
     }
 
+    fn pop_read(&mut self) -> Option<Queued> {
+        let late = self.reads.first_key_value().is_some_and(|(_, (came, _))| came.elapsed() > LATE);
+        let next = if late { self.reads.pop_last() } else { self.reads.pop_first() };
+        next.map(|(_, (_, queued))| queued)
+    }
+
     /// Whether one of them can be sent.
-    pub(super) fn has_next(&self, room_for_write: bool) -> bool {
-        !self.reads.is_empty() || room_for_write && !self.writes.is_empty()
+    pub(super) fn has_next(&self, room_for_read: bool, room_for_write: bool) -> bool {
+        room_for_read && !self.reads.is_empty() || room_for_write && !self.writes.is_empty()
     }
 
     /// Lets those go whose callers have gone.
     pub(super) fn clean(&mut self) {
-        self.reads.retain(|_, queued| !queued.is_given_up());
+        self.reads.retain(|_, (_, queued)| !queued.is_given_up());
         self.writes.retain(|_, queued| !queued.is_given_up());
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Queued> {
         let (reads, writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
-        reads.into_values().chain(writes.into_values())
+        reads.into_values().map(|(_, queued)| queued).chain(writes.into_values())
     }
 
     pub(super) fn len(&self) -> usize {

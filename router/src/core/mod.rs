@@ -39,7 +39,7 @@ pub use delete_range::{DeleteRange, DeleteStep};
 pub use fit::{ANSWER_BYTES_MAX, fit};
 pub use keyspaces::Keyspaces;
 pub use places::Places;
-pub use window::Window;
+pub use window::{Delay, Window};
 
 /// Time since an origin of the caller's choosing; never goes back.
 pub type Time = std::time::Duration;
