@@ -17,6 +17,7 @@ use crate::disk::SimDisk;
 const RANGE: RangeId = RangeId(2);
 const FIRST: u64 = INITIAL_INDEX + 1;
 const TERM: u64 = INITIAL_TERM + 1;
+const ALL_REPLICAS: u64 = u64::MAX >> 1;
 
 /// Three nodes that have started, with one range in the default keyspace.
 struct Watched {
@@ -234,7 +235,6 @@ fn i3_an_entry_is_committed_with_a_minority() {
 /// one of them had acknowledged while it was there (seed 2517). Of any other replica that ends, nothing counts.
 #[test]
 fn i3_a_replica_ends_after_it_has_acknowledged() {
-    const ALL_REPLICAS: u64 = u64::MAX >> 1;
     let commits = |upto: u64, had_it: bool, restarts: bool| {
         let mut watched = watched();
         let entry = entry(FIRST, TERM, b"a");
@@ -431,4 +431,38 @@ fn i8_an_applied_index_goes_back_and_a_tombstone_is_lost() {
     let destroy = Destroy { descriptor: Arc::new(watched.descriptor()), tombstone, keeps_data: false };
     watched.write(0, LogItem { destroy: Some(destroy), ..LogItem::new(RANGE) }).expect("it goes");
     noticed("I8", watched.invariants.recovered(0, &boot));
+}
+
+/// Between the survey and the plan a replica may end, for its keyspace was dropped, while another one of the range has yet
+/// to hear of that (seed 3428).
+#[test]
+fn a_plan_that_keeps_less_than_others_have() {
+    let entry = |index| entry(index, TERM, b"a");
+    let mut watched = watched();
+    watched.commit_everywhere(&entry(FIRST));
+    for node in 1..3 {
+        watched.append(node, vec![entry(FIRST + 1)]).expect("the next");
+    }
+    assert_eq!(watched.invariants.committed(1, RANGE, &[entry(FIRST + 1)]), Ok(()));
+    let order = |replica_id, last_index| v1::RecoverReplica {
+        range_id: RANGE.0,
+        replica_id,
+        last_term: TERM,
+        last_index,
+        ..Default::default()
+    };
+    let (behind, level) = (order(watched.replica(1), FIRST), order(watched.replica(2), FIRST + 1));
+    let keeps_less = "r2 is to go on with";
+    assert_eq!(watched.invariants.check_kept(2, &level, &[1, 2, 3]), Ok(()));
+    noticed(keeps_less, watched.invariants.check_kept(1, &behind, &[1, 2, 3]));
+    // Where nobody else has it, it is lost.
+    assert_eq!(watched.invariants.check_kept(1, &behind, &[1]), Ok(()));
+    // Replicas that have gone since are judged by what their nodes said.
+    for node in [0, 1] {
+        let tombstone = v1::Tombstone { replica_id: ALL_REPLICAS, ..Default::default() };
+        let destroy = Destroy { descriptor: Arc::new(watched.descriptor()), tombstone, keeps_data: false };
+        watched.write(node, LogItem { destroy: Some(destroy), ..LogItem::new(RANGE) }).expect("it goes");
+    }
+    assert_eq!(watched.invariants.check_kept(2, &level, &[1, 2, 3]), Ok(()));
+    noticed(keeps_less, watched.invariants.check_kept(1, &behind, &[1, 2, 3]));
 }
