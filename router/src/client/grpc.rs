@@ -72,6 +72,10 @@ pub(super) struct Queued {
 pub(super) type Answer = oneshot::Sender<CallOutcome>;
 
 impl Queued {
+    pub(super) fn new(request: v1::Request, taken: Arc<AtomicBool>, answer: Answer) -> Self {
+        Self { request, taken, answer }
+    }
+
     /// The request, to be sent now; `None` if its caller has gone or withdrawn it.
     pub(super) fn take(self) -> Option<(v1::Request, Answer)> {
         let gone = self.answer.is_closed() || self.taken.swap(true, Ordering::AcqRel);
@@ -143,7 +147,7 @@ impl Transport for GrpcTransport {
         };
         let taken = Arc::new(AtomicBool::new(false));
         let (answer, mut outcome) = oneshot::channel();
-        let queued = Queued { request, taken: Arc::clone(&taken), answer };
+        let queued = Queued::new(request, Arc::clone(&taken), answer);
         match timeout_at(expires, queue.send(queued)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return CallOutcome::NotSent(format!("the connection to node {} has ended", node.0)),

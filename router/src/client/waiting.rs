@@ -84,3 +84,72 @@ impl Waiting {
         self.reads.is_empty() && self.writes.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use flotilla_proto::v1;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn header() -> Option<v1::RequestHeader> {
+        Some(v1::RequestHeader { timeout_ms: 10_000, ..Default::default() })
+    }
+
+    fn read(id: u64) -> v1::Request {
+        let get = v1::GetRequest { header: header(), ..Default::default() };
+        v1::Request { id, body: Some(v1::request::Body::Get(get)) }
+    }
+
+    fn write(id: u64) -> v1::Request {
+        let batch = v1::BatchRequest { header: header(), ..Default::default() };
+        v1::Request { id, body: Some(v1::request::Body::Write(batch)) }
+    }
+
+    /// Requests in a queue, whose callers wait as long as what is returned beside it.
+    fn queue(
+        requests: impl IntoIterator<Item = v1::Request>,
+    ) -> (Waiting, Vec<oneshot::Receiver<crate::core::CallOutcome>>) {
+        let (mut waiting, mut callers) = (Waiting::default(), Vec::new());
+        for request in requests {
+            let (answer, caller) = oneshot::channel();
+            waiting.push(Queued::new(request, Arc::new(AtomicBool::new(false)), answer));
+            callers.push(caller);
+        }
+        (waiting, callers)
+    }
+
+    fn id(queued: Option<Queued>) -> Option<u64> {
+        queued.map(|queued| queued.request().id)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_go_in_order_and_the_newest_first_once_they_come_too_late() {
+        let (mut waiting, _callers) = queue((1..=5).map(read));
+        assert_eq!(id(waiting.pop(true, true, false, true)), Some(1));
+        tokio::time::advance(LATE + Duration::from_millis(1)).await;
+        assert_eq!(id(waiting.pop(true, true, false, true)), Some(5));
+        assert_eq!(id(waiting.pop(true, true, false, true)), Some(4));
+        assert_eq!(id(waiting.pop(false, true, false, true)), None, "there is no room for one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_room_passes_what_has_none() {
+        let (mut waiting, _callers) = queue([write(1), read(2), write(3)]);
+        assert!(waiting.has_next(true, false) && waiting.has_next(false, true) && !waiting.has_next(false, false));
+        assert_eq!(id(waiting.pop(true, false, true, true)), Some(2));
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(3), "the node is busy: the one that waits longest");
+        assert_eq!(id(waiting.pop(true, true, false, true)), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_have_gone_take_no_room() {
+        let (mut waiting, mut callers) = queue([read(1), write(2), read(3)]);
+        callers.truncate(1);
+        waiting.clean();
+        assert_eq!((waiting.len(), id(waiting.pop(true, true, false, true))), (1, Some(1)));
+    }
+}
