@@ -65,7 +65,7 @@ upgrade-test: setup
 gray: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 5 --reps 1
 
-# Ten times more is asked of three nodes than they can do: what they get done, how large they grow, how soon they are well. Needs root.
+# Ten times more is asked of three nodes than they can do: what they get done, how large they grow, how soon they are well. Needs root; six minutes.
 overload: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 6 --reps 1
 
