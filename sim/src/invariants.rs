@@ -54,6 +54,8 @@ pub(crate) struct Invariants {
     /// Entries that one node alone has, neither durable nor sent: a crash undoes them, and a sole voter may then
     /// lead in the same term again.
     unproven: BTreeMap<(RangeId, u64, u64), usize>,
+    /// Entries that change a range's replicas, by range, index and term.
+    replica_changes: BTreeSet<(RangeId, u64, u64)>,
     committed: BTreeMap<(RangeId, u64), (u64, u64)>,
     checksums: BTreeMap<(RangeId, u64), u32>,
     results: BTreeMap<(RangeId, u64), u64>,
@@ -231,6 +233,9 @@ impl Invariants {
                 log.terms.insert(entry.index, entry.term);
                 let seen = Seen { hash: hash(&entry.data), previous_term };
                 let key = (item.range, entry.index, entry.term);
+                if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
+                    self.replica_changes.insert(key);
+                }
                 if !self.entries.contains_key(&key) {
                     self.unproven.insert(key, node);
                 } else if self.unproven.get(&key).is_some_and(|first| *first != node) {

@@ -32,6 +32,15 @@ impl Invariants {
         self.written[node].get(&range).map_or(0, crate::mirror::LogMirror::last_index)
     }
 
+    /// Whether a node's log holds a change of the range's replicas that no replica has applied yet.
+    pub(crate) fn awaits_change(&self, node: usize, range: RangeId) -> bool {
+        let Some(log) = self.written[node].get(&range) else { return false };
+        let applied = self.checksums.range((range, 0)..=(range, u64::MAX)).next_back();
+        let behind = applied.map_or(0, |((_, index), _)| *index) + 1;
+        let mut changes = self.replica_changes.range((range, behind, 0)..=(range, u64::MAX, u64::MAX));
+        changes.any(|(_, index, term)| log.terms.get(index) == Some(term))
+    }
+
     /// Up to where a replica's log holds what is known to be committed.
     pub(crate) fn committed_held(&self, node: usize, range: RangeId) -> u64 {
         let committed = self.committed.range((range, 0)..=(range, u64::MAX)).next_back();
@@ -114,6 +123,7 @@ impl Invariants {
         self.leaders.retain(|(of, _), _| of_others(of));
         self.entries.retain(|(of, ..), _| of_others(of));
         self.unproven.retain(|(of, ..), _| of_others(of));
+        self.replica_changes.retain(|(of, ..)| of_others(of));
         for synced in &mut self.applied_synced {
             synced.remove(&range);
         }

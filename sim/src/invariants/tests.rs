@@ -466,3 +466,24 @@ fn a_plan_that_keeps_less_than_others_have() {
     assert_eq!(watched.invariants.check_kept(2, &level, &[1, 2, 3]), Ok(()));
     noticed(keeps_less, watched.invariants.check_kept(1, &behind, &[1, 2, 3]));
 }
+
+/// It may need a node that no descriptor calls a voter (seed 10156).
+#[test]
+fn a_change_of_replicas_waits_until_one_replica_has_applied_it() {
+    let mut watched = watched();
+    let change = |index, term| Entry { entry_type: EntryType::EntryConfChangeV2, ..entry(index, term, b"a") };
+    watched.append(0, vec![entry(FIRST, TERM, b"a"), change(FIRST + 1, TERM)]).expect("the first of them");
+    assert!(watched.invariants.awaits_change(0, RANGE));
+    assert!(!watched.invariants.awaits_change(1, RANGE), "it has not reached the others");
+    assert_eq!(watched.invariants.applied(0, &applied(FIRST)), Ok(()));
+    assert!(watched.invariants.awaits_change(0, RANGE));
+    assert_eq!(watched.invariants.applied(1, &applied(FIRST + 1)), Ok(()));
+    assert!(!watched.invariants.awaits_change(0, RANGE));
+    // One that is overwritten waits no longer.
+    watched.append(0, vec![change(FIRST + 2, TERM)]).expect("the next");
+    assert!(watched.invariants.awaits_change(0, RANGE));
+    let remove = vec![(FIRST + 2, FIRST + 3)];
+    let item = LogItem { entries: vec![entry(FIRST + 2, TERM + 1, b"b")], remove, ..LogItem::new(RANGE) };
+    watched.write(0, item).expect("another leader's");
+    assert!(!watched.invariants.awaits_change(0, RANGE));
+}

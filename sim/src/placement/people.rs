@@ -7,7 +7,7 @@ use flotilla_engine::bootstrap::{self, Birth};
 use flotilla_engine::membership;
 use flotilla_placement::{Request, Response};
 use flotilla_proto::ids::{DEFAULT_KEYSPACE, SYSTEM_KEYSPACE, SYSTEM_RANGE};
-use flotilla_proto::{Error, NodeId, Result, v1};
+use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
 
 use super::ask::Asker;
 use super::{Placed, Real, Slot};
@@ -169,6 +169,12 @@ impl Cluster {
         let Some(real) = &self.real else { return false };
         let since = real.changed.get(&range.range_id).copied().unwrap_or(0);
         if membership::is_joint(range) || since + STEADY > self.now {
+            return false;
+        }
+        // A change of replicas may be written and not applied yet. No descriptor shows it, and it may make a voter of a
+        // learner that is lost meanwhile: then the range needs the lost one for ever.
+        let id = RangeId(range.range_id);
+        if real.members().iter().any(|of| self.invariants.awaits_change(*of as usize - 1, id)) {
             return false;
         }
         let voters: Vec<u64> =
