@@ -102,6 +102,13 @@ pub(super) struct Loss {
     outcasts: BTreeSet<usize>,
 }
 
+impl Loss {
+    /// The lost nodes that may come back.
+    pub(super) fn lost(&self) -> impl Iterator<Item = u64> {
+        self.stores.keys().map(|index| *index as u64 + 1)
+    }
+}
+
 impl Cluster {
     /// A majority of some range goes, if every range leaves something behind.
     pub(super) fn lose_a_majority(&mut self) {

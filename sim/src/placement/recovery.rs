@@ -210,23 +210,23 @@ impl Cluster {
         let ranges = replicas.chain(surveys.iter().flat_map(|of| &of.routes));
         let named: BTreeSet<u64> = ranges.flat_map(|of| &of.replicas).map(|of| of.node_id).chain(known).collect();
         let missing: BTreeSet<u64> = named.difference(&answered).copied().collect();
-        let recovery = &mut real.recovery;
-        recovery.plans += 1;
-        // Those that were given up before are named again.
-        let given_up = surveys.iter().flat_map(|of| &of.condemned).copied();
+        real.recovery.plans += 1;
+        // Those that were given up before are named again; and so are those of which no survivor has heard, but the person has: such a
+        // one would come back as a member like any, with a history that ended here.
+        let given_up = surveys.iter().flat_map(|of| &of.condemned).copied().chain(real.loss.lost());
         let dead: BTreeSet<u64> = given_up.filter(|node| !answered.contains(node)).chain(missing).collect();
         if dead.is_empty() {
             // All are back.
             return self.nothing_more(false);
         }
         let wish = Wish {
-            plan_id: format!("plan {}", recovery.plans),
+            plan_id: format!("plan {}", real.recovery.plans),
             unix_ms: UNIX_MS_AT_START + self.now / 1_000_000,
             decided_by: "a person".into(),
             dead: dead.clone(),
             recreate_empty: true,
         };
-        recovery.dead.extend(dead);
+        real.recovery.dead.extend(dead);
         match product::plan(&wish, surveys) {
             Ok(plan) if plan.kept.is_empty() && plan.recreated.is_empty() => self.nothing_more(true),
             Ok(plan) => {
