@@ -68,6 +68,8 @@ pub struct Plan {
     pub left: Vec<String>,
     /// Ranges that have a majority.
     pub healthy: usize,
+    /// What a person must know of the wish.
+    pub warnings: Vec<String>,
 }
 
 /// A range that goes on with one replica.
@@ -176,6 +178,7 @@ pub fn plan(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<Plan, Vec<Str
         cluster_id: surveys.first().map_or(0, |survey| survey.cluster_id),
         wish: wish.clone(),
         living: surveys.iter().map(|survey| (survey.node_id, survey.boot_id)).collect(),
+        warnings: unheard_of(wish, surveys),
         ..Plan::default()
     };
     let mut refusals = Vec::new();
@@ -264,19 +267,21 @@ fn check(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<(), Vec<String>>
             ));
         }
     }
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+}
+
+/// Nodes that are named dead and that nobody alive knows: one that joined just before the others were lost, or a slip. Not to name the first
+/// would be worse: it could come back as a member like any, with a history that ended here.
+fn unheard_of(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Vec<String> {
+    let known = |node: &u64| surveys.iter().flat_map(|survey| &survey.nodes).any(|known| known.node_id == *node);
     let named = |node: &u64| {
         let holds = |of: &v1::RangeDescriptor| of.replicas.iter().any(|replica| replica.node_id == *node);
         let mut replicas = surveys.iter().flat_map(|survey| &survey.replicas).filter_map(|of| of.descriptor.as_ref());
         let given_up = surveys.iter().any(|survey| survey.condemned.contains(node));
-        given_up
-            || known.contains_key(node)
-            || replicas.any(holds)
-            || surveys.iter().flat_map(|survey| &survey.routes).any(holds)
+        given_up || known(node) || replicas.any(holds) || surveys.iter().flat_map(|survey| &survey.routes).any(holds)
     };
-    for node in wish.dead.iter().filter(|node| !named(node)) {
-        refusals.push(format!("no node that answers has heard of node {node}"));
-    }
-    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+    let what = |node: &u64| format!("no node that answers has heard of node {node}, which is named dead");
+    wish.dead.iter().filter(|node| !named(node)).map(what).collect()
 }
 
 /// Nodes with voters that neither answer nor are named dead.

@@ -62,6 +62,7 @@ pub fn render(plan: &Plan) -> Value {
         "gaps": plan.gaps.iter().map(gap).collect::<Vec<_>>(),
         "recreated_empty": recreated.collect::<Vec<_>>(),
         "left_as_they_are": plan.left,
+        "warnings": plan.warnings,
     });
     value["crc32"] = json!(checksum(&value));
     value

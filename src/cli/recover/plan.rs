@@ -110,6 +110,9 @@ fn show(plan: &Plan, keyspaces: &[v1::Keyspace], style: KeyStyle) -> Result {
              Entries not known to be committed are kept, and count from then on.",
         )?;
     }
+    for warning in &plan.warnings {
+        output::line(format_args!("warning: {warning}"))?;
+    }
     for kept in &plan.kept {
         for warning in &kept.warnings {
             output::line(format_args!("warning: range {}: {warning}", kept.order.range_id))?;

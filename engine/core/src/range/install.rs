@@ -166,6 +166,7 @@ impl Range {
     pub(super) fn note_doomed_snapshot(&mut self, data: Option<&SnapshotData>) {
         if let Some(descriptor) = data.and_then(|data| data.header.descriptor.clone()) {
             self.set_descriptor(Arc::new(descriptor));
+            self.unborn = false;
         }
     }
 

@@ -179,7 +179,8 @@ impl Range {
     pub(crate) fn end_if_doomed(&mut self, turn: &mut Turn<'_>) -> Option<v1::Tombstone> {
         let doom = self.doomed.filter(|doom| self.is_quiet() && doom.held_by.is_none())?;
         self.end(turn);
-        let (tombstone, keeps_data) = (doom.tombstone, doom.keeps_data);
+        // Where nothing was put in place yet, what stands in the span is another replica's: one that was held for the snapshot.
+        let (tombstone, keeps_data) = (doom.tombstone, doom.keeps_data || self.unborn);
         let destroy = Some(Destroy { descriptor: self.descriptor.clone(), tombstone, keeps_data });
         turn.items.push(LogItem { destroy, ..LogItem::new(self.id) });
         Some(tombstone)
