@@ -71,6 +71,8 @@ pub(crate) struct Invariants {
     checkpoints: BTreeMap<(RangeId, u64), (u64, u32)>,
     /// Nodes that were given up for good, and came back: nobody is to believe them.
     outcasts: BTreeSet<usize>,
+    /// Those that went on with one replica after the loss of their majority.
+    recovered_ranges: BTreeSet<RangeId>,
     /// The newest view of each node and range.
     views: BTreeMap<(RangeId, usize), std::sync::Arc<ReadView>>,
 }

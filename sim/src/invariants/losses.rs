@@ -97,6 +97,7 @@ impl Invariants {
             self.forget(lost);
         }
         self.cut(range, applied);
+        self.recovered_ranges.insert(range);
         self.forget_versions(descriptor);
         Ok(())
     }
@@ -105,6 +106,13 @@ impl Invariants {
     pub(crate) fn forget_versions(&mut self, range: &v1::RangeDescriptor) {
         let held = |key: &(u64, bytes::Bytes)| key.0 == range.keyspace_id && territory::holds_key(range, &key.1);
         self.versions.retain(|key, _| !held(key));
+    }
+
+    /// Whether a node's replica is one of those without which its range went on: what it has applied may be what is lost, until it learns that
+    /// it is no part of the range any more.
+    pub(super) fn is_left_behind(&self, node: usize, range: RangeId) -> bool {
+        let named = |of: &Descriptor| of.replicas.iter().any(|replica| replica.node_id == node as u64 + 1);
+        self.recovered_ranges.contains(&range) && self.territory.newest(range).is_some_and(|newest| !named(newest))
     }
 
     fn cut(&mut self, range: RangeId, behind: u64) {

@@ -56,6 +56,10 @@ impl Ledger {
         let mut ledger = Self::default();
         for (key, value) in records {
             if let Ok(change) = Change::decode(&key, &value) {
+                // The history that told of it may have been cut since.
+                if let Change::Order(_, record) = &change {
+                    ledger.told.extend(record.order.as_ref().map(|order| order.order_id));
+                }
                 ledger.put(change).unwrap_or_default();
             }
         }
