@@ -111,7 +111,8 @@ impl Invariants {
     /// Whether a node's replica is one of those without which its range went on: what it has applied may be what is lost, until it learns that
     /// it is no part of the range any more.
     pub(super) fn is_left_behind(&self, node: usize, range: RangeId) -> bool {
-        let named = |of: &Descriptor| of.replicas.iter().any(|replica| replica.node_id == node as u64 + 1);
+        let own = self.durable[node].get(&range).map(|of| of.replica);
+        let named = |of: &Descriptor| of.replicas.iter().any(|replica| own.is_none_or(|own| replica.replica_id == own));
         self.recovered_ranges.contains(&range) && self.territory.newest(range).is_some_and(|newest| !named(newest))
     }
 
