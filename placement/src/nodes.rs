@@ -208,8 +208,10 @@ impl Service {
             let held = state.table.holding(node).is_some_and(|holding| !holding.held.is_empty());
             let coming = state.ahead.orders.values().filter_map(|record| record.order.as_ref());
             let coming = coming.flat_map(|order| &order.add_nodes).any(|to| *to == node);
-            let gone = state.reports.is_empty(node) && !self.has_births(node);
-            !held && !coming && (gone || state.is_dead(node) && state.knows_every_range())
+            // A range that it was told to begin may be there, and written to, although nothing was heard of it: also if the node is
+            // silent just now, and lives.
+            let known = state.reports.is_empty(node) || state.is_dead(node) && state.knows_every_range();
+            !held && !coming && !self.has_births(node) && known
         };
         let leaving = state.ahead.nodes.values().filter(|record| record.decommissioning && !record.removed);
         if !state.settled {

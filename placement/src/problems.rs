@@ -99,7 +99,7 @@ fn births(state: &State) -> Vec<String> {
     let line = |((keyspace, node), count): ((u64, u64), usize)| {
         format!(
             "keyspace {:?}: {count} of its ranges were to begin on node {node}, of which nothing is heard: start it, or, if \
-             it is lost for good, decommission it",
+             it is lost for good, drop the keyspace, which was never ready",
             name(keyspace)
         )
     };

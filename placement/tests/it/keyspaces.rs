@@ -112,6 +112,27 @@ fn a_range_whose_node_was_told_to_make_it_waits_for_the_node() {
     assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 3);
 }
 
+/// A seed of the simulation: a node that was to be emptied was silent for a while, and was taken for one that holds nothing, while clients wrote
+/// to a range that it had begun and not reported.
+#[test]
+fn a_silent_node_that_may_have_begun_a_range_is_not_removed() {
+    let mut toy = grown(1, 4, 1);
+    toy.faults.answer_lost = 100;
+    let token = toy.send(create("told", 4));
+    toy.steps(1);
+    toy.nodes.get_mut(&3).expect("joined").up = false;
+    toy.faults.answer_lost = 0;
+    toy.until("answered", |toy| toy.answers.contains_key(&token));
+    let leave = v1::DecommissionNodeRequest { node_id: 3, undo: false };
+    toy.ask(Request::DecommissionNode(leave)).expect("the others can hold everything");
+    toy.steps(400);
+    let removed = |toy: &Toy| toy.service.nodes().iter().all(|node| node.node_id != 3);
+    assert!(!removed(&toy), "it may have begun its range");
+    toy.nodes.get_mut(&3).expect("joined").restart();
+    toy.until("it is emptied, and removed", |toy| removed(toy) && toy.replicas_on(3) == 0);
+    assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 4);
+}
+
 #[test]
 fn the_default_keyspace_can_be_dropped_and_the_systems_not() {
     let mut toy = grown(2, 3, 1);
