@@ -3,6 +3,7 @@
 use flotilla_hostile::Decoder;
 
 use crate::directory::hostile_identity;
+use crate::scrub::hostile as hostile_tables;
 use crate::watermark::Watermark;
 
 /// Makes the crc of the watermark right.
@@ -22,7 +23,7 @@ fn watermarks() {
         .check(|input| Watermark::parse(input), |watermark| watermark.to_bytes());
 }
 
-/// Makes the crc in the last line of an IDENTITY right.
+/// Makes the crc in the last line of an IDENTITY, or of TABLES, right.
 fn seal_text(bytes: Vec<u8>) -> Vec<u8> {
     let text = String::from_utf8_lossy(&bytes);
     let body = text.rsplit_once("crc32 ").map_or(&text[..], |(body, _)| body);
@@ -36,4 +37,13 @@ fn identities() {
         .words(&["\n", "format ", "cluster ", "node ", "0", "18446744073709551616", "+1"])
         .memory(16, 4_096)
         .check(|input| hostile_identity::parse(input), |identity| hostile_identity::encode(*identity));
+}
+
+#[test]
+fn tables() {
+    Decoder::new("file: TABLES", vec![hostile_tables::sample()])
+        .sealed(seal_text)
+        .words(&["\n", "\r\n", "pass ", " ", "0", "18446744073709551616", "+1", "FFFFFFFFF"])
+        .memory(32, 4_096)
+        .check(|input| hostile_tables::parse(input), Vec::clone);
 }

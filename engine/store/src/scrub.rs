@@ -94,6 +94,22 @@ impl Tables {
     }
 }
 
+/// For the test with hostile input.
+#[cfg(test)]
+pub(crate) mod hostile {
+    use super::Tables;
+
+    pub(crate) fn sample() -> Vec<u8> {
+        let files = [("000007.sst", (4_096, 7)), ("000012.sst", (u64::MAX, u32::MAX))];
+        Tables { pass: 3, files: files.map(|(name, of)| (name.to_owned(), of)).into() }.to_text().into_bytes()
+    }
+
+    /// What is read of a file, as it would be written.
+    pub(crate) fn parse(input: &[u8]) -> Option<Vec<u8>> {
+        Tables::parse(std::str::from_utf8(input).ok()?).map(|tables| tables.to_text().into_bytes())
+    }
+}
+
 /// What was found of one file.
 enum Measured {
     Whole(u64, u32),
