@@ -338,7 +338,8 @@ impl Range {
         self.lose_merge_asker(turn, reason, false);
     }
 
-    /// A new leader's log is what counts: a change of a former reign that is not in it has no index to wait for.
+    /// A new leader's log is what counts: a change of a former reign that is not in it has no index to wait for. Whoever
+    /// follows now drops it, too: the log may never get that long, and the range is to sleep.
     pub(super) fn drop_overwritten_change(&mut self, turn: &mut Turn<'_>) {
         let log = &self.raft.raft.raft_log;
         let stands = |change: &PendingChange| log.term(change.index).is_ok_and(|term| term == change.term);

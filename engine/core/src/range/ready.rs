@@ -252,6 +252,7 @@ impl Range {
 
     /// What a change of role means for those who wait.
     fn follow_role(&mut self, turn: &mut Turn<'_>) {
+        self.drop_overwritten_change(turn);
         let role = self.raft.raft.state;
         let (was, term) = (self.role, self.view.term);
         self.role = role;
@@ -277,7 +278,6 @@ impl Range {
         }
         if role == StateRole::Leader && !same_reign {
             self.lease.begin(self.term());
-            self.drop_overwritten_change(turn);
             self.heard.clear();
             self.hand_overs.clear();
             self.begin_load(turn);

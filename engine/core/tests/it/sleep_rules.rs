@@ -1,11 +1,13 @@
 //! Ranges that sleep, and everything else that happens to ranges: snapshots, merges, slow nodes, loss of a majority.
 
+use std::time::Duration;
+
 use flotilla_engine::config::Config;
 use flotilla_engine::store::{Input, Recovered, Token, TransferLeader, Write};
 use flotilla_placement::recovery::{self, Wish};
 use flotilla_proto::{NodeId, RangeId, v1};
 
-use crate::cluster::{Cluster, LATER, RANGE, put, request};
+use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, request};
 use crate::merges::{assert_well, merge_input};
 use crate::quorum_loss::{answer, survey};
 use crate::sleep::{all_asleep, asleep, asleep_with, config, others, sleeps, ticks};
@@ -202,4 +204,23 @@ fn a_follower_is_recovered_from_its_sleep() {
     }
     assert!(sleeps(&cluster, survivor) && !cluster.summary(survivor).hears_leader);
     recover_on(&mut cluster, survivor, &[leader, other]);
+}
+
+/// A leader's change that its successor's shorter log has overwritten keeps nobody awake (the simulation's seed 14525).
+#[test]
+fn a_change_of_a_former_reign_keeps_nobody_awake() {
+    let (mut cluster, old) = asleep();
+    cluster.cut_off.insert(old);
+    let deadline = cluster.now + Duration::from_secs(1);
+    for token in (10..20).map(Token) {
+        let request = request(vec![put("k", "never")]);
+        cluster.turn(old, vec![Input::Write(Write { token, range: RANGE, epoch: EPOCH, request, deadline })]);
+    }
+    cluster.turn(old, vec![Input::Check { token: Token(1), range: RANGE, deadline: LATER }]);
+    let tall = cluster.summary(old).last_index;
+    cluster.tick_until(|cluster| others(old).iter().any(|id| cluster.view(*id).serves));
+    cluster.cut_off.clear();
+    cluster.tick_until(all_asleep);
+    assert!(cluster.summary(old).last_index < tall, "the log ends before the change's index");
+    assert!(cluster.checks.iter().any(|(token, answer)| *token == 1 && answer.is_err()), "and its asker knows");
 }
