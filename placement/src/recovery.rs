@@ -178,7 +178,7 @@ pub fn plan(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<Plan, Vec<Str
         cluster_id: surveys.first().map_or(0, |survey| survey.cluster_id),
         wish: wish.clone(),
         living: surveys.iter().map(|survey| (survey.node_id, survey.boot_id)).collect(),
-        warnings: unheard_of(wish, surveys),
+        warnings: unheard_of(wish, surveys).into_iter().chain(untold(surveys)).collect(),
         ..Plan::default()
     };
     let mut refusals = Vec::new();
@@ -235,8 +235,9 @@ fn nothing_to_do(plan: &Plan) -> String {
         0 => String::new(),
         gaps => format!("; no range holds {gaps} spans of keyspaces, and nobody remembers which did"),
     };
+    let warnings: String = plan.warnings.iter().map(|warning| format!("; {warning}")).collect();
     format!(
-        "all {healthy} ranges have a quorum without nodes {dead:?}: nothing is to be recovered; placement rebuilds what those held{gaps}"
+        "all {healthy} ranges have a quorum without nodes {dead:?}: nothing is to be recovered; placement rebuilds what those held{gaps}{warnings}"
     )
 }
 
@@ -282,6 +283,14 @@ fn unheard_of(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Vec<String> {
     };
     let what = |node: &u64| format!("no node that answers has heard of node {node}, which is named dead");
     wish.dead.iter().filter(|node| !named(node)).map(what).collect()
+}
+
+/// After their start nodes know the keyspaces only when placement has told them: until then a keyspace that is lost wholly is not missed.
+fn untold(surveys: &[v1::SurveyResponse]) -> Option<String> {
+    let told = surveys.iter().any(|survey| !survey.keyspaces.is_empty());
+    let what = "no node that answers has been told of the keyspaces since it started: one that is lost wholly is not named here; \
+         plan again once placement runs";
+    (!told).then(|| what.into())
 }
 
 /// Nodes with voters that neither answer nor are named dead.

@@ -296,6 +296,23 @@ fn a_node_that_placement_has_forgotten_is_given_up_all_the_same() {
     assert!(removed(6) && removed(5_000) && changes.contains(&Change::Next(Counter::Node, 5_001)), "{changes:?}");
 }
 
+/// A keyspace whose only range is gone is known to placement alone, once the survivors have started again (the
+/// simulation's seed 12541).
+#[test]
+fn a_person_is_told_that_survivors_do_not_know_the_keyspaces_yet() {
+    let untold =
+        |id: u64, replicas: Vec<v1::SurveyedReplica>| v1::SurveyResponse { keyspaces: vec![], ..node(id, replicas) };
+    let lost = range(2, ("", ""), (3, 4), &[1, 3, 4]);
+    let lost = [replica(&lost, 1, (5, 5))];
+    let words = "plan again once placement runs";
+    let made = made(&[untold(1, lost.to_vec()), untold(2, vec![])]);
+    assert!(made.warnings.len() == 1 && made.warnings[0].contains(words), "{:?}", made.warnings);
+    assert_eq!(self::made(&[untold(1, lost.to_vec()), node(2, vec![])]).warnings, [""; 0], "one that knows is enough");
+    let well = range(2, ("", ""), (3, 4), &[1, 2, 3]);
+    let well = [1, 2].map(|id| untold(id, vec![replica(&well, id, (5, 5))]));
+    refused(&wish(), &well, words);
+}
+
 #[test]
 fn what_is_left_of_a_dropped_keyspace_does_not_go_on() {
     let dropped = v1::Keyspace { keyspace_id: 1, state: v1::KeyspaceState::Dropped.into(), ..Default::default() };
