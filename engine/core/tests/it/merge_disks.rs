@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, LATER, RANGE, rows};
 use crate::installs::{install, received, snapshot_to_3};
 use crate::merge_bugs::{level, write_and_settle};
 use crate::merges::{assert_well, frozen, merge_input, merged_on, split, split_with};
-use crate::ranges::{CHILD, message, serves, split_input, whole};
+use crate::ranges::{CHILD, message, nodes_of, order, serves, split_input, whole};
 use crate::snapshots::small_log;
 
 /// Two ranges, merged while node 3 hears nothing, and written to until it can only get a snapshot.
@@ -204,5 +204,52 @@ fn a_snapshot_of_the_same_freeze_leaves_the_data_alone() {
     cluster.tick_until(|cluster| {
         (2..=3).all(|id| rows(&cluster.node(id).disk, &whole()) == rows(&cluster.node(1).disk, &whole()))
     });
+    assert_well(&cluster);
+}
+
+/// A replica that waits for its first snapshot is removed again, before what is held for that snapshot was done: it deletes
+/// nothing, for nothing is its own (the simulation's seed 9283).
+#[test]
+fn a_replica_that_never_began_deletes_nothing_when_it_goes() {
+    let mut cluster = split_with(small_log(), 0);
+    cluster.deaf.extend([(1, RANGE), (2, RANGE), (3, RANGE)]);
+    cluster.turn(1, vec![merge_input(1, CHILD, RANGE)]);
+    cluster.settle();
+    assert!((1..=3).all(|id| frozen(&cluster, id) == Some(true)));
+    // The empty entry of the next leader.
+    cluster.apply_held.insert(3);
+    let order_to_2 = TransferLeader { token: Token(5), range: CHILD, to: NodeId(2), deadline: LATER };
+    cluster.turn(1, vec![Input::TransferLeader(order_to_2)]);
+    cluster.tick_until(|cluster| !cluster.node(3).applies.is_empty());
+    cluster.deaf = [(3, RANGE)].into();
+    cluster.tick_until(|cluster| merged_on(cluster, &[1, 2]));
+    let leader = cluster.leader_of(RANGE).expect("there is one");
+    cluster.turn(leader, vec![order(&[], &[3])]);
+    cluster.tick_until(|cluster| nodes_of(cluster, leader).len() == 2);
+    cluster.cut_off.insert(3);
+    cluster.deaf.clear();
+    cluster.turn(3, vec![Input::Remove { range: RANGE, replica_id: 3 }]);
+    cluster.tick_until(|cluster| rows(&cluster.node(3).disk, &whole()).len() == 2);
+    let held = rows(&cluster.node(3).disk, &whole());
+    assert!(frozen(&cluster, 3).is_some(), "what was taken in stands there, and has its data");
+
+    cluster.cut_off.clear();
+    cluster.turn(leader, vec![order(&[3], &[])]);
+    let brings = MessageType::MsgSnapshot as u32;
+    let brought = |sent: &Envelope| sent.message.message_type == brings && sent.message.to_replica == 4;
+    cluster.tick_until(|cluster| cluster.sent.iter().any(brought) && frozen(cluster, 3).is_none());
+    let went = |cluster: &Cluster| {
+        let gone = |event: &Event| matches!(event, Event::Removed { range: RANGE, replica_id: 4 });
+        cluster.events.iter().any(|(id, event)| *id == 3 && gone(event))
+    };
+    assert!(!went(&cluster) && rows(&cluster.node(3).disk, &whole()) == held, "it waits for what is held for it");
+    cluster.cut_off.insert(3);
+    cluster.turn(3, vec![Input::Remove { range: RANGE, replica_id: 4 }]);
+    cluster.tick_until(went);
+    cluster.settle();
+    assert_eq!(rows(&cluster.node(3).disk, &whole()), held);
+    cluster.restart(3);
+    assert!(frozen(&cluster, 3).is_some(), "it stands as it was");
+    assert_eq!(rows(&cluster.node(3).disk, &whole()), held);
     assert_well(&cluster);
 }
