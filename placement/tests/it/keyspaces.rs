@@ -95,16 +95,22 @@ fn ranges_of_a_node_that_dies_before_their_birth_are_born_elsewhere() {
     toy.check_settled();
 }
 
-/// What was written there, before anyone else knew of it, is not lost while the node may come back.
-#[test]
-fn a_range_whose_node_was_told_to_make_it_waits_for_the_node() {
-    let mut toy = grown(1, 3, 1);
+/// So many nodes, a keyspace with as many ranges that was asked for, and node 3 silent: told to begin its range, it may have.
+fn told_and_silent(nodes: u64) -> (Toy, u64) {
+    let mut toy = grown(1, nodes, 1);
     toy.faults.answer_lost = 100;
-    let token = toy.send(create("told", 3));
+    let token = toy.send(create("told", nodes as u32));
     toy.steps(1);
     toy.nodes.get_mut(&3).expect("joined").up = false;
     toy.faults.answer_lost = 0;
     toy.until("answered", |toy| toy.answers.contains_key(&token));
+    (toy, token)
+}
+
+/// What was written there, before anyone else knew of it, is not lost while the node may come back.
+#[test]
+fn a_range_whose_node_was_told_to_make_it_waits_for_the_node() {
+    let (mut toy, token) = told_and_silent(3);
     assert!(matches!(toy.answers.remove(&token), Some(Err(Error::Ambiguous { .. }))));
     assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 2);
     toy.nodes.get_mut(&3).expect("joined").restart();
@@ -116,13 +122,7 @@ fn a_range_whose_node_was_told_to_make_it_waits_for_the_node() {
 /// to a range that it had begun and not reported.
 #[test]
 fn a_silent_node_that_may_have_begun_a_range_is_not_removed() {
-    let mut toy = grown(1, 4, 1);
-    toy.faults.answer_lost = 100;
-    let token = toy.send(create("told", 4));
-    toy.steps(1);
-    toy.nodes.get_mut(&3).expect("joined").up = false;
-    toy.faults.answer_lost = 0;
-    toy.until("answered", |toy| toy.answers.contains_key(&token));
+    let (mut toy, _) = told_and_silent(4);
     let leave = v1::DecommissionNodeRequest { node_id: 3, undo: false };
     toy.ask(Request::DecommissionNode(leave)).expect("the others can hold everything");
     toy.steps(400);
