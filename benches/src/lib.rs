@@ -7,6 +7,7 @@
 
 pub mod alloc;
 pub mod args;
+pub mod cluster;
 pub mod db;
 pub mod rpc;
 pub mod stats;

@@ -18,8 +18,8 @@ use flotilla_proto::{NodeId, RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 use tokio::task::JoinHandle;
 
-use crate::cluster::{Cluster, PATIENCE, Result, user_ranges};
 use crate::load::End;
+use flotilla_benches::cluster::{Cluster, PATIENCE, Result, user_ranges};
 
 const KEY: &[u8] = b"m";
 /// An event's consequences are looked for until so long after its end.

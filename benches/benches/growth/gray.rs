@@ -7,9 +7,9 @@ use std::time::Duration;
 use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
 
-use crate::cluster::{Cluster, Result, shown};
 use crate::load::{CLIENTS, Load, Throughput};
 use crate::powercut::{Control, PowerCut};
+use flotilla_benches::cluster::{Cluster, Result, shown};
 
 const RANGES: &str = "12";
 /// The node that is hit: not the one that the cluster began with, which leads the system range.
@@ -65,7 +65,7 @@ async fn measure(binary: &Path, args: &Args, fault: Fault) -> Result<[f64; 7]> {
     let led =
         async || -> Result<f64> { Ok(f64::from(client.node_status_at(&cluster.nodes[HIT].client).await?.ranges_led)) };
     // Leaders are spread by placement, and then stay.
-    crate::cluster::wait("leaders on the node", async || led().await.is_ok_and(|led| led >= 3.0)).await?;
+    flotilla_benches::cluster::wait("leaders on the node", async || led().await.is_ok_and(|led| led >= 3.0)).await?;
     let load = Throughput::start(std::slice::from_ref(&client), Load::Mixed, CLIENTS);
     pause(2.0 + BEFORE).await;
     let (led_before, hit) = (led().await?, load.now());

@@ -11,7 +11,7 @@ use flotilla_proto::Error;
 use flotilla_router::{Client, WriteOp};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cluster::Result;
+use flotilla_benches::cluster::Result;
 
 const FILL_BYTES: usize = 16 << 10;
 const FILL_BATCH: u64 = 16;

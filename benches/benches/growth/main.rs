@@ -4,7 +4,6 @@
 //! Node processes, their clients and whatever else runs share the machine: counts and ratios are what to go by.
 //! Needs the binary of `make bin`.
 
-mod cluster;
 mod gaps;
 mod gray;
 mod load;

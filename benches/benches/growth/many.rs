@@ -9,7 +9,7 @@ use flotilla_benches::stats::Table;
 use flotilla_proto::{RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 
-use crate::cluster::{Cluster, PATIENCE, Result, pause_after, shown, user_ranges, wait};
+use flotilla_benches::cluster::{Cluster, PATIENCE, Result, pause_after, shown, user_ranges, wait};
 
 /// What ranges do after their birth is over by then.
 const SETTLE: Duration = Duration::from_secs(3);

@@ -11,10 +11,10 @@ use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
 use flotilla_router::{Client, ClientConfig};
 
-use crate::cluster::{Cluster, Result, shown};
 use crate::load::{Load, Seen, Steady, Throughput};
 use crate::powercut::PowerCut;
 use crate::quota::Quota;
+use flotilla_benches::cluster::{Cluster, Result, shown};
 
 const RANGES: &str = "12";
 /// What the nodes cannot have more of.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cluster::Result;
+use flotilla_benches::cluster::Result;
 
 /// The kernel gives at least a millisecond in each period; longer ones are longer standstills.
 const QUOTA_MIN_US: u64 = 2_000;

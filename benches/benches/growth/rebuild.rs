@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use flotilla_benches::args::Args;
 use flotilla_benches::stats::Table;
 
-use crate::cluster::{Cluster, Result, shown, user_ranges};
 use crate::load::{self, Steady};
+use flotilla_benches::cluster::{Cluster, Result, shown, user_ranges};
 
 const RANGES: u64 = 32;
 /// The shortest that a cluster takes.

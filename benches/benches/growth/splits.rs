@@ -11,7 +11,7 @@ use flotilla_benches::stats::Table;
 use flotilla_proto::{Error, RangeId, v1};
 use flotilla_router::{Client, SplitAt};
 
-use crate::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
+use flotilla_benches::cluster::{Cluster, PATIENCE, Result, shown, user_ranges, wait};
 
 /// Keys of one order: the store refuses more.
 const KEYS_MAX: usize = 1_023;

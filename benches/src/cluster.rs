@@ -17,10 +17,12 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// A bench says what went wrong, and ends.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// One process.
 pub struct Process {
+    /// Where clients reach it.
     pub client: String,
     peer: String,
     http: String,
@@ -33,20 +35,20 @@ pub struct Cluster {
     binary: PathBuf,
     /// Removed when it goes, after the processes.
     _directory: tempfile::TempDir,
+    /// By id, from 1 on.
     pub nodes: Vec<Process>,
     flags: Vec<String>,
     /// Of each node's process; may be shorter than the nodes are many.
     environment: Vec<Vec<(String, String)>>,
 }
 
-/// The binary beside this bench: `<target>/release/deps/growth-...` -> `<target>/release/flotilla`.
+/// The binary beside this one: `<target>/release/compare` or `<target>/release/deps/growth-...` ->
+/// `<target>/release/flotilla`.
 pub fn binary() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let binary = own.ancestors().nth(2).ok_or("a bench lies in <target>/release/deps")?.join("flotilla");
-    if !binary.exists() {
-        return Err(format!("{} is not there: run `make bin` first", binary.display()).into());
-    }
-    Ok(binary)
+    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join("flotilla"));
+    let found = beside.into_iter().find(|binary| binary.is_file());
+    Ok(found.ok_or("the flotilla binary is not beside this one: run `make bin` first")?)
 }
 
 impl Cluster {
@@ -228,9 +230,13 @@ impl Drop for Cluster {
 /// What nodes have spent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
+    /// Syncs of the logs.
     pub syncs: f64,
+    /// Log entries appended.
     pub entries: f64,
+    /// Raft messages sent.
     pub messages: f64,
+    /// CPU time of the processes.
     pub cpu_micros: f64,
     /// Writes that were answered, whatever the answer.
     pub writes: f64,

@@ -1,0 +1,170 @@
+//! One generator of load for all stores: clients that each do one operation after the other (a closed loop), over
+//! sessions that differ in nothing but the protocol.
+
+pub mod workload;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use flotilla_benches::cluster::Result;
+use flotilla_benches::stats::Latencies;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::task::JoinSet;
+
+use crate::store::{Failed, Session};
+use workload::{Chooser, Operation, Workload, key, value};
+
+/// Keys are written at first by so many.
+const FILLERS: u64 = 64;
+
+/// What to do to a store, for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    pub workload: Workload,
+    pub clients: usize,
+    pub value_bytes: usize,
+    pub keys: u64,
+    pub seed: u64,
+}
+
+/// What clients saw while it was measured.
+#[derive(Debug, Default)]
+pub struct Seen {
+    pub latencies: Latencies,
+    /// Writes on a condition that did not hold: done, and counted, all the same.
+    pub conflicts: u64,
+    pub failed: u64,
+    pub failure: Option<Failed>,
+    pub seconds: f64,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.latencies.merge(&other.latencies);
+        self.conflicts += other.conflicts;
+        self.failed += other.failed;
+        if self.failure.is_none() {
+            self.failure.clone_from(&other.failure);
+        }
+    }
+}
+
+/// A load in one of these is not measured yet, is, or is no more.
+const WARMS_UP: u8 = 0;
+const MEASURED: u8 = 1;
+const OVER: u8 = 2;
+
+/// Writes all keys.
+pub async fn fill<S: Session>(sessions: &[S], load: Load) -> Result<()> {
+    let mut tasks = JoinSet::new();
+    for at in 0..FILLERS {
+        let session = sessions[at as usize % sessions.len()].clone();
+        tasks.spawn(async move {
+            let mut random = SmallRng::seed_from_u64(load.seed ^ at);
+            for number in (at..load.keys).step_by(FILLERS as usize) {
+                session.put(key(number), value(&mut random, load.value_bytes)).await?;
+            }
+            Ok::<(), Failed>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// Clients under way.
+pub struct Running {
+    phase: Arc<AtomicU8>,
+    clients: JoinSet<Seen>,
+    began: Option<Instant>,
+}
+
+impl Running {
+    /// Begins to load; the clients take turns with the sessions.
+    pub fn start<S: Session>(sessions: &[S], load: Load) -> Self {
+        let phase = Arc::new(AtomicU8::new(WARMS_UP));
+        let chooser = Chooser::new(load.workload, load.keys);
+        let mut clients = JoinSet::new();
+        for at in 0..load.clients {
+            let session = sessions[at % sessions.len()].clone();
+            let client = Client {
+                session,
+                chooser: Arc::clone(&chooser),
+                phase: Arc::clone(&phase),
+                random: SmallRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(at as u64)),
+                value_bytes: load.value_bytes,
+            };
+            clients.spawn(client.run());
+        }
+        Self { phase, clients, began: None }
+    }
+
+    /// From here on it counts.
+    pub fn measure(&mut self) {
+        self.began = Some(Instant::now());
+        self.phase.store(MEASURED, Ordering::Relaxed);
+    }
+
+    /// Up to here it counted; returns what was seen, when all have ended what they had begun.
+    pub async fn stop(mut self) -> Result<Seen> {
+        self.phase.store(OVER, Ordering::Relaxed);
+        let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
+        let mut seen = Seen { seconds, ..Seen::default() };
+        while let Some(of_one) = self.clients.join_next().await {
+            seen.add(&of_one?);
+        }
+        Ok(seen)
+    }
+}
+
+/// One client: one operation after the other.
+struct Client<S> {
+    session: S,
+    chooser: Arc<Chooser>,
+    phase: Arc<AtomicU8>,
+    random: SmallRng,
+    value_bytes: usize,
+}
+
+impl<S: Session> Client<S> {
+    async fn run(mut self) -> Seen {
+        let mut seen = Seen::default();
+        loop {
+            let operation = self.chooser.next(&mut self.random);
+            let value = match operation {
+                Operation::Put(_) | Operation::ReadModifyWrite(_) => value(&mut self.random, self.value_bytes),
+                _ => Bytes::new(),
+            };
+            let begun = Instant::now();
+            let done = self.perform(operation, value).await;
+            let phase = self.phase.load(Ordering::Relaxed);
+            if phase == OVER {
+                return seen;
+            }
+            match done {
+                Ok(held) if phase == MEASURED => {
+                    seen.latencies.add(begun.elapsed());
+                    seen.conflicts += u64::from(!held);
+                }
+                Ok(_) => {}
+                Err(failed) => {
+                    seen.failed += 1;
+                    seen.failure.get_or_insert(failed);
+                }
+            }
+        }
+    }
+
+    async fn perform(&self, operation: Operation, value: Bytes) -> std::result::Result<bool, Failed> {
+        match operation {
+            Operation::Put(key) => self.session.put(key, value).await.map(|()| true),
+            Operation::Get(key) => self.session.get(key).await.map(|_| true),
+            Operation::Scan(key, limit) => self.session.scan(key, limit).await.map(|_| true),
+            Operation::ReadModifyWrite(key) => self.session.update(key, value).await,
+        }
+    }
+}

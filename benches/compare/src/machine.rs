@@ -1,0 +1,174 @@
+//! What the kernel says of processes and of the machine.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use flotilla_benches::cluster::Result;
+
+/// Addresses on loopback that nobody listens on.
+pub fn free_addresses(count: usize) -> Result<Vec<String>> {
+    // Held until all are known, so that none is given twice.
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<_>>()?;
+    let addresses = held.iter().map(|one| one.local_addr().map(|address| address.to_string()));
+    Ok(addresses.collect::<io::Result<_>>()?)
+}
+
+/// What some processes, and the machine, have spent until now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// CPU time of the servers.
+    pub server_us: f64,
+    /// CPU time of this process.
+    pub own_us: f64,
+    /// CPU time of the whole machine, and what a hypervisor took of it.
+    pub machine_us: f64,
+    pub stolen_us: f64,
+    /// Bytes that the servers gave to the disk.
+    pub disk_bytes: f64,
+    /// Packets on loopback.
+    pub packets: f64,
+    /// System calls of the servers that read or write.
+    pub calls: f64,
+    /// Times that a thread of the servers gave its core up to wait.
+    pub waits: f64,
+}
+
+impl Spent {
+    pub fn until_now(processes: &[u32]) -> Result<Self> {
+        let mut spent = Self { own_us: cpu_us("/proc/self/stat")?, packets: loopback_packets()?, ..Self::default() };
+        for process in processes {
+            spent.server_us += cpu_us(&format!("/proc/{process}/stat"))?;
+            let io = fs::read_to_string(format!("/proc/{process}/io"))?;
+            spent.disk_bytes += number_after(&io, "\nwrite_bytes:")?;
+            spent.calls += number_after(&io, "syscr:")? + number_after(&io, "syscw:")?;
+            for task in fs::read_dir(format!("/proc/{process}/task"))? {
+                // A thread may have ended since it was listed.
+                let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+                spent.waits += number_after(&status, "\nvoluntary_ctxt_switches:")?;
+            }
+        }
+        let (machine, stolen) = machine_us()?;
+        Ok(Self { machine_us: machine, stolen_us: stolen, ..spent })
+    }
+
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            server_us: self.server_us - earlier.server_us,
+            own_us: self.own_us - earlier.own_us,
+            machine_us: self.machine_us - earlier.machine_us,
+            stolen_us: self.stolen_us - earlier.stolen_us,
+            disk_bytes: self.disk_bytes - earlier.disk_bytes,
+            packets: self.packets - earlier.packets,
+            calls: self.calls - earlier.calls,
+            waits: self.waits - earlier.waits,
+        }
+    }
+
+    /// How many cores were busy with something else.
+    pub fn others(self, seconds: f64) -> f64 {
+        let others = self.machine_us - self.server_us - self.own_us + self.stolen_us;
+        (others / 1e6 / seconds).max(0.0)
+    }
+}
+
+/// Resident bytes of all of them.
+pub fn resident_bytes(processes: &[u32]) -> Result<f64> {
+    let of = |process: &u32| {
+        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+        Ok::<_, Box<dyn std::error::Error>>(number_after(&status, "VmRSS:")? * 1024.0)
+    };
+    processes.iter().map(of).sum()
+}
+
+/// The clock ticks of `stat`, in a second; it is 100 on every Linux.
+const TICKS: f64 = 100.0;
+
+/// User and system time.
+fn cpu_us(stat: &str) -> Result<f64> {
+    let text = fs::read_to_string(stat)?;
+    // The name in parentheses may hold anything.
+    let (_, after) = text.rsplit_once(')').ok_or("a stat without a name")?;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks =
+        |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).ok_or("a stat that is too short");
+    Ok((ticks(11)? + ticks(12)?) / TICKS * 1e6)
+}
+
+/// What all cores did that was not waiting, and what was taken from them.
+fn machine_us() -> Result<(f64, f64)> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().ok_or("an empty /proc/stat")?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else {
+        return Err("/proc/stat is too short".into());
+    };
+    let us = |ticks: f64| ticks / TICKS * 1e6;
+    Ok((us(user + nice + system + irq + softirq), us(steal)))
+}
+
+fn loopback_packets() -> Result<f64> {
+    let devices = fs::read_to_string("/proc/net/dev")?;
+    let line = devices.lines().find_map(|line| line.trim_start().strip_prefix("lo:")).ok_or("no loopback device")?;
+    Ok(line.split_whitespace().nth(1).ok_or("/proc/net/dev is too short")?.parse()?)
+}
+
+fn number_after(text: &str, name: &str) -> Result<f64> {
+    let (_, rest) = text.split_once(name).ok_or_else(|| format!("the kernel's report lacks {}", name.trim()))?;
+    Ok(rest.split_whitespace().next().ok_or("a number is missing")?.parse()?)
+}
+
+/// Counts the syncs of processes, whatever they are written in, by the kernel's trace points; `perf` does it.
+pub struct SyncCounter(Child);
+
+impl SyncCounter {
+    /// Begins; `None`: there is no `perf`, or it may not.
+    pub fn start(processes: &[u32]) -> Option<Self> {
+        let of: Vec<String> = processes.iter().map(u32::to_string).collect();
+        let mut command = Command::new("perf");
+        command
+            .args(["stat", "-x", ",", "-e", "syscalls:sys_enter_fdatasync,syscalls:sys_enter_fsync"])
+            .args(["-p", &of.join(",")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.spawn().ok().map(Self)
+    }
+
+    /// Ends; how many there were.
+    pub fn stop(self) -> Option<f64> {
+        let pid = i32::try_from(self.0.id()).ok()?;
+        // SAFETY: kill takes no pointers, and the child has not been waited for, so that the id is still its own.
+        unsafe { libc::kill(pid, libc::SIGINT) };
+        let output = self.0.wait_with_output().ok()?;
+        let text = String::from_utf8(output.stderr).ok()?;
+        let counts = text.lines().filter_map(|line| line.split(',').next()?.parse::<f64>().ok());
+        let counts: Vec<f64> = counts.collect();
+        (counts.len() == 2).then(|| counts.iter().sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_this_process() {
+        let before = Spent::until_now(&[std::process::id()]).expect("readable");
+        let mut sum = 0u64;
+        while Spent::until_now(&[std::process::id()]).expect("readable").since(before).server_us < 20_000.0 {
+            sum = (0..1_000_000u64).fold(sum, |sum, number| std::hint::black_box(sum ^ number));
+        }
+        let spent = Spent::until_now(&[std::process::id()]).expect("readable").since(before);
+        assert!(spent.machine_us >= 10_000.0, "{spent:?}");
+        assert!(resident_bytes(&[std::process::id()]).expect("readable") > 1e6);
+    }
+
+    #[test]
+    fn addresses_differ() {
+        let addresses = free_addresses(20).expect("loopback has them");
+        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        assert_eq!(different.len(), 20);
+    }
+}

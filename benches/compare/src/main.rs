@@ -1,0 +1,60 @@
+//! Compares Flotilla with its peers: the same load on both, by turns, on the same machine and the same disk.
+//!
+//! ```text
+//! turn 1: start system A ─▶ fill ─▶ each cell: warm up, measure ─▶ stop;  the same with B;  turn 2: A, B; ...
+//! ```
+//! Medians over the turns, their spread, and ratios; what else the machine did meanwhile is watched, and a run beside
+//! which something else was busy is refused.
+
+mod cell;
+mod load;
+mod machine;
+mod peers;
+mod results;
+mod run;
+mod store;
+
+use clap::{Parser, Subcommand};
+
+/// Flotilla against its peers, on this machine
+#[derive(Parser)]
+#[command(name = "compare", max_term_width = 100)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds the peers that are compared with, through Go's module proxy
+    Build(peers::Build),
+    /// Loads systems by turns, and prints medians and ratios
+    Run(run::Run),
+    /// Prints what an earlier run came to
+    Show {
+        /// What `run --out` wrote
+        results: std::path::PathBuf,
+        /// What the others are compared with
+        #[arg(long, value_enum, default_value = "etcd")]
+        against: store::System,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    let line = Line::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let done = runtime.map_err(Into::into).and_then(|runtime| match line.command {
+        Command::Build(build) => peers::build(&build),
+        Command::Run(run) => runtime.block_on(run::run(&run)),
+        Command::Show { results, against } => results::Results::read(&results).map(|results| {
+            print!("{}{}", results.table(), results.ratios(against));
+        }),
+    });
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("compare: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

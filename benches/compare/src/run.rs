@@ -1,0 +1,211 @@
+//! Turns: each system is started, filled, loaded cell by cell, and stopped; then the next one; then all once more.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use flotilla_benches::cluster::{Result, binary};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::cell::{Measured, Times, measure};
+use crate::load::workload::{Workload, key, value};
+use crate::load::{Load, fill};
+use crate::machine::SyncCounter;
+use crate::peers;
+use crate::results::{Results, Which};
+use crate::store::etcd::Etcd;
+use crate::store::flotilla::Flotilla;
+use crate::store::{Session, System};
+
+/// So much of a core may be busy with something else.
+const OTHERS_MAX: f64 = 0.1;
+/// A cell is measured so often at most, until nothing else is busy.
+const TRIES: usize = 3;
+/// Puts, one after the other, that show how durable they are.
+const DURABLE_PUTS: u64 = 50;
+
+#[derive(clap::Args, Clone)]
+pub struct Run {
+    /// What is compared, in this order
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "stream,unary,etcd")]
+    systems: Vec<System>,
+    /// What the others are compared with
+    #[arg(long, value_enum, default_value = "etcd")]
+    against: System,
+    /// What the clients do
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "put,get")]
+    workloads: Vec<Workload>,
+    /// Clients, each with one operation under way
+    #[arg(long, value_delimiter = ',', default_value = "1,16,256,1000,4096")]
+    clients: Vec<usize>,
+    /// Sizes of values
+    #[arg(long, value_delimiter = ',', default_value = "256")]
+    value_bytes: Vec<usize>,
+    /// Different keys, written before anything is measured
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    keys: u64,
+    /// Ranges that Flotilla begins with
+    #[arg(long, default_value_t = 16)]
+    ranges: u32,
+    /// Nodes of each system
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// How often everything is repeated
+    #[arg(long, default_value_t = 5)]
+    turns: usize,
+    /// How long a cell is measured
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// How long it is loaded before that
+    #[arg(long, default_value_t = 1.0)]
+    warm_up: f64,
+    /// The disk that is measured
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Where the peers' programs are
+    #[arg(long, value_name = "DIR", default_value_os_t = peers::default_directory())]
+    peers: PathBuf,
+    /// Where the results are kept, as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Measure beside whatever else runs; figures of such a machine say little
+    #[arg(long)]
+    even_if_busy: bool,
+}
+
+pub async fn run(run: &Run) -> Result<()> {
+    if run.systems.iter().any(|system| !system.is_flotilla()) {
+        peers::check(&run.peers, "etcd")?;
+    }
+    let mut results = Results::default();
+    for turn in 1..=run.turns {
+        for value_bytes in &run.value_bytes {
+            for system in &run.systems {
+                eprintln!("turn {turn} of {}, {}, values of {value_bytes} B", run.turns, system.name());
+                take_turn(run, *system, *value_bytes, turn, &mut results).await?;
+                if let Some(out) = &run.out {
+                    results.write(out)?;
+                }
+            }
+        }
+    }
+    print!("{}{}", results.table(), results.ratios(run.against));
+    Ok(())
+}
+
+async fn take_turn(run: &Run, system: System, value_bytes: usize, turn: usize, results: &mut Results) -> Result<()> {
+    match system {
+        System::Stream | System::Unary => {
+            let store = Flotilla::start(&binary()?, &run.dir, run.nodes, run.ranges).await?;
+            let turn = Turn { run, system, value_bytes, turn, processes: store.processes()? };
+            match system {
+                System::Stream => turn.cells(async |_| store.stream().await, results).await,
+                _ => turn.cells(async |clients| store.unary(clients).await, results).await,
+            }
+        }
+        System::Etcd | System::EtcdSpread => {
+            let store = Etcd::start(&run.peers, &run.dir, run.nodes).await?;
+            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
+            let spread = system == System::EtcdSpread;
+            turn.cells(async |clients| store.sessions(clients, spread).await, results).await
+        }
+    }
+}
+
+/// One system's turn.
+struct Turn<'a> {
+    run: &'a Run,
+    system: System,
+    value_bytes: usize,
+    turn: usize,
+    processes: Vec<u32>,
+}
+
+impl Turn<'_> {
+    async fn cells<S: Session>(
+        &self,
+        sessions: impl AsyncFn(usize) -> Result<Vec<S>>,
+        results: &mut Results,
+    ) -> Result<()> {
+        let first = Load {
+            workload: Workload::Put,
+            clients: 1,
+            value_bytes: self.value_bytes,
+            keys: self.run.keys,
+            seed: self.turn as u64,
+        };
+        fill(&sessions(64).await?, first).await?;
+        self.check_durability(&sessions(1).await?[0], first).await?;
+        for workload in &self.run.workloads {
+            for clients in &self.run.clients {
+                let load = Load { workload: *workload, clients: *clients, ..first };
+                let measured = self.measure(&sessions(*clients).await?, load).await?;
+                let which = Which {
+                    system: self.system,
+                    workload: *workload,
+                    clients: *clients,
+                    value_bytes: self.value_bytes,
+                    keys: self.run.keys,
+                    ranges: if self.system.is_flotilla() { self.run.ranges } else { 1 },
+                    nodes: self.run.nodes,
+                };
+                eprintln!(
+                    "  {}, {clients} clients: {:.0}/s, {:.1} us of server CPU, p99 {:.0} us",
+                    workload.name(),
+                    measured.per_second,
+                    measured.server_us,
+                    measured.p99_us
+                );
+                results.add(which, measured);
+            }
+        }
+        Ok(())
+    }
+
+    /// A put that nothing else is under way with must be synced by a majority before it is acknowledged: what does less is
+    /// not compared.
+    async fn check_durability<S: Session>(&self, session: &S, load: Load) -> Result<()> {
+        let counter = SyncCounter::start(&self.processes);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut random = SmallRng::seed_from_u64(load.seed);
+        for number in 0..DURABLE_PUTS {
+            session.put(key(number), value(&mut random, load.value_bytes)).await?;
+        }
+        let Some(syncs) = counter.and_then(SyncCounter::stop) else {
+            eprintln!("  fsyncs cannot be counted here (perf is missing, or may not): durability is taken on trust");
+            return Ok(());
+        };
+        let majority = self.processes.len() / 2 + 1;
+        if syncs < majority as f64 * DURABLE_PUTS as f64 {
+            let name = self.system.name();
+            return Err(format!(
+                "{name} acknowledged {DURABLE_PUTS} puts, one after the other, with {syncs} fsyncs where {majority} nodes must \
+                 sync each: what is durable to a different degree is not compared"
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Once more, if something else was busy.
+    async fn measure<S: Session>(&self, sessions: &[S], load: Load) -> Result<Measured> {
+        let times = Times {
+            warm_up: Duration::from_secs_f64(self.run.warm_up),
+            measure: Duration::from_secs_f64(self.run.seconds),
+        };
+        let mut others = 0.0;
+        for _ in 0..TRIES {
+            let measured = measure(sessions, &self.processes, load, times).await?;
+            if measured.others <= OTHERS_MAX || self.run.even_if_busy {
+                return Ok(measured);
+            }
+            others = measured.others;
+            eprintln!("  something else took {others:.2} cores: once more");
+        }
+        Err(format!(
+            "something else takes {others:.2} cores of this machine: nothing is compared; end it, or ask for figures that \
+             say little with --even-if-busy"
+        )
+        .into())
+    }
+}

@@ -1,0 +1,133 @@
+//! Three processes of ours, and two ways to speak to them: the client library's streams, and unary calls.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_benches::cluster::{Cluster, Result, user_ranges};
+use flotilla_proto::v1::kv_client::KvClient;
+use flotilla_proto::v1::{self, compare_and_swap::Expect as Expected};
+use flotilla_router::{Client, ClientConfig, Expect, ScanOptions};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Done, Failed, Session, connections};
+
+/// The cluster, and how it is reached.
+pub struct Flotilla {
+    cluster: Cluster,
+}
+
+impl Flotilla {
+    /// The defaults, born with so many ranges.
+    pub async fn start(binary: &Path, dir: &Path, nodes: usize, ranges: u32) -> Result<Self> {
+        let ranges = ranges.to_string();
+        let flags = ["--initial-ranges", &ranges];
+        Ok(Self { cluster: Cluster::start(binary, dir, nodes, &flags).await? })
+    }
+
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        (0..self.cluster.nodes.len()).map(|at| self.cluster.process(at)).collect()
+    }
+
+    /// As an application has it: one client of the library for many tasks, with one connection to each node.
+    pub async fn stream(&self) -> Result<Vec<Stream>> {
+        let addresses = self.cluster.nodes.iter().map(|node| node.client.clone());
+        let config = ClientConfig { timeout: Duration::from_secs(30), ..ClientConfig::default() };
+        Ok(vec![Stream(Client::connect(addresses, config).await?)])
+    }
+
+    /// Unary calls, each to the leader of its range: with as many connections as other stores get.
+    pub async fn unary(&self, clients: usize) -> Result<Vec<Unary>> {
+        let client = self.cluster.client().await?;
+        let mut leaders = BTreeMap::new();
+        for route in user_ranges(&client).await? {
+            let start = route.descriptor.map(|range| range.start).unwrap_or_default();
+            leaders.insert(start, usize::try_from(route.leader_node_id)? - 1);
+        }
+        let leaders = Arc::new(leaders);
+        let mut sessions = Vec::new();
+        for _ in 0..connections(clients).div_ceil(self.cluster.nodes.len()) {
+            let mut nodes = Vec::new();
+            for node in &self.cluster.nodes {
+                let endpoint = Endpoint::try_from(format!("http://{}", node.client))?.tcp_nodelay(true);
+                nodes.push(KvClient::new(endpoint.connect().await?));
+            }
+            sessions.push(Unary { leaders: Arc::clone(&leaders), nodes: nodes.into() });
+        }
+        Ok(sessions)
+    }
+}
+
+/// The client library.
+#[derive(Clone)]
+pub struct Stream(Client);
+
+impl Session for Stream {
+    async fn put(&self, key: Bytes, value: Bytes) -> Done<()> {
+        self.0.put(key, value).await.map(drop).map_err(Failed::of)
+    }
+
+    async fn get(&self, key: Bytes) -> Done<Option<usize>> {
+        let record = self.0.get(key).await.map_err(Failed::of)?;
+        Ok(record.map(|record| record.value.len()))
+    }
+
+    async fn scan(&self, from: Bytes, limit: u32) -> Done<usize> {
+        let options = ScanOptions { start: from, limit, ..ScanOptions::default() };
+        Ok(self.0.scan(options).await.map_err(Failed::of)?.records.len())
+    }
+
+    async fn update(&self, key: Bytes, value: Bytes) -> Done<bool> {
+        let found = self.0.get(key.clone()).await.map_err(Failed::of)?;
+        let expect = found.map_or(Expect::Absent, |record| Expect::Version(record.version));
+        Ok(self.0.compare_and_swap(key, expect, Some(value)).await.map_err(Failed::of)?.applied)
+    }
+}
+
+/// One connection to each node, and which of them leads what: nothing moves while it is measured, and a node that does
+/// not lead passes a call on.
+#[derive(Clone)]
+pub struct Unary {
+    /// By the first key of each range.
+    leaders: Arc<BTreeMap<Bytes, usize>>,
+    nodes: Arc<[KvClient<Channel>]>,
+}
+
+impl Unary {
+    fn leader_of(&self, key: &Bytes) -> KvClient<Channel> {
+        let found = self.leaders.range::<Bytes, _>(..=key).next_back();
+        self.nodes[found.map_or(0, |(_, node)| *node)].clone()
+    }
+}
+
+impl Session for Unary {
+    async fn put(&self, key: Bytes, value: Bytes) -> Done<()> {
+        let mut node = self.leader_of(&key);
+        node.put(v1::PutRequest { key, value, ..Default::default() }).await.map(drop).map_err(Failed::of)
+    }
+
+    async fn get(&self, key: Bytes) -> Done<Option<usize>> {
+        let mut node = self.leader_of(&key);
+        let answer = node.get(v1::GetRequest { key, ..Default::default() }).await.map_err(Failed::of)?;
+        Ok(answer.into_inner().record.map(|record| record.value.len()))
+    }
+
+    async fn scan(&self, from: Bytes, limit: u32) -> Done<usize> {
+        let mut node = self.leader_of(&from);
+        let request = v1::ScanRequest { start: from, limit, ..Default::default() };
+        Ok(node.scan(request).await.map_err(Failed::of)?.into_inner().records.len())
+    }
+
+    async fn update(&self, key: Bytes, value: Bytes) -> Done<bool> {
+        let mut node = self.leader_of(&key);
+        let read = v1::GetRequest { key: key.clone(), ..Default::default() };
+        let found = node.get(read).await.map_err(Failed::of)?.into_inner().record;
+        let expect = found.map_or(Expected::Absent(true), |record| Expected::Version(record.version));
+        let op = v1::CompareAndSwap { key, expect: Some(expect), new_value: Some(value), ..Default::default() };
+        let request = v1::CompareAndSwapRequest { op: Some(op), ..Default::default() };
+        let answer = node.compare_and_swap(request).await.map_err(Failed::of)?;
+        Ok(answer.into_inner().result.is_some_and(|result| result.applied))
+    }
+}
