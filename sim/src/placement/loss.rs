@@ -3,7 +3,7 @@
 //! anybody has given them up, and then they are nodes like any; or behind that, and then they are heard by nobody, are
 //! told so, and end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_engine::membership;
 use flotilla_engine::store::Input;
@@ -91,7 +91,7 @@ impl RealKnobs {
 #[derive(Debug, Default)]
 pub(super) struct Loss {
     /// The stores of lost nodes whose disks are whole.
-    stores: std::collections::BTreeMap<usize, u64>,
+    stores: BTreeMap<usize, u64>,
     /// Of each node, whom it speaks to no more, durably.
     pub condemned: Vec<BTreeSet<u64>>,
     /// Of each node, which others it knows: durably, but for those that placement has called removed.
@@ -100,12 +100,20 @@ pub(super) struct Loss {
     waited: usize,
     /// Those that were given up and have come back.
     outcasts: BTreeSet<usize>,
+    /// Where logs of survivors ended, by range: what was in them may be committed by those who are left, whenever they get to it.
+    written: BTreeMap<u64, u64>,
 }
 
 impl Loss {
     /// The lost nodes that may come back.
     pub(super) fn lost(&self) -> impl Iterator<Item = u64> {
         self.stores.keys().map(|index| *index as u64 + 1)
+    }
+
+    /// Whether an entry may have been in a log before the loss: a change of replicas that counts on those who are lost
+    /// then is nobody's fault. A person plans once more when it has come into force.
+    pub(super) fn came_before(&self, range: u64, index: u64) -> bool {
+        self.written.get(&range).is_some_and(|end| index <= *end)
     }
 }
 
@@ -136,6 +144,10 @@ impl Cluster {
         self.trace.note(self.now, "majority lost", &numbers);
         self.trace.say(self.now, || format!("nodes {numbers:?} are gone"));
         self.invariants.territory.lose(&victims);
+        let ends = self.ends_of_logs(&left);
+        if let Some(real) = &mut self.real {
+            real.loss.written = ends;
+        }
         for index in victims {
             self.crash(index, true);
             let Some(real) = &mut self.real else { return };
@@ -155,6 +167,13 @@ impl Cluster {
         let at = self.now + real.recovery.rng.between(ms(300), ms(6_000));
         real.recovery.begin();
         self.schedule.at(at, Event::Placed(Placed::Recovering));
+    }
+
+    /// Of each range the longest log on these nodes.
+    fn ends_of_logs(&self, nodes: &[usize]) -> BTreeMap<u64, u64> {
+        let ranges = self.invariants.territory.all_newest().map(|range| RangeId(range.range_id));
+        let end = |range: RangeId| nodes.iter().map(|node| self.invariants.last_written(*node, range)).max();
+        ranges.map(|range| (range.0, end(range).unwrap_or_default())).collect()
     }
 
     /// Nodes that are to come in their place.
