@@ -171,9 +171,8 @@ impl Cluster {
             }
             Fault::OnMergeAsked { target, what, length } => {
                 let Some(node) = self.resolve(*target) else { return };
-                let any = *what == OnMergeAsked::LeaveBehind;
                 for (index, other) in self.nodes.iter_mut().enumerate() {
-                    if index == node || any && other.on_merge_asked.is_none() {
+                    if index == node || other.on_merge_asked.is_none() {
                         other.on_merge_asked = Some((*what, *length));
                     }
                 }
@@ -279,7 +278,9 @@ impl Cluster {
     pub(crate) fn merge_asked(&mut self, node: usize, ask: &v1::MergeAsk) {
         let Some((source, frozen)) = ask.source.as_ref().zip(ask.frozen) else { return };
         let target = self.leader_of(RangeId(frozen.target_range_id)).filter(|target| *target != node);
-        let (Some(target), Some((what, length))) = (target, self.nodes[node].on_merge_asked.take()) else { return };
+        // One that cannot be carried out here waits for the next who asks.
+        let Some(target) = target else { return };
+        let Some((what, length)) = self.nodes[node].on_merge_asked.take() else { return };
         let replicas = source.replicas.iter().map(|of| of.node_id as usize - 1);
         let others: Vec<usize> = replicas.filter(|other| *other != node && *other != target).collect();
         let links = match what {
@@ -293,16 +294,14 @@ impl Cluster {
             OnMergeAsked::LeaveBehind => {
                 let Some(other) = others.first() else { return };
                 let Some(links) = self.links_of(&Cut::Isolate(Target::Node(*other))) else { return };
-                // Whoever asked first: the others do not do the same.
-                for node in
-                    self.nodes.iter_mut().filter(|node| matches!(node.on_merge_asked, Some((of, _)) if of == what))
-                {
-                    node.on_merge_asked = None;
-                }
                 self.marks.hit(Mark::LeftBehind);
                 links
             }
         };
+        // Whoever asked first: the others do not do the same.
+        for node in self.nodes.iter_mut().filter(|node| matches!(node.on_merge_asked, Some((of, _)) if of == what)) {
+            node.on_merge_asked = None;
+        }
         self.network.cut(&links);
         let step = self.plan.len() + self.undo.len();
         let step = (step..).find(|step| !self.undo.contains_key(step)).unwrap_or(step);

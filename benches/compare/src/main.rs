@@ -7,6 +7,7 @@
 //! which something else was busy is refused.
 
 mod cell;
+mod chart;
 mod load;
 mod machine;
 mod peers;
@@ -14,7 +15,10 @@ mod results;
 mod run;
 mod store;
 
+use std::path::{Path, PathBuf};
+
 use clap::{Parser, Subcommand};
+use flotilla_benches::cluster::Result;
 
 /// Flotilla against its peers, on this machine
 #[derive(Parser)]
@@ -33,10 +37,13 @@ enum Command {
     /// Prints what an earlier run came to
     Show {
         /// What `run --out` wrote
-        results: std::path::PathBuf,
+        results: PathBuf,
         /// What the others are compared with
         #[arg(long, value_enum, default_value = "etcd")]
         against: store::System,
+        /// Where charts are drawn as well, as SVG
+        #[arg(long, value_name = "DIR")]
+        charts: Option<PathBuf>,
     },
 }
 
@@ -46,9 +53,7 @@ fn main() -> std::process::ExitCode {
     let done = runtime.map_err(Into::into).and_then(|runtime| match line.command {
         Command::Build(build) => peers::build(&build),
         Command::Run(run) => runtime.block_on(run::run(&run)),
-        Command::Show { results, against } => results::Results::read(&results).map(|results| {
-            print!("{}{}", results.table(), results.ratios(against));
-        }),
+        Command::Show { results, against, charts } => show(&results, against, charts.as_deref()),
     });
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -57,4 +62,13 @@ fn main() -> std::process::ExitCode {
             std::process::ExitCode::FAILURE
         }
     }
+}
+
+fn show(results: &Path, against: store::System, charts: Option<&Path>) -> Result<()> {
+    let results = results::Results::read(results)?;
+    print!("{}{}", results.table(), results.ratios(against));
+    for file in charts.map(|directory| chart::draw(&results, directory)).transpose()?.unwrap_or_default() {
+        println!("{}", file.display());
+    }
+    Ok(())
 }

@@ -155,10 +155,10 @@ fn is_wide(of: Spread) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn measured(per_second: f64) -> Measured {
+    pub fn measured(per_second: f64) -> Measured {
         Measured {
             per_second,
             p50_us: 1.0,
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    fn which(system: System) -> Which {
+    pub fn which(system: System) -> Which {
         Which { system, workload: Workload::Put, clients: 16, value_bytes: 256, keys: 10, ranges: 16, nodes: 3 }
     }
 
