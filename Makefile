@@ -24,7 +24,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench idle growth gray overload million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload compare million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -68,6 +68,13 @@ gray: bin
 # Ten times more is asked of three nodes than they can do: what they get done, how large they grow, how soon they are well. Needs root; six minutes.
 overload: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 6 --reps 1
+
+# Flotilla beside etcd, the same load on both by turns: medians, spreads, ratios. Needs Go, perf and a machine that does
+# nothing else; a quarter of an hour. ARGS: what `compare run --help` names.
+compare: bin
+	$(CARGO) build $(PROFILE) --package flotilla-compare
+	$(TARGET_DIR)/release/compare build
+	$(TARGET_DIR)/release/compare run $(ARGS)
 
 # Placement over a thousand simulated nodes and a million ranges, two nodes of which die: minutes, and two GiB.
 million: setup
