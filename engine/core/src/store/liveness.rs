@@ -9,7 +9,7 @@
 //! silent for an election time-out ─▶ dead ─▶ the sleeping ranges it led wake here, spread over time (sleepers.rs)
 //! another boot id ────────────────▶ the same at once: that process leads nothing any more
 //! it says that it stops ──────────▶ the same at once
-//! it hears nothing of this node ──▶ the same after an election time-out: it could not lead
+//! it hears nothing of this node ──▶ the same after an election time-out: it could not lead; and it gets a beat
 //! heard of again ─────────────────▶ ranges that are led here, and fell asleep without it, wake
 //! ```
 //! **What hangs on it.** Only when ranges wake; never whether a lease holds or a vote may be given. A beat promises nothing to
@@ -89,6 +89,12 @@ impl Liveness {
     /// Whether anything came from a node within an election time-out.
     pub(crate) fn is_heard(&self, node: NodeId, election_ticks: usize) -> bool {
         self.nodes.get(&node).is_some_and(|sign| sign.silent_ticks <= election_ticks)
+    }
+
+    /// Who lives, and says that it hears nothing of this node.
+    pub(crate) fn strangers(&self, election_ticks: usize) -> impl Iterator<Item = NodeId> {
+        let asks = move |sign: &Sign| sign.deaf_ticks.is_some() && sign.silent_ticks <= election_ticks;
+        self.nodes.iter().filter(move |(_, sign)| asks(sign)).map(|(node, _)| *node)
     }
 
     /// The node says that its process stops.

@@ -296,6 +296,11 @@ impl Store {
             let awake = self.ranges.values().flat_map(|range| &range.descriptor().replicas);
             others.extend(awake.map(|of| NodeId(of.node_id)));
         }
+        if !leaving {
+            // Whoever says that it hears nothing of this node shares a range with it, though perhaps none that has begun here:
+            // a split's child whose parent here went first. Its leader would sleep without that replica for ever (seed 18059).
+            others.extend(self.shared.liveness.strangers(self.shared.config.election_ticks));
+        }
         others.remove(&own);
         let hears_nothing = |of: NodeId| !self.shared.liveness.is_heard(of, self.shared.config.election_ticks);
         effects.beats.extend(others.into_iter().map(|to| Beat { to, leaving, hears_nothing: hears_nothing(to) }));

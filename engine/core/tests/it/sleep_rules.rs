@@ -10,6 +10,7 @@ use flotilla_proto::{NodeId, RangeId, v1};
 use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, request};
 use crate::merges::{assert_well, merge_input};
 use crate::quorum_loss::{answer, survey};
+use crate::ranges::{order, serves, split_input, voters_on};
 use crate::sleep::{all_asleep, asleep, asleep_with, config, others, sleeps, ticks};
 use crate::sleep_many::{led_by, many};
 use crate::snapshots::small_log;
@@ -223,4 +224,53 @@ fn a_change_of_a_former_reign_keeps_nobody_awake() {
     cluster.tick_until(all_asleep);
     assert!(cluster.summary(old).last_index < tall, "the log ends before the change's index");
     assert!(cluster.checks.iter().any(|(token, answer)| *token == 1 && answer.is_err()), "and its asker knows");
+}
+
+/// Node 4 was away while its range was split, and then left the left half: nothing is there of what it held, nor of the
+/// child, which names it.
+fn child_not_begun_on_4(config: Config) -> (Cluster, RangeId) {
+    let mut cluster = Cluster::sleepy(config, 3, 1);
+    for id in 1..=3 {
+        let keyspace = v1::Keyspace { keyspace_id: 1, name: "default".into(), ..Default::default() };
+        cluster.turn(id, vec![Input::Keyspaces(vec![keyspace]), Input::RangeIds { first: id * 100, count: 50 }]);
+    }
+    cluster.tick_until(|cluster| serves(cluster, RANGE).is_some());
+    let leader = serves(&cluster, RANGE).expect("just seen");
+    cluster.turn(leader, vec![order(&[4], &[])]);
+    let level = |cluster: &Cluster| cluster.summary(4).applied == cluster.summary(leader).applied;
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 2, 3, 4]) && level(cluster));
+    cluster.cut_off.insert(4);
+    cluster.turn(leader, vec![split_input(1, "m")]);
+    cluster.settle();
+    let (_, ranges) = &cluster.splits[0];
+    let child = RangeId(ranges.as_ref().expect("it was split")[1].range_id);
+    cluster.turn(leader, vec![order(&[], &[4])]);
+    cluster.tick_until(|cluster| voters_on(cluster, &[1, 2, 3]));
+    let done = Input::Order(v1::RangeOrder { range_id: RANGE.0, ..Default::default() });
+    cluster.turn(leader, vec![done]);
+    let replica_id = cluster.summary(4).replica_id;
+    cluster.turn(4, vec![Input::Remove { range: RANGE, replica_id }]);
+    cluster.settle();
+    assert_eq!(cluster.node(4).store.ranges().count(), 0);
+    (cluster, child)
+}
+
+/// A node on which a child has not begun shares, for all it knows, no range with the child's leader, which takes it for
+/// dead: it says that it lives because the leader's node asks (the simulation's seed 18059).
+#[test]
+fn a_child_does_not_sleep_for_ever_without_a_replica_that_has_not_begun() {
+    // The leader may fall asleep again before the node has answered that nothing is there.
+    for idle_ticks in [1, config().idle_ticks] {
+        let (mut cluster, child) = child_not_begun_on_4(Config { idle_ticks, ..config() });
+        cluster.tick_until(|cluster| cluster.leader_of(child).is_some() && all_asleep(cluster));
+        let leader = cluster.leader_of(child).expect("just seen");
+        let of_leader = |cluster: &Cluster| cluster.summary_of(leader, child).expect("it is here");
+        assert_eq!(of_leader(&cluster).silent_nodes, [4]);
+        cluster.cut_off.clear();
+        let level =
+            |cluster: &Cluster| cluster.summary_of(4, child).is_some_and(|of| of.applied == of_leader(cluster).applied);
+        cluster.tick_until(level);
+        cluster.tick_until(all_asleep);
+        assert_eq!(of_leader(&cluster).silent_nodes, Vec::<u64>::new());
+    }
 }
