@@ -17,6 +17,7 @@ use crate::quota::Quota;
 use flotilla_benches::cluster::{Cluster, Result, shown};
 
 const RANGES: &str = "12";
+
 /// What the nodes cannot have more of.
 #[derive(Clone, Copy)]
 enum Limit {

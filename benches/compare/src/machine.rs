@@ -20,7 +20,7 @@ pub fn free_addresses(count: usize) -> Result<Vec<String>> {
 pub struct Spent {
     /// CPU time of the servers.
     pub server_us: f64,
-    /// CPU time of this process.
+    /// CPU time of this process, and of those that it ran and that have ended.
     pub own_us: f64,
     /// CPU time of the whole machine, and what a hypervisor took of it.
     pub machine_us: f64,
@@ -37,7 +37,7 @@ pub struct Spent {
 
 impl Spent {
     pub fn until_now(processes: &[u32]) -> Result<Self> {
-        let mut spent = Self { own_us: cpu_us("/proc/self/stat")?, packets: loopback_packets()?, ..Self::default() };
+        let mut spent = Self { own_us: own_us()?, packets: loopback_packets()?, ..Self::default() };
         for process in processes {
             spent.server_us += cpu_us(&format!("/proc/{process}/stat"))?;
             let io = fs::read_to_string(format!("/proc/{process}/io"))?;
@@ -87,13 +87,24 @@ const TICKS: f64 = 100.0;
 
 /// User and system time.
 fn cpu_us(stat: &str) -> Result<f64> {
+    let ticks = ticks(stat)?;
+    Ok((ticks[0] + ticks[1]) / TICKS * 1e6)
+}
+
+/// The same of this process, with that of its children.
+fn own_us() -> Result<f64> {
+    Ok(ticks("/proc/self/stat")?.iter().sum::<f64>() / TICKS * 1e6)
+}
+
+/// User and system time, its own and that of children that have ended.
+fn ticks(stat: &str) -> Result<[f64; 4]> {
     let text = fs::read_to_string(stat)?;
     // The name in parentheses may hold anything.
     let (_, after) = text.rsplit_once(')').ok_or("a stat without a name")?;
     let fields: Vec<&str> = after.split_whitespace().collect();
     let ticks =
         |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).ok_or("a stat that is too short");
-    Ok((ticks(11)? + ticks(12)?) / TICKS * 1e6)
+    Ok([ticks(11)?, ticks(12)?, ticks(13)?, ticks(14)?])
 }
 
 /// What all cores did that was not waiting, and what was taken from them.

@@ -15,6 +15,7 @@ use crate::peers;
 use crate::results::{Results, Which};
 use crate::store::etcd::Etcd;
 use crate::store::flotilla::Flotilla;
+use crate::store::tool::Tool;
 use crate::store::{Session, System};
 
 /// So much of a core may be busy with something else.
@@ -103,6 +104,13 @@ async fn take_turn(run: &Run, system: System, value_bytes: usize, turn: usize, r
                 _ => turn.cells(async |clients| store.unary(clients).await, results).await,
             }
         }
+        System::EtcdTool => {
+            let store = Etcd::start(&run.peers, &run.dir, run.nodes).await?;
+            let (binary, processes) = (run.peers.join("benchmark"), store.processes());
+            let tool = Tool { binary: &binary, leader: store.leader().await?, processes: &processes };
+            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
+            turn.cells_by_tool(&store.sessions(64, false).await?, &tool, results).await
+        }
         System::Etcd | System::EtcdSpread => {
             let store = Etcd::start(&run.peers, &run.dir, run.nodes).await?;
             let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
@@ -127,39 +135,66 @@ impl Turn<'_> {
         sessions: impl AsyncFn(usize) -> Result<Vec<S>>,
         results: &mut Results,
     ) -> Result<()> {
-        let first = Load {
-            workload: Workload::Put,
-            clients: 1,
-            value_bytes: self.value_bytes,
-            keys: self.run.keys,
-            seed: self.turn as u64,
-        };
+        let first = self.first();
         fill(&sessions(64).await?, first).await?;
         self.check_durability(&sessions(1).await?[0], first).await?;
         for workload in &self.run.workloads {
             for clients in &self.run.clients {
                 let load = Load { workload: *workload, clients: *clients, ..first };
-                let measured = self.measure(&sessions(*clients).await?, load).await?;
-                let which = Which {
-                    system: self.system,
-                    workload: *workload,
-                    clients: *clients,
-                    value_bytes: self.value_bytes,
-                    keys: self.run.keys,
-                    ranges: if self.system.is_flotilla() { self.run.ranges } else { 1 },
-                    nodes: self.run.nodes,
-                };
-                eprintln!(
-                    "  {}, {clients} clients: {:.0}/s, {:.1} us of server CPU, p99 {:.0} us",
-                    workload.name(),
-                    measured.per_second,
-                    measured.server_us,
-                    measured.p99_us
-                );
-                results.add(which, measured);
+                let sessions = sessions(*clients).await?;
+                let measured = self.undisturbed(async || measure(&sessions, &self.processes, load, self.times()).await);
+                self.add(load, measured.await?, results);
             }
         }
         Ok(())
+    }
+
+    async fn cells_by_tool<S: Session>(&self, sessions: &[S], tool: &Tool<'_>, results: &mut Results) -> Result<()> {
+        fill(sessions, self.first()).await?;
+        for workload in &self.run.workloads {
+            for clients in &self.run.clients {
+                let load = Load { workload: *workload, clients: *clients, ..self.first() };
+                let measured = self.undisturbed(async || tool.measure(load, self.times().measure).await);
+                self.add(load, measured.await?, results);
+            }
+        }
+        Ok(())
+    }
+
+    /// What everything begins with.
+    fn first(&self) -> Load {
+        Load {
+            workload: Workload::Put,
+            clients: 1,
+            value_bytes: self.value_bytes,
+            keys: self.run.keys,
+            seed: self.turn as u64,
+        }
+    }
+
+    fn times(&self) -> Times {
+        Times { warm_up: Duration::from_secs_f64(self.run.warm_up), measure: Duration::from_secs_f64(self.run.seconds) }
+    }
+
+    fn add(&self, load: Load, measured: Measured, results: &mut Results) {
+        let which = Which {
+            system: self.system,
+            workload: load.workload,
+            clients: load.clients,
+            value_bytes: load.value_bytes,
+            keys: load.keys,
+            ranges: if self.system.is_flotilla() { self.run.ranges } else { 1 },
+            nodes: self.run.nodes,
+        };
+        eprintln!(
+            "  {}, {} clients: {:.0}/s, {:.1} us of server CPU, p99 {:.0} us",
+            load.workload.name(),
+            load.clients,
+            measured.per_second,
+            measured.server_us,
+            measured.p99_us
+        );
+        results.add(which, measured);
     }
 
     /// A put that nothing else is under way with must be synced by a majority before it is acknowledged: what does less is
@@ -188,14 +223,10 @@ impl Turn<'_> {
     }
 
     /// Once more, if something else was busy.
-    async fn measure<S: Session>(&self, sessions: &[S], load: Load) -> Result<Measured> {
-        let times = Times {
-            warm_up: Duration::from_secs_f64(self.run.warm_up),
-            measure: Duration::from_secs_f64(self.run.seconds),
-        };
+    async fn undisturbed(&self, measure: impl AsyncFn() -> Result<Measured>) -> Result<Measured> {
         let mut others = 0.0;
         for _ in 0..TRIES {
-            let measured = measure(sessions, &self.processes, load, times).await?;
+            let measured = measure().await?;
             if measured.others <= OTHERS_MAX || self.run.even_if_busy {
                 return Ok(measured);
             }

@@ -71,7 +71,7 @@ impl Etcd {
     }
 
     /// Where the leader is reached.
-    async fn leader(&self) -> Result<String> {
+    pub async fn leader(&self) -> Result<String> {
         for endpoint in &self.endpoints {
             let mut client = MaintenanceClient::new(connect(endpoint).await?);
             let status = client.status(StatusRequest {}).await?.into_inner();

@@ -3,6 +3,7 @@
 
 pub mod etcd;
 pub mod flotilla;
+pub mod tool;
 
 use std::fmt;
 
@@ -57,6 +58,8 @@ pub enum System {
     Etcd,
     /// etcd, through unary calls to all nodes in turn
     EtcdSpread,
+    /// etcd, by its own tool, to the leader: puts and gets only
+    EtcdTool,
 }
 
 impl System {
@@ -67,6 +70,7 @@ impl System {
             Self::Unary => "Flotilla, unary",
             Self::Etcd => "etcd, leader",
             Self::EtcdSpread => "etcd, all nodes",
+            Self::EtcdTool => "etcd, its own tool",
         }
     }
 
