@@ -67,6 +67,9 @@ pub(super) struct Rest {
     /// For so many ticks it was awake and knew no leader.
     leaderless_ticks: usize,
     pub word: Option<Word>,
+    /// When it woke as a leader. That the others are still there it does not know then: it sleeps again when it has heard of
+    /// them, or of nobody for so long that it leads no more.
+    pub woke: BootTime,
     /// It falls asleep, and of a leader: the replicas that it does without.
     pub asleep: bool,
     pub absent: Vec<u64>,
@@ -188,7 +191,7 @@ impl Range {
             let heard = self.heard.get(&of.replica_id).copied().unwrap_or_default();
             let live = turn.shared.liveness.is_live(NodeId(of.node_id));
             let level = self.matched(of.replica_id) == self.applied.0 || cfg!(feature = "mutant-sleep-with-one-behind");
-            if live && level && turn.now.since(heard) <= recent {
+            if live && level && turn.now.since(heard) <= recent && heard > self.rest.woke {
                 continue;
             }
             // What a snapshot under way rests on (the log behind it, and the patience with it) is not kept in sleep.

@@ -356,6 +356,7 @@ impl Sleeper {
                 range.heard.insert(*id, now);
             }
         }
+        range.rest.woke = now;
         range.role = StateRole::Leader;
         range.load = Some(Box::new(Load::new(now, v1::RangeLoad::default())));
         range.lease.begin(self.raft.term);

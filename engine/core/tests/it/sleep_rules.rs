@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use flotilla_engine::config::Config;
-use flotilla_engine::store::{Input, Recovered, Token, TransferLeader, Write};
+use flotilla_engine::store::{Envelope, Input, Recovered, Token, TransferLeader, Write};
 use flotilla_placement::recovery::{self, Wish};
 use flotilla_proto::{NodeId, RangeId, v1};
+use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, LATER, RANGE, put, request};
 use crate::merges::{assert_well, merge_input};
 use crate::quorum_loss::{answer, survey};
+use crate::ranges::message;
 use crate::ranges::{order, serves, split_input, voters_on};
 use crate::sleep::{all_asleep, asleep, asleep_with, config, others, sleeps, ticks};
 use crate::sleep_many::{led_by, many};
@@ -273,4 +275,24 @@ fn a_child_does_not_sleep_for_ever_without_a_replica_that_has_not_begun() {
         cluster.tick_until(all_asleep);
         assert_eq!(of_leader(&cluster).silent_nodes, Vec::<u64>::new());
     }
+}
+
+/// One follower's node is dead, the other's replica was removed with its keyspace: a leader that is woken notices that nobody
+/// answers, however soon it would sleep (the simulation's seed 23645).
+#[test]
+fn a_woken_leader_does_not_sleep_again_before_it_has_heard_of_the_others() {
+    let (mut cluster, leader) = asleep_with(Config { idle_ticks: 1, ..Config::default() });
+    let [dead, emptied] = others(leader);
+    cluster.cut_off.insert(dead);
+    cluster.turn(emptied, vec![Input::Remove { range: RANGE, replica_id: u64::MAX >> 1 }]);
+    cluster.settle();
+    // Something that wakes it, and that nothing follows from.
+    let stray = message(leader, dead, MessageType::MsgRequestPreVote, 1);
+    let stray = Envelope { from: NodeId(dead), to: NodeId(leader), message: stray, disk_full: false, snapshot: None };
+    for _ in 0..60 {
+        let lives = Input::Beat { from: NodeId(emptied), boot_id: 1, leaving: false, hears_nothing: false };
+        cluster.turn(leader, vec![lives, Input::Message(stray.clone())]);
+        cluster.tick();
+    }
+    assert!(!cluster.summary(leader).leads, "it has no quorum");
 }
