@@ -24,7 +24,7 @@ MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-tim
 RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
 	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
-.PHONY: run test bench idle growth gray overload compare million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload compare profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -75,6 +75,13 @@ compare: bin
 	$(CARGO) build $(PROFILE) --package flotilla-compare
 	$(TARGET_DIR)/release/compare build
 	$(TARGET_DIR)/release/compare run $(ARGS)
+
+# Where the processor time of leader and follower goes: flame graphs into DIR, for LOADS. Needs perf.
+profile: bin
+	$(CARGO) build $(PROFILE) --package flotilla-compare
+	for load in $(or $(LOADS),put get ycsb-e); do \
+		$(TARGET_DIR)/release/compare profile $$load --out $(or $(DIR),target/profile) $(ARGS) || exit 1; \
+	done
 
 # Placement over a thousand simulated nodes and a million ranges, two nodes of which die: minutes, and two GiB.
 million: setup

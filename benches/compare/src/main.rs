@@ -11,6 +11,7 @@ mod chart;
 mod load;
 mod machine;
 mod peers;
+mod profile;
 mod results;
 mod run;
 mod store;
@@ -34,6 +35,8 @@ enum Command {
     Build(peers::Build),
     /// Loads systems by turns, and prints medians and ratios
     Run(run::Run),
+    /// Draws where the processor time of Flotilla's nodes goes under a load
+    Profile(profile::Profile),
     /// Prints what an earlier run came to
     Show {
         /// What `run --out` wrote
@@ -53,6 +56,7 @@ fn main() -> std::process::ExitCode {
     let done = runtime.map_err(Into::into).and_then(|runtime| match line.command {
         Command::Build(build) => peers::build(&build),
         Command::Run(run) => runtime.block_on(run::run(&run)),
+        Command::Profile(profile) => runtime.block_on(profile::profile(&profile)),
         Command::Show { results, against, charts } => show(&results, against, charts.as_deref()),
     });
     match done {

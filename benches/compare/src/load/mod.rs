@@ -4,7 +4,7 @@
 pub mod workload;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -79,6 +79,7 @@ pub async fn fill<S: Session>(sessions: &[S], load: Load) -> Result<()> {
 /// Clients under way.
 pub struct Running {
     phase: Arc<AtomicU8>,
+    done: Arc<AtomicU64>,
     clients: JoinSet<Seen>,
     began: Option<Instant>,
 }
@@ -87,7 +88,7 @@ impl Running {
     /// Begins to load; the clients take turns with the sessions.
     pub fn start<S: Session>(sessions: &[S], load: Load) -> Self {
         let phase = Arc::new(AtomicU8::new(WARMS_UP));
-        let chooser = Chooser::new(load.workload, load.keys);
+        let (chooser, done) = (Chooser::new(load.workload, load.keys), Arc::new(AtomicU64::new(0)));
         let mut clients = JoinSet::new();
         for at in 0..load.clients {
             let session = sessions[at % sessions.len()].clone();
@@ -95,18 +96,24 @@ impl Running {
                 session,
                 chooser: Arc::clone(&chooser),
                 phase: Arc::clone(&phase),
+                done: Arc::clone(&done),
                 random: SmallRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(at as u64)),
                 value_bytes: load.value_bytes,
             };
             clients.spawn(client.run());
         }
-        Self { phase, clients, began: None }
+        Self { phase, done, clients, began: None }
     }
 
     /// From here on it counts.
     pub fn measure(&mut self) {
         self.began = Some(Instant::now());
         self.phase.store(MEASURED, Ordering::Relaxed);
+    }
+
+    /// How many operations have ended since it counts.
+    pub fn so_far(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// Up to here it counted; returns what was seen, when all have ended what they had begun.
@@ -126,6 +133,7 @@ struct Client<S> {
     session: S,
     chooser: Arc<Chooser>,
     phase: Arc<AtomicU8>,
+    done: Arc<AtomicU64>,
     random: SmallRng,
     value_bytes: usize,
 }
@@ -148,6 +156,7 @@ impl<S: Session> Client<S> {
             match done {
                 Ok(held) if phase == MEASURED => {
                     seen.latencies.add(begun.elapsed());
+                    self.done.fetch_add(1, Ordering::Relaxed);
                     seen.conflicts += u64::from(!held);
                 }
                 Ok(_) => {}
