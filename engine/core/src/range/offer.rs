@@ -66,6 +66,14 @@ impl SnapshotsSent {
     }
 }
 
+impl Config {
+    /// The longest pause between two snapshots to one replica: it may be so long until one that took none for a while, as
+    /// another replica was in its way there, gets the next.
+    pub fn snapshot_pause_max(&self) -> Duration {
+        self.tick.saturating_mul(PAUSE_TICKS_MIN << PAUSE_DOUBLINGS_MAX)
+    }
+}
+
 impl Range {
     /// A snapshot that was asked for is made, or could not be. One of another epoch would name members that Raft does
     /// not know of: it is made anew.
