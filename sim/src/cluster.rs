@@ -164,6 +164,7 @@ impl Cluster {
             stalled_until: 0,
             apply_stalled_until: 0,
             slow_sync: None,
+            syncs_before: 0,
             slow_apply: None,
             disk_busy_until: 0,
             clients_cut: 0,

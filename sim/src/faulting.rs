@@ -83,7 +83,8 @@ impl Cluster {
             }
             Fault::SlowDisk { target, sync, length } => {
                 let node = self.resolve(*target)?;
-                self.nodes[node].slow_sync = Some(*sync);
+                let node_of = &mut self.nodes[node];
+                (node_of.slow_sync, node_of.syncs_before) = (Some(*sync), node_of.disk.counters().syncs);
                 Some((Undo::SlowDisk(node), *length))
             }
             Fault::SlowApply { target, apply, length } => {

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub apply_stalled_until: Nanos,
     /// How long a sync takes, while the disk is slow.
     pub slow_sync: Option<Nanos>,
+    /// How many there had been when they became slow.
+    pub syncs_before: u64,
     /// How late the apply stage is, while it lags.
     pub slow_apply: Option<Nanos>,
     /// When the sync that is under way ends.
