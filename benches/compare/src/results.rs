@@ -15,6 +15,9 @@ use crate::store::System;
 /// A spread above this share of the median is marked: the figure is worth little.
 const SPREAD_MAX: f64 = 0.15;
 
+/// A figure that is smaller is as good as none.
+const LEAST: f64 = 0.01;
+
 /// Which cell.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Which {
@@ -142,7 +145,11 @@ impl Results {
             for figure in figures {
                 let (own, other) = (cell.spread(figure), base.spread(figure));
                 let mark = if is_wide(own) || is_wide(other) { "~" } else { "" };
-                let _ = write!(text, " {mark}{:.2} |", own.median / other.median);
+                // Of next to nothing there is no ratio: gets write no byte.
+                let _ = match other.median < LEAST {
+                    true => write!(text, " - |"),
+                    false => write!(text, " {mark}{:.2} |", own.median / other.median),
+                };
             }
             text.push('\n');
         }
