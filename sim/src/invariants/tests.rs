@@ -89,6 +89,13 @@ fn message(kind: MessageType, from: u64, message: v1::PeerMessage) -> Envelope {
     Envelope { from: NodeId(from), to: NodeId(from % 3 + 1), message, disk_full: false, snapshot: None }
 }
 
+fn halves_of(before: v1::RangeDescriptor, at: &'static str, child: u64) -> (v1::RangeDescriptor, v1::RangeDescriptor) {
+    let epoch = before.epoch.map(|epoch| v1::Epoch { version: epoch.version + 1, ..epoch });
+    let left = v1::RangeDescriptor { end: at.into(), epoch, ..before.clone() };
+    let right = v1::RangeDescriptor { range_id: child, start: at.into(), epoch, ..before };
+    (left, right)
+}
+
 impl Watched {
     fn descriptor(&self) -> v1::RangeDescriptor {
         (**self.invariants.territory.newest(RANGE).expect("it is in the layout")).clone()
@@ -137,17 +144,14 @@ impl Watched {
 
     /// The range and what is split off it.
     fn halves(&self, at: &'static str, child: u64) -> (v1::RangeDescriptor, v1::RangeDescriptor) {
-        let before = self.descriptor();
-        let epoch = before.epoch.map(|epoch| v1::Epoch { version: epoch.version + 1, ..epoch });
-        let left = v1::RangeDescriptor { end: at.into(), epoch, ..before.clone() };
-        let right = v1::RangeDescriptor { range_id: child, start: at.into(), epoch, ..before };
-        (left, right)
+        halves_of(self.descriptor(), at, child)
     }
 
     fn splits(&mut self, node: usize, index: u64, (left, right): (v1::RangeDescriptor, v1::RangeDescriptor)) -> Check {
+        let range = RangeId(left.range_id);
         let child = Child { descriptor: Arc::new(right), applied: initial_applied(), born: true };
         let split = RangeChange::Split { descriptor: Arc::new(left), children: vec![child] };
-        self.invariants.applied(node, &changed(index, split))
+        self.invariants.applied(node, &Applied { range, ..changed(index, split) })
     }
 
     fn view(&self, node: u64, term: u64, lease_until: u64) -> Arc<ReadView> {
@@ -307,6 +311,45 @@ fn i5_a_split_that_loses_keys_or_differs_or_takes_an_id_again() {
     noticed("I5", watched.splits(2, FIRST, elsewhere));
     let again = watched.halves("c", 7);
     noticed("I5", watched.splits(0, FIRST + 1, again));
+}
+
+#[test]
+fn i5_a_split_that_only_the_lost_had_applied_is_still_to_come() {
+    let mut watched = watched();
+    let halves = watched.halves("m", 7);
+    assert_eq!(watched.splits(0, FIRST, halves.clone()), Ok(()));
+    watched.invariants.territory.lose(&[0]);
+    assert_eq!(watched.invariants.territory.settled(|_| false), [], "the others have it in their logs");
+    assert_eq!(watched.splits(1, FIRST, halves.clone()), Ok(()));
+    assert_eq!(watched.splits(2, FIRST, halves), Ok(()));
+}
+
+#[test]
+fn i5_what_is_split_off_a_child_is_to_come_as_the_child_is() {
+    let mut watched = watched();
+    let (left, right) = watched.halves("m", 7);
+    for node in 0..2 {
+        assert_eq!(watched.splits(node, FIRST, (left.clone(), right.clone())), Ok(()));
+    }
+    let halves = halves_of(right, "t", 8);
+    assert_eq!(watched.splits(0, FIRST, halves), Ok(()));
+    watched.invariants.territory.lose(&[0]);
+    assert_eq!(watched.invariants.territory.settled(|_| false), []);
+}
+
+#[test]
+fn i5_a_child_that_only_the_lost_still_had_is_gone() {
+    let mut watched = watched();
+    let halves = watched.halves("m", 7);
+    for node in 0..2 {
+        assert_eq!(watched.splits(node, FIRST, halves.clone()), Ok(()));
+    }
+    // It went on to other nodes, and the third has not come to the split yet.
+    let tombstone = v1::Tombstone { replica_id: ALL_REPLICAS, ..Default::default() };
+    let destroy = Destroy { descriptor: Arc::new(halves.1), tombstone, keeps_data: false };
+    watched.write(1, LogItem { destroy: Some(destroy), ..LogItem::new(RangeId(7)) }).expect("it goes");
+    watched.invariants.territory.lose(&[0]);
+    assert_eq!(watched.invariants.territory.settled(|_| false), [RangeId(7)]);
 }
 
 #[test]

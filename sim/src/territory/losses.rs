@@ -1,10 +1,11 @@
 //! Who holds which keys once a person has given up what a lost majority had.
 
+use flotilla_engine::bootstrap::INITIAL_INDEX;
 use flotilla_engine::membership;
 use flotilla_proto::{RangeId, v1};
 
 use super::merges::Merges;
-use super::{Descriptor, Territory};
+use super::{Descriptor, Holdings, Territory, overlap};
 use crate::mirror::replica_on;
 
 impl Territory {
@@ -28,9 +29,7 @@ impl Territory {
     }
 
     fn is_somewhere(&self, range: RangeId) -> bool {
-        let here =
-            |(node, store): (usize, &super::Holdings)| !self.lost.contains(&node) && store.ranges.contains_key(&range);
-        self.stores.iter().enumerate().any(here)
+        self.living().any(|(_, store)| store.ranges.contains_key(&range))
     }
 
     /// The nodes that are gone, and what they had.
@@ -64,18 +63,31 @@ impl Territory {
         self.history.keys().copied().filter(|range| !stays(range)).collect()
     }
 
-    /// Whether some of the living have split it off, and the others will.
+    /// Whether the living go on with the range that it was split from, and will all have split it off: some have already, or
+    /// only the lost ones had, and what those had applied is committed (seed 33361).
     fn is_being_born(&self, range: RangeId) -> bool {
-        let parent = self.origins.get(&range).copied().flatten();
-        self.is_somewhere(range) && parent.is_some_and(|(parent, _)| self.has_majority(parent))
+        let Some((parent, _)) = self.origins.get(&range).copied().flatten() else { return false };
+        let lives = self.has_majority(parent) || self.is_being_born(parent);
+        lives && (self.is_somewhere(range) || self.is_still_in(range, parent))
+    }
+
+    /// Whether all of the living that have the parent have the child's keys in it. (If one has none of them, it had the child,
+    /// and what became of that is lost.)
+    fn is_still_in(&self, child: RangeId, parent: RangeId) -> bool {
+        let first = self.history.get(&child).and_then(|history| history.get(&INITIAL_INDEX));
+        let mut held = self.living().filter_map(|(_, store)| store.ranges.get(&parent));
+        first.is_some_and(|first| held.all(|of| overlap(of, first)))
+    }
+
+    fn living(&self) -> impl Iterator<Item = (usize, &Holdings)> {
+        self.stores.iter().enumerate().filter(|(node, _)| !self.lost.contains(node))
     }
 
     /// Whether the living have a majority of it, by the newest that any of them has; or by the newest that anybody ever
     /// applied, for whoever applied it may have left by it.
     pub(crate) fn has_majority(&self, range: RangeId) -> bool {
-        let living = || self.stores.iter().enumerate().filter(|(node, _)| !self.lost.contains(node));
         let held: Vec<(usize, &Descriptor)> =
-            living().filter_map(|(node, store)| Some((node, store.ranges.get(&range)?))).collect();
+            self.living().filter_map(|(node, store)| Some((node, store.ranges.get(&range)?))).collect();
         let age = |of: &&Descriptor| of.epoch.map(|epoch| (epoch.conf_ver, epoch.version));
         let lives = |of: &&v1::ReplicaDescriptor| {
             held.iter()
