@@ -152,8 +152,9 @@ impl Range {
             return Step::Change(membership::left(&self.descriptor), self.descriptor.next_replica_id);
         }
         // A slow one as the last resort: somebody must end this.
-        let well = |id: &u64| self.is_level(*id) && self.is_heard(turn, *id);
-        match self.best_voter(|id| well(id) && !self.is_slow_there(turn, *id)).or_else(|| self.best_voter(well)) {
+        let level = |id: &u64| self.is_level(*id);
+        let fast = |id: &u64| level(id) && !self.is_slow_there(turn, *id);
+        match self.best_voter(turn, fast).or_else(|| self.best_voter(turn, level)) {
             Some(replica) if self.may_ask_again(turn) => Step::HandOver(replica),
             Some(_) => Step::Wait(ASKED_IN_VAIN.into()),
             None => Step::Wait("none of the new voters is level and alive".into()),

@@ -35,8 +35,8 @@ impl Range {
         if !self.may_ask_again(turn) {
             return;
         }
-        let fit = |id: &u64| !self.is_slow_there(turn, *id) && self.is_level(*id) && self.is_heard(turn, *id);
-        if let Some(target) = self.best_voter(fit) {
+        let fit = |id: &u64| !self.is_slow_there(turn, *id) && self.is_level(*id);
+        if let Some(target) = self.best_voter(turn, fit) {
             budget.set(budget.get() - 1);
             self.begin_hand_over(turn, target);
         }

@@ -189,17 +189,20 @@ impl Range {
             return;
         }
         let fast = |id: &u64| !self.is_slow_there(turn, *id);
-        if let Some(target) = self.best_voter(fast).or_else(|| self.best_voter(|_| true)) {
+        if let Some(target) = self.best_voter(turn, fast).or_else(|| self.best_voter(turn, |_| true)) {
             self.begin_hand_over(turn, target);
         }
     }
 
-    /// Of the voters that are alive and `fit`, the one that was asked least often to lead, and is furthest: one that refuses,
-    /// because it is to end itself, is not asked again before the others were.
-    pub(super) fn best_voter(&self, fit: impl Fn(&u64) -> bool) -> Option<u64> {
-        let candidates = self.raft.raft.prs().iter().filter(|(id, progress)| {
-            **id != self.replica && progress.recent_active && self.voters.contains(id) && fit(id)
-        });
+    /// Of the voters that were heard of and are `fit`, the one that was asked least often to lead, and is furthest: one that
+    /// refuses, because it is to end itself, is not asked again before the others were.
+    ///
+    /// What Raft says of who is active is no help: it forgets that with each check of its quorum, and a transfer that
+    /// fails ends with such a check. The next attempt comes a tick later, and would pass over whoever was not heard of just
+    /// then: where answers come less often than ticks, it would ask the same voter in vain again and again, or nobody.
+    pub(super) fn best_voter(&self, turn: &Turn<'_>, fit: impl Fn(&u64) -> bool) -> Option<u64> {
+        let may = |id: &u64| *id != self.replica && self.voters.contains(id) && self.is_heard(turn, *id) && fit(id);
+        let candidates = self.raft.raft.prs().iter().filter(|(id, _)| may(id));
         let asked = |id: &u64| self.hand_overs.get(id).copied().unwrap_or_default();
         // By id where equally far: the order of Raft's map is not that of the seed.
         let best = candidates

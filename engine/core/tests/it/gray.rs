@@ -28,6 +28,9 @@ struct Gray {
     still_until: BTreeMap<u64, u64>,
     /// Messages from one to another that are lost.
     lost: BTreeSet<(u64, u64)>,
+    /// Who hears of another node in bursts only: two in a second, so many milliseconds after each half of it.
+    bursts: BTreeMap<(u64, u64), u64>,
+    held: Vec<Envelope>,
     mailbox: BTreeMap<u64, VecDeque<Input>>,
     ticked: BTreeMap<u64, u64>,
     ms: u64,
@@ -47,6 +50,8 @@ impl Gray {
             syncing: BTreeMap::new(),
             still_until: BTreeMap::new(),
             lost: BTreeSet::new(),
+            bursts: BTreeMap::new(),
+            held: Vec::new(),
             mailbox: BTreeMap::new(),
             ticked: BTreeMap::new(),
             next: 0,
@@ -65,9 +70,13 @@ impl Gray {
     }
 
     fn post(&mut self) {
-        for envelope in std::mem::take(&mut self.cluster.network) {
+        let mut sent = std::mem::take(&mut self.held);
+        sent.extend(std::mem::take(&mut self.cluster.network));
+        for envelope in sent {
             let (from, to) = (envelope.from.0, envelope.to.0);
-            if !self.lost.contains(&(from, to)) {
+            if self.bursts.get(&(from, to)).is_some_and(|after| self.ms % 500 != *after) {
+                self.held.push(envelope);
+            } else if !self.lost.contains(&(from, to)) {
                 self.mailbox.entry(to).or_default().push_back(Input::Message(envelope));
             }
         }
@@ -339,4 +348,25 @@ fn a_slow_leader_goes_on_where_nobody_level_could_take_over() {
     let asked = |sent: &&Envelope| sent.message.message_type == MessageType::MsgTimeoutNow as u32;
     gray.run_s(1);
     assert!(gray.cluster.sent.iter().filter(asked).count() <= 20, "and it does not ask without end");
+}
+
+/// Seed 27178: each attempt came a tick after Raft had forgotten who is active, so that a voter whose answers come in bursts
+/// was never asked, and one that could not follow again and again.
+#[test]
+fn a_slow_leader_asks_the_next_voter_though_answers_of_it_come_in_bursts() {
+    for after in [0, 50, 150, 250, 350, 450] {
+        let mut gray = Gray::running(3);
+        // Node 2 is further, and refuses.
+        gray.cluster.turn(2, vec![Input::Drain]);
+        gray.bursts.insert((3, 1), after);
+        gray.sync_ms.insert(1, 100);
+        let slow = (0..10).find(|_| {
+            gray.run_s(1);
+            gray.slow(1)
+        });
+        assert!(slow.is_some(), "bursts {after} ms late");
+        // An attempt that fails takes an election time-out, and the next one is made at once.
+        gray.run_s(3);
+        assert_eq!(gray.cluster.leader(), Some(3), "bursts {after} ms late");
+    }
 }
