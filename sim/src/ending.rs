@@ -274,7 +274,7 @@ impl Cluster {
         self.clients.iter().all(crate::client::Client::is_idle)
     }
 
-    fn summaries(&self, range: RangeId) -> Vec<(usize, RangeSummary)> {
+    pub(crate) fn summaries(&self, range: RangeId) -> Vec<(usize, RangeSummary)> {
         let of = |node: &Node| {
             let mut ranges = node.process.as_ref()?.store.ranges();
             Some((node.index, ranges.find(|summary| summary.range == range)?))

@@ -181,6 +181,9 @@ pub(crate) struct Real {
     recovery: Recovery,
     /// Since when nothing is left to be done.
     rests_since: Option<Nanos>,
+    /// By how much replicas lagged at the end when they lagged least, and since when.
+    least_lag: u64,
+    came_on: Nanos,
     pub rested: bool,
 }
 
@@ -233,6 +236,8 @@ impl Real {
             loss: Loss::default(),
             recovery: Recovery::new(knobs.seed),
             rests_since: None,
+            least_lag: u64::MAX,
+            came_on: 0,
             rested: false,
             knobs: real,
         })
