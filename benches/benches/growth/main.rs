@@ -17,6 +17,7 @@ mod splits;
 mod powercut;
 
 use flotilla_benches::args::{Args, Extra};
+use flotilla_benches::cluster;
 
 const ABOUT: &str = "A cluster that grows: splits, time without service, rebuilding, many ranges.";
 

@@ -32,11 +32,14 @@ const AXES: &[Axis] = &[
     Axis { name: "nodes", of: |which| which.nodes as f64 },
 ];
 
+/// What follows the system's name, and what is drawn of it.
+type Drawn = (&'static str, fn(&Measured) -> f64);
+
 /// What is drawn.
 struct Figure {
     file: &'static str,
     title: &'static str,
-    lines: &'static [(&'static str, fn(&Measured) -> f64)],
+    lines: &'static [Drawn],
 }
 
 const FIGURES: &[Figure] = &[
