@@ -12,6 +12,8 @@ use flotilla_router::{Client, ClientConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::usage;
+
 /// The longest wait for anything.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at something that is waited for.
@@ -51,6 +53,15 @@ pub fn binary() -> Result<PathBuf> {
     Ok(found.ok_or("the flotilla binary is not beside this one: run `make bin` first")?)
 }
 
+/// Addresses on loopback that nobody listens on.
+pub fn free_addresses(count: usize) -> Result<Vec<String>> {
+    // Held until all are known, so that none is given twice.
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    let addresses = held.iter().map(|one| one.local_addr().map(|address| address.to_string()));
+    Ok(addresses.collect::<std::io::Result<_>>()?)
+}
+
 impl Cluster {
     /// Starts so many nodes one after the other, so that their ids are 1, 2, ..., and waits until every range has
     /// three replicas (or as many as there are nodes) and a leader.
@@ -67,14 +78,7 @@ impl Cluster {
         environment: Vec<Vec<(String, String)>>,
     ) -> Result<Self> {
         let directory = tempfile::tempdir_in(dir)?;
-        // Held until all are known, so that none is given twice.
-        let held: Vec<TcpListener> =
-            (0..3 * nodes).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-        let addresses: Vec<String> = held
-            .iter()
-            .map(|one| one.local_addr().map(|address| address.to_string()))
-            .collect::<std::io::Result<_>>()?;
-        drop(held);
+        let addresses = free_addresses(3 * nodes)?;
         let process = |(at, of): (usize, &[String])| Process {
             client: of[0].clone(),
             peer: of[1].clone(),
@@ -199,10 +203,7 @@ impl Cluster {
 
     /// Resident bytes of a node's process.
     pub fn resident_bytes(&self, at: usize) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process(at)?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-        let kib: f64 = line.split_whitespace().next().ok_or("no VmRSS")?.parse()?;
-        Ok(kib * 1024.0)
+        Ok(usage::resident_bytes_of(self.process(at)?)? as f64)
     }
 }
 
@@ -303,4 +304,16 @@ async fn is_ready(http: &str) -> bool {
         Ok::<bool, std::io::Error>(answer.contains(" 200 "))
     };
     asked.await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_differ() {
+        let addresses = free_addresses(20).expect("loopback has them");
+        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        assert_eq!(different.len(), 20);
+    }
 }

@@ -35,7 +35,12 @@ impl Cpu {
 
 /// Resident memory, in bytes.
 pub fn resident_bytes() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    resident_bytes_of(std::process::id())
+}
+
+/// That of another process.
+pub fn resident_bytes_of(process: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     Ok(number_after(&status, "VmRSS:")? * 1024)
 }
 
@@ -53,7 +58,8 @@ pub fn disk_bytes_written() -> io::Result<u64> {
     number_after(&fs::read_to_string("/proc/self/io")?, "\nwrite_bytes:")
 }
 
-fn number_after(text: &str, name: &str) -> io::Result<u64> {
+/// The number behind a name, in one of the kernel's reports.
+pub fn number_after(text: &str, name: &str) -> io::Result<u64> {
     text.split_once(name)
         .and_then(|(_, rest)| rest.split_whitespace().next())
         .and_then(|word| word.parse().ok())

@@ -1,19 +1,10 @@
 //! What the kernel says of processes and of the machine.
 
 use std::fs;
-use std::io;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use flotilla_benches::cluster::Result;
-
-/// Addresses on loopback that nobody listens on.
-pub fn free_addresses(count: usize) -> Result<Vec<String>> {
-    // Held until all are known, so that none is given twice.
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<_>>()?;
-    let addresses = held.iter().map(|one| one.local_addr().map(|address| address.to_string()));
-    Ok(addresses.collect::<io::Result<_>>()?)
-}
+use flotilla_benches::usage::{self, number_after};
 
 /// What some processes, and the machine, have spent until now.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,12 +32,12 @@ impl Spent {
         for process in processes {
             spent.server_us += cpu_us(&format!("/proc/{process}/stat"))?;
             let io = fs::read_to_string(format!("/proc/{process}/io"))?;
-            spent.disk_bytes += number_after(&io, "\nwrite_bytes:")?;
-            spent.calls += number_after(&io, "syscr:")? + number_after(&io, "syscw:")?;
+            spent.disk_bytes += number_after(&io, "\nwrite_bytes:")? as f64;
+            spent.calls += (number_after(&io, "syscr:")? + number_after(&io, "syscw:")?) as f64;
             for task in fs::read_dir(format!("/proc/{process}/task"))? {
                 // A thread may have ended since it was listed.
                 let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
-                spent.waits += number_after(&status, "\nvoluntary_ctxt_switches:")?;
+                spent.waits += number_after(&status, "\nvoluntary_ctxt_switches:")? as f64;
             }
         }
         let (machine, stolen) = machine_us()?;
@@ -75,10 +66,7 @@ impl Spent {
 
 /// Resident bytes of all of them.
 pub fn resident_bytes(processes: &[u32]) -> Result<f64> {
-    let of = |process: &u32| {
-        let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-        Ok::<_, Box<dyn std::error::Error>>(number_after(&status, "VmRSS:")? * 1024.0)
-    };
+    let of = |process: &u32| Ok(usage::resident_bytes_of(*process)? as f64);
     processes.iter().map(of).sum()
 }
 
@@ -125,11 +113,6 @@ fn loopback_packets() -> Result<f64> {
     Ok(line.split_whitespace().nth(1).ok_or("/proc/net/dev is too short")?.parse()?)
 }
 
-fn number_after(text: &str, name: &str) -> Result<f64> {
-    let (_, rest) = text.split_once(name).ok_or_else(|| format!("the kernel's report lacks {}", name.trim()))?;
-    Ok(rest.split_whitespace().next().ok_or("a number is missing")?.parse()?)
-}
-
 /// Counts the syncs of processes, whatever they are written in, by the kernel's trace points; `perf` does it.
 pub struct SyncCounter(Child);
 
@@ -174,12 +157,5 @@ mod tests {
         let spent = Spent::until_now(&[std::process::id()]).expect("readable").since(before);
         assert!(spent.machine_us >= 10_000.0, "{spent:?}");
         assert!(resident_bytes(&[std::process::id()]).expect("readable") > 1e6);
-    }
-
-    #[test]
-    fn addresses_differ() {
-        let addresses = free_addresses(20).expect("loopback has them");
-        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
-        assert_eq!(different.len(), 20);
     }
 }

@@ -1,7 +1,6 @@
 //! What many runs of many cells came to: medians, spreads, ratios; kept as JSON, printed as tables.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 
 use flotilla_benches::cluster::Result;
@@ -141,15 +140,15 @@ impl Results {
                 |of| of.disk_bytes,
                 |of| of.resident_bytes,
             ];
-            let _ = write!(text, "| {}, {} |", cell.which.load_in_words(), cell.which.system.name());
+            text.push_str(&format!("| {}, {} |", cell.which.load_in_words(), cell.which.system.name()));
             for figure in figures {
                 let (own, other) = (cell.spread(figure), base.spread(figure));
                 let mark = if is_wide(own) || is_wide(other) { "~" } else { "" };
                 // Of next to nothing there is no ratio: gets write no byte.
-                let _ = match other.median < LEAST {
-                    true => write!(text, " - |"),
-                    false => write!(text, " {mark}{:.2} |", own.median / other.median),
-                };
+                text.push_str(&match other.median < LEAST {
+                    true => " - |".into(),
+                    false => format!(" {mark}{:.2} |", own.median / other.median),
+                });
             }
             text.push('\n');
         }

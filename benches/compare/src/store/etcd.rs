@@ -5,11 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
-use flotilla_benches::cluster::{Result, wait};
+use flotilla_benches::cluster::{Result, free_addresses, wait};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Done, Failed, Session, connections};
-use crate::machine::free_addresses;
 
 use api::compare::{CompareResult, CompareTarget, TargetUnion};
 use api::kv_client::KvClient;
