@@ -118,6 +118,7 @@ impl Cluster {
             wants_range_ids: agent.wants_ids,
             table_sequence: agent.learned.sequence,
             nodes_version: agent.learned.nodes_version,
+            health: Some(process.store.health(node.clock.read(self.now))),
             ..report
         };
         let to = self.believed_leader(index);
