@@ -162,6 +162,8 @@ marks! {
     BarrierTimeout: "a read barrier times out",
     GrayNode: "an apply stage lags, or a link loses messages in one direction",
     SlowNode: "a node finds out that it is slow against the others",
+    SlowNodeJudged: "placement judges a node slow",
+    SlowNodeWell: "placement judges a slow node well again",
     CrashUnsynced: "a crash loses unsynced writes",
     CrashMidSync: "a crash falls between a log write and its sync",
     CrashMidApply: "a crash loses applied state that is replayed",

@@ -158,9 +158,12 @@ impl Cluster {
 
     fn carry_out_placement(&mut self, index: usize, effects: Effects) {
         for note in effects.notes {
-            if note.contains("is given up") {
-                self.marks.hit(Mark::OrderGivenUp);
-            }
+            let said = [
+                ("is given up", Mark::OrderGivenUp),
+                ("leaders leave it", Mark::SlowNodeJudged),
+                ("leaders return to it", Mark::SlowNodeWell),
+            ];
+            said.iter().filter(|(words, _)| note.contains(words)).for_each(|(_, mark)| self.marks.hit(*mark));
             self.trace.say(self.now, || format!("n{} placement: {note}", index + 1));
         }
         for answer in effects.answers {
