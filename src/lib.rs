@@ -11,3 +11,6 @@ pub mod server;
 
 pub use embed::{Cluster, Node, NodeBuilder};
 pub use flotilla_router::{Client, ClientConfig};
+
+// Every program that serves goes through here.
+const _: () = assert!(!flotilla_mutants::BUILT, "a product build must not have flotilla-mutants' feature `mutants`");

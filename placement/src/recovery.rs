@@ -19,6 +19,7 @@ mod lost;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::{self, ReplicaRole};
 use lost::{dropped, gaps, lost_ranges, recreate};
@@ -313,7 +314,7 @@ fn keep(wish: &Wish, newest: &v1::RangeDescriptor, replicas: &[Replica<'_>], sur
     };
     let rank = |of: &Replica<'_>| {
         let log = (of.1.last_term, of.1.last_index, of.1.applied_index);
-        let behind = cfg!(feature = "mutant-recover-behind").then_some(std::cmp::Reverse(log));
+        let behind = Mutant::RecoverBehind.is_on().then_some(std::cmp::Reverse(log));
         (role(of), behind, log, u64::MAX - of.0)
     };
     let (node, chosen) = *replicas.iter().max_by_key(|of| rank(of)).expect("a range has the replicas it was found by");
@@ -393,7 +394,7 @@ fn target_lost(chosen: &v1::SurveyedReplica, surveys: &[v1::SurveyResponse], war
 
 /// The id of the replica that goes on, and its term: beyond all that the lost ones can have reached.
 fn leapt(replica_id: u64, next_id: u64, term: u64, unix_ms: u64) -> (u64, u64) {
-    if cfg!(feature = "mutant-recover-same-replica") {
+    if Mutant::RecoverSameReplica.is_on() {
         return (replica_id, term + 1);
     }
     (beyond(next_id, unix_ms), beyond(term, unix_ms))

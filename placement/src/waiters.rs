@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, Result, v1};
 
 use crate::service::{Answer, Response, Service, Token};
@@ -175,7 +176,7 @@ impl Service {
         let tasked = state.table.holding(node).into_iter().flat_map(|holding| &holding.tasked);
         let told = tasked.filter_map(|range| of(&state.acked, *range));
         let mut orders: Vec<v1::RangeOrder> = told.filter(|order| ahead(order.range_id) == Some(order)).collect();
-        if cfg!(feature = "mutant-orders-before-written") {
+        if Mutant::OrdersBeforeWritten.is_on() {
             let led = |range: &&u64| state.table.get(**range).is_some_and(|route| route.leader == node);
             orders = state.ahead.orders.keys().filter(led).filter_map(|range| of(&state.ahead, *range)).collect();
         }

@@ -6,16 +6,20 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use flotilla_mutants::{FoundBy, Mutant};
 use flotilla_sim::run::{Options, Seeds, run_seed, run_seeds};
 
 const USAGE: &str =
-    "usage: flotilla-sim [--seeds N] [--first S] [--seconds T] [--jobs J] [--black-box] [--expect-failure] [--expect-marks]
-       flotilla-sim --seed S [--trace] [--black-box]
+    "usage: flotilla-sim [--seeds N] [--first S] [--seconds T] [--jobs J] [--black-box] [--expect-failure] [--expect-marks] [--mutant NAME]
+       flotilla-sim --seed S [--trace] [--black-box] [--mutant NAME]
+       flotilla-sim --list-mutants
   --seeds N         run at least N seeds, from S (1) on
   --seconds T       and go on until T seconds have passed
   --black-box       check only what clients could notice in the end
   --expect-failure  one seed after another until one fails, and exit 0 only if one did
-  --expect-marks    fail if all seeds together leave a coverage mark out";
+  --expect-marks    fail if all seeds together leave a coverage mark out
+  --mutant NAME     with this known bug; only in a build with --features mutants
+  --list-mutants    each mutant's name, what must find it (seeds, seeds+storms, nothing) and what is broken";
 
 #[derive(Debug, Default)]
 struct Arguments {
@@ -24,6 +28,8 @@ struct Arguments {
     seed: Option<u64>,
     expect_failure: bool,
     expect_marks: bool,
+    mutant: Option<Mutant>,
+    list_mutants: bool,
 }
 
 fn parse() -> Result<Arguments, String> {
@@ -44,6 +50,11 @@ fn parse() -> Result<Arguments, String> {
             "--black-box" => parsed.options.black_box = true,
             "--expect-marks" => parsed.expect_marks = true,
             "--expect-failure" => parsed.expect_failure = true,
+            "--list-mutants" => parsed.list_mutants = true,
+            "--mutant" => {
+                let name = arguments.next().ok_or("--mutant needs a name")?;
+                parsed.mutant = Some(name.parse::<Mutant>().map_err(|error| error.to_string())?);
+            }
             other => return Err(format!("unknown argument {other}")),
         }
     }
@@ -54,6 +65,17 @@ fn parse() -> Result<Arguments, String> {
     Ok(parsed)
 }
 
+fn list_mutants() {
+    for mutant in Mutant::ALL {
+        let found_by = match mutant.found_by() {
+            FoundBy::Seeds => "seeds",
+            FoundBy::SeedsAndStorms => "seeds+storms",
+            FoundBy::Nothing => "nothing",
+        };
+        println!("{mutant}\t{found_by}\t{}", mutant.what());
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = match parse() {
         Ok(arguments) => arguments,
@@ -62,6 +84,14 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if arguments.list_mutants {
+        list_mutants();
+        return ExitCode::SUCCESS;
+    }
+    if let Some(Err(refused)) = arguments.mutant.map(Mutant::choose) {
+        eprintln!("{refused}");
+        return ExitCode::from(2);
+    }
     if let Some(seed) = arguments.seed {
         let report = run_seed(seed, arguments.options);
         println!("seed {seed}: trace hash {:016x}, {}", report.trace_hash, report.failure.as_deref().unwrap_or("ok"));

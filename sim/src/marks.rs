@@ -3,10 +3,12 @@
 //! The list is closed, so that a mark which is never hit shows in every summary; and CI's seeds together must hit every
 //! mark of the swarm ([`Marks::missing`]). Two classes are not the swarm's:
 //! - what only proposals that come late bring about, which is a fault that no sound store has: the control run with the
-//!   feature `fault-late-proposals` must hit it;
+//!   mutant `late-proposals` must hit it;
 //! - second lines of defence, which something else makes unnecessary as long as it holds: see [`Mark::class`].
 
 use std::collections::BTreeMap;
+
+use flotilla_mutants::Mutant;
 
 macro_rules! marks {
     ($($name:ident: $text:literal),+ $(,)?) => {
@@ -48,7 +50,7 @@ marks! {
     LogFetchEmpty: "entries to be read back are gone",
     EntryOverwritten: "an unpersisted or persisted entry is replaced by another leader's",
     AppendRefused: "a follower refuses an append",
-    StampRefused: "apply skips an entry with a foreign stamp (only by fault-late-proposals)",
+    StampRefused: "apply skips an entry with a foreign stamp (only by late-proposals)",
     EpochRefused: "apply skips an entry of another epoch",
     SplitApplied: "a split is applied",
     SplitDone: "a split by hand succeeds",
@@ -229,7 +231,7 @@ impl Marks {
 
     /// Those that a run like this one, with enough seeds, must hit, and that were not hit.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
-        let class = if cfg!(feature = "fault-late-proposals") { Class::LateProposals } else { Class::Swarm };
+        let class = if Mutant::LateProposals.is_on() { Class::LateProposals } else { Class::Swarm };
         let missing = Mark::ALL.iter().filter(|mark| mark.class() == class && self.count(**mark) == 0);
         missing.map(|mark| mark.text()).collect()
     }

@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use flotilla_mutants::Mutant;
+
 use crate::clock::Nanos;
 use crate::cluster::{Cluster, Tally};
 use crate::knobs::Knobs;
@@ -216,55 +218,13 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Those of these features that this build has.
-macro_rules! features {
-    ($($name:literal),+ $(,)?) => {
-        [$((cfg!(feature = $name), $name)),+].into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
-    };
-}
-
 /// The command that runs a seed again, with its trace.
 pub fn repeat_command(seed: u64) -> String {
-    let features: Vec<&str> = features![
-        "mutant-ack-before-persist",
-        "mutant-vote-not-saved",
-        "mutant-no-term-stamp-check",
-        "fault-late-proposals",
-        "mutant-lease-after-timeout-now",
-        "mutant-replayed-split-overwrites",
-        "mutant-no-epoch-check",
-        "mutant-snapshot-over-overlap",
-        "mutant-tombstone-apart",
-        "mutant-expiry-of-the-renewed",
-        "mutant-remove-before-voter",
-        "mutant-merge-without-all",
-        "mutant-thaw-without-proof",
-        "mutant-lease-over-freeze",
-        "mutant-merge-tombstone-apart",
-        "mutant-merge-keeps-counter",
-        "mutant-merged-outlives-snapshot",
-        "mutant-sleep-with-one-behind",
-        "mutant-orphans-sleep-on",
-        "mutant-lease-from-receipt",
-        "mutant-lease-without-drift",
-        "mutant-votes-after-restart",
-        "mutant-applied-index-apart",
-        "mutant-snapshot-keeps-old-keys",
-        "mutant-read-without-quorum",
-        "mutant-read-before-own-term",
-        "mutant-vote-before-durable",
-        "mutant-former-change-forgotten",
-        "mutant-ingest-without-intent",
-        "mutant-corrupt-is-absent",
-        "mutant-scan-skips-border",
-        "mutant-ttl-without-drift",
-        "mutant-repeat-unknown-write",
-        "mutant-orders-before-written",
-        "mutant-recover-behind",
-        "mutant-recover-same-replica",
-    ];
-    let features = if features.is_empty() { String::new() } else { format!("--features {} ", features.join(",")) };
-    format!("cargo run --release -p flotilla-sim {features}-- --seed {seed} --trace")
+    let (features, mutant) = match Mutant::chosen() {
+        Some(mutant) => (" --features mutants", format!(" --mutant {mutant}")),
+        None => ("", String::new()),
+    };
+    format!("cargo run --release -p flotilla-sim{features} --{mutant} --seed {seed} --trace")
 }
 
 /// Runs seeds on several threads; a failure lets those under way end.

@@ -4,6 +4,7 @@
 //! the last sequence number: one sync for all ranges of the node, however many batches collected
 //! while the one before was under way. The threads and the queue are the caller's.
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{KeyspaceId, RangeId};
 
 use crate::apply;
@@ -52,7 +53,7 @@ fn fill_item<B: WriteBatch>(batch: &mut B, item: &LogItem) -> storage::Result<()
     if let Some(descriptor) = &item.begins {
         apply::put_range(batch, descriptor, &apply::initial_applied(), &apply::initial_raft_state());
     }
-    if !cfg!(feature = "mutant-merged-outlives-snapshot") {
+    if !Mutant::MergedOutlivesSnapshot.is_on() {
         item.ends.iter().for_each(|ended| snapshot::fill_destroy(batch, ended));
     }
     if let Some(data) = &item.snapshot {

@@ -14,6 +14,7 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, KeyspaceId, RangeId, limits, v1};
 
 use crate::config::ReadMode;
@@ -171,7 +172,7 @@ fn get_one<R: Read + ?Sized>(
     }
     let stored = storage.get(Family::State, &keys::data(KeyspaceId(descriptor.keyspace_id), key));
     let stored = match stored {
-        Err(StorageError::Corrupt { .. }) if cfg!(feature = "mutant-corrupt-is-absent") => None,
+        Err(StorageError::Corrupt { .. }) if Mutant::CorruptIsAbsent.is_on() => None,
         other => other.map_err(failed)?,
     };
     let Some(stored) = stored else { return Ok(None) };
@@ -217,7 +218,7 @@ fn scan<R: Read + ?Sized>(
     request: &v1::ScanRequest,
 ) -> Result<v1::ScanResponse, Error> {
     let mut start = request.start.clone().max(descriptor.start.clone());
-    if cfg!(feature = "mutant-scan-skips-border") && !start.is_empty() && start == descriptor.start {
+    if Mutant::ScanSkipsBorder.is_on() && !start.is_empty() && start == descriptor.start {
         start = [&start[..], &[0]].concat().into();
     }
     let end = match (request.end.is_empty(), descriptor.end.is_empty()) {

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::error::Action;
 use flotilla_proto::{Error, NodeId};
 
@@ -109,7 +110,7 @@ pub enum Decision {
 /// What to do after a failed attempt.
 pub fn decide(failure: &Failure, attempt: &Attempt) -> Decision {
     let other = Target::Other(attempt.node);
-    if cfg!(feature = "mutant-repeat-unknown-write") && matches!(failure, Failure::Broken(_) | Failure::NoAnswer) {
+    if Mutant::RepeatUnknownWrite.is_on() && matches!(failure, Failure::Broken(_) | Failure::NoAnswer) {
         return again(failure, attempt, other, pause(attempt), false);
     }
     match failure {

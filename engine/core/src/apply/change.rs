@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{KeyspaceId, RangeId, v1};
 
 use super::ops::Pass;
@@ -165,7 +166,7 @@ impl RangeApply {
             next_replica_id: change.next_replica_id,
             ..(*before).clone()
         };
-        if let Some(replica_id) = own.filter(|_| removed && !cfg!(feature = "mutant-tombstone-apart")) {
+        if let Some(replica_id) = own.filter(|_| removed && !Mutant::TombstoneApart.is_on()) {
             let (index, epoch) = (self.applied.index + 1, descriptor.epoch);
             let tombstone = v1::Tombstone { replica_id, index, term, merged_into: 0, epoch };
             write_tombstone(&mut pass.batch, RangeId(before.range_id), &tombstone);
@@ -239,7 +240,7 @@ fn begin_child<S: Storage>(
 ) -> Result<bool, StorageError> {
     let range = RangeId(descriptor.range_id);
     let known = pass.storage.get(Family::Log, &keys::raft_state(range))?.is_some();
-    if known && !cfg!(feature = "mutant-replayed-split-overwrites") {
+    if known && !Mutant::ReplayedSplitOverwrites.is_on() {
         return Ok(false);
     }
     let tombstone = pass.storage.get(Family::State, &keys::range_record(range, RangeRecord::Tombstone))?;

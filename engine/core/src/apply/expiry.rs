@@ -13,6 +13,7 @@
 //! against replicated state: one that was written anew meanwhile has another version, and stays.
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::{KeyspaceId, v1};
 
 use super::RangeApply;
@@ -124,7 +125,7 @@ impl RangeApply {
             // The time is whole milliseconds: only when the deadline is behind has all of the last one passed.
             current.version == due.version && current.deadline_ms < self.applied.range_time_ms
         };
-        let ends = ttl.is_some_and(|current| is_due(&current) || cfg!(feature = "mutant-expiry-of-the-renewed"));
+        let ends = ttl.is_some_and(|current| is_due(&current) || Mutant::ExpiryOfTheRenewed.is_on());
         if ttl.is_some() && !ends {
             return Ok(false);
         }

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{RangeId, v1};
 
 use super::change::write_tombstone;
@@ -85,7 +86,7 @@ impl RangeApply {
         state.absorbed = merges::joined(&state.absorbed, id, &theirs.absorbed);
         let absorbed = state.absorbed.clone();
         self.put_merge_state(pass);
-        if !cfg!(feature = "mutant-merge-tombstone-apart") {
+        if !Mutant::MergeTombstoneApart.is_on() {
             write_tombstone(&mut pass.batch, id, &merges::tombstone(RangeId(self.descriptor.range_id)));
         }
         let theirs = source.epoch.unwrap_or_default().version;
@@ -122,7 +123,7 @@ impl RangeApply {
     /// end: for keys of the other half a higher one would be a leap (`range/expiry.rs`). The bound is the lower one.
     fn take_counters(&mut self, frozen: &v1::Frozen) {
         let own = &mut self.applied;
-        if !cfg!(feature = "mutant-merge-keeps-counter") {
+        if !Mutant::MergeKeepsCounter.is_on() {
             own.version_counter = own.version_counter.max(frozen.version_counter);
         }
         (own.range_time_ms, own.next_expiry_ms) = match (own.next_expiry_ms, frozen.next_expiry_ms) {

@@ -16,6 +16,7 @@ mod ops;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Entry, EntryType};
 
@@ -140,8 +141,8 @@ pub enum ApplyError {
 pub struct ApplyStage {
     node: u64,
     ranges: BTreeMap<RangeId, RangeApply>,
-    /// Part of a split that this mutant writes with the next pass.
-    #[cfg(feature = "mutant-replayed-split-overwrites")]
+    /// Part of a split that `replayed-split-overwrites` writes with the next pass.
+    #[cfg(feature = "mutants")]
     late: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -167,7 +168,7 @@ impl ApplyStage {
         Self {
             node: boot.identity.node_id,
             ranges: ranges.collect(),
-            #[cfg(feature = "mutant-replayed-split-overwrites")]
+            #[cfg(feature = "mutants")]
             late: Vec::new(),
         }
     }
@@ -181,7 +182,7 @@ impl ApplyStage {
         show: &mut dyn FnMut(&S, Checkpoint),
     ) -> Result<Vec<Applied>, ApplyError> {
         let mut pass = Pass::new(storage);
-        #[cfg(feature = "mutant-replayed-split-overwrites")]
+        #[cfg(feature = "mutants")]
         for (key, value) in self.late.drain(..) {
             pass.batch.put(Family::State, &key, &value);
         }
@@ -260,8 +261,8 @@ impl ApplyStage {
         done.bytes += pass.batch.size_bytes().saturating_sub(before) as u64;
         (done.index, done.term, done.checksum) = (range.applied.index, range.applied.term, range.applied.checksum);
         done.expiry = range.expiry_applied(pass);
-        #[cfg(feature = "mutant-replayed-split-overwrites")]
-        if !born.is_empty() {
+        #[cfg(feature = "mutants")]
+        if Mutant::ReplayedSplitOverwrites.is_on() && !born.is_empty() {
             let parent = self.ranges.get(&id).expect("it was just applied to");
             self.late = parent.records(id);
             for (key, _) in &self.late {
@@ -358,7 +359,7 @@ impl RangeApply {
 
     fn write_applied<S: Storage>(&self, pass: &mut Pass<'_, S>, range: RangeId) -> Result<(), StorageError> {
         let (key, value) = (keys::range_record(range, RangeRecord::Applied), record::encode(&self.applied));
-        if cfg!(feature = "mutant-applied-index-apart") {
+        if Mutant::AppliedIndexApart.is_on() {
             let mut apart = pass.storage.batch();
             apart.put(Family::State, &key, &value);
             return pass.storage.write(apart);
@@ -367,7 +368,7 @@ impl RangeApply {
         Ok(())
     }
 
-    #[cfg(feature = "mutant-replayed-split-overwrites")]
+    #[cfg(feature = "mutants")]
     fn records(&self, range: RangeId) -> Vec<(Vec<u8>, Vec<u8>)> {
         vec![
             (keys::range_record(range, RangeRecord::Descriptor).to_vec(), record::encode(&*self.descriptor)),
@@ -378,13 +379,13 @@ impl RangeApply {
     /// Why a command is skipped, by all replicas alike.
     fn refusal(&self, command: &v1::Command, range: RangeId, term: u64) -> Option<ApplyRefusal> {
         let stamp_holds = command.range_id == range.0 && command.term == term;
-        if !stamp_holds && !cfg!(feature = "mutant-no-term-stamp-check") {
+        if !stamp_holds && !Mutant::NoTermStampCheck.is_on() {
             return Some(ApplyRefusal::Stamp);
         }
         // Replicas change without a change of the keys served: conf_ver is theirs alone.
         let of_replicas = matches!(command.change, Some(v1::command::Change::Replicas(_)));
         let epoch_holds = command.epoch_version == self.descriptor.epoch.unwrap_or_default().version;
-        if !epoch_holds && !of_replicas && !cfg!(feature = "mutant-no-epoch-check") {
+        if !epoch_holds && !of_replicas && !Mutant::NoEpochCheck.is_on() {
             return Some(ApplyRefusal::Epoch);
         }
         // Changes of replicas above all: they name no version.

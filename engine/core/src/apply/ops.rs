@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::{KeyspaceId, v1};
 
 use super::RangeApply;
@@ -90,7 +91,7 @@ impl RangeApply {
         use v1::write_op::Op;
         let user_key = command::op_key(op).cloned().unwrap_or_default();
         // Proposals are checked for this; the epoch check covers changes since. Never write outside.
-        if !read::contains(&self.descriptor, &user_key) && !cfg!(feature = "mutant-no-epoch-check") {
+        if !read::contains(&self.descriptor, &user_key) && !Mutant::NoEpochCheck.is_on() {
             return Ok(Outcome::default());
         }
         let key = keys::data(KeyspaceId(self.descriptor.keyspace_id), &user_key);

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
@@ -62,7 +63,7 @@ impl Range {
 
     /// Whether a change is under way that a lease must not be used over.
     pub(super) fn holds_lease_back(&self) -> bool {
-        let freezes = !cfg!(feature = "mutant-lease-over-freeze");
+        let freezes = !Mutant::LeaseOverFreeze.is_on();
         let over = |change: &PendingChange| match change.kind {
             Kind::Split | Kind::Replicas => true,
             Kind::Freeze => freezes,

@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::v1;
 
 use super::{Range, Turn};
@@ -224,7 +225,7 @@ impl Expiry {
     /// The range's time, as the leader of this term knows it; `None`: not yet.
     fn estimate(&self, term: u64, now: BootTime, drift: f64) -> Option<u64> {
         let reign = self.reign.as_ref().filter(|reign| reign.term == term)?;
-        let drift = if cfg!(feature = "mutant-ttl-without-drift") { 0.0 } else { drift };
+        let drift = if Mutant::TtlWithoutDrift.is_on() { 0.0 } else { drift };
         let counted = now.since(reign.began).div_f64(1.0 + drift).as_millis();
         Some(reign.began_ms.saturating_add(u64::try_from(counted).unwrap_or(u64::MAX)))
     }

@@ -1,10 +1,11 @@
-//! A known bug on demand, never in a product build (feature `fault-late-proposals`): a replica that leads
+//! A fault on demand, never in a product build (the mutant `late-proposals`): a replica that leads
 //! again proposes its last writes of an earlier term a second time, as they were evaluated then.
 //!
 //! With the stamp checked at apply this is harmless: every replica skips them. Without the check
-//! (`mutant-no-term-stamp-check`) they are applied twice, or after their callers were told that they
-//! were not. So the simulation passes with this bug alone, and must fail with both.
+//! (`no-term-stamp-check`, which brings this one along) they are applied twice, or after their callers
+//! were told that they were not. So the simulation passes with this fault alone, and must fail with both.
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::v1;
 
 use super::Range;
@@ -14,6 +15,9 @@ const LATE_MAX: usize = 8;
 
 impl Range {
     pub(super) fn remember_for_late(&mut self, requests: &[v1::WriteRequest]) {
+        if !Mutant::LateProposals.is_on() {
+            return;
+        }
         self.late.push((self.term(), requests.to_vec()));
         if self.late.len() > LATE_MAX {
             self.late.remove(0);

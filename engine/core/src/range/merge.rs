@@ -71,6 +71,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 use super::change::{Asker, Kind, PendingChange};
@@ -291,7 +292,7 @@ impl Range {
             (false, true) => v1::MergeWish::Merge,
             (false, false) => v1::MergeWish::Know,
         };
-        if cfg!(feature = "mutant-thaw-without-proof") && late {
+        if Mutant::ThawWithoutProof.is_on() && late {
             let told = v1::MergeTold { freeze_index: still.frozen.index, merged: false };
             return self.merge_told(turn, told);
         }
@@ -313,7 +314,7 @@ impl Range {
     /// Nodes whose replicas have not reported.
     fn missing(&self) -> Vec<u64> {
         let Some(still) = &self.standstill else { return Vec::new() };
-        if cfg!(feature = "mutant-merge-without-all") && still.stand.len() > self.voters.len() / 2 {
+        if Mutant::MergeWithoutAll.is_on() && still.stand.len() > self.voters.len() / 2 {
             return Vec::new();
         }
         let stands =

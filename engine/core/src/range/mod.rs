@@ -16,7 +16,7 @@ mod barriers;
 mod change;
 mod expiry;
 mod install;
-#[cfg(feature = "fault-late-proposals")]
+#[cfg(feature = "mutants")]
 mod late;
 mod lease;
 mod load;
@@ -42,6 +42,7 @@ mod truncate;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{RawNode, StateRole};
@@ -173,7 +174,7 @@ pub(crate) struct Range {
     /// When it went on without its majority: hardly ever.
     recoveries: Vec<v1::RangeRecovery>,
     rest: Rest,
-    #[cfg(feature = "fault-late-proposals")]
+    #[cfg(feature = "mutants")]
     late: Vec<(u64, Vec<v1::WriteRequest>)>,
 }
 
@@ -251,7 +252,7 @@ impl Range {
             snapshot_age_ticks: 0,
             recoveries: boot.recoveries.recoveries.clone(),
             rest: Rest::default(),
-            #[cfg(feature = "fault-late-proposals")]
+            #[cfg(feature = "mutants")]
             late: Vec::new(),
         };
         range.applied_marks.push_back((1, boot.applied.index));
@@ -366,12 +367,12 @@ impl Range {
         }
         if self.barriers.has_waiting() && self.leads() && self.raft.raft.commit_to_current_term() {
             let context = self.barriers.begin(turn.now);
-            if cfg!(feature = "mutant-read-without-quorum") {
+            if Mutant::ReadWithoutQuorum.is_on() {
                 self.barriers.confirm(&context, self.raft.raft.raft_log.committed);
             }
             self.raft.read_index(context);
         }
-        #[cfg(feature = "fault-late-proposals")]
+        #[cfg(feature = "mutants")]
         self.propose_late();
         if !self.proposals.has_queued() || self.holds_writes_back() || self.changes_hands() {
             return;
@@ -402,7 +403,7 @@ impl Range {
         if !self.leads() || self.raft.raft.lead_transferee.is_some() {
             return Err(self.not_leader());
         }
-        #[cfg(feature = "fault-late-proposals")]
+        #[cfg(feature = "mutants")]
         self.remember_for_late(&requests);
         self.propose_stamped(self.term(), v1::Command { requests, range_time_ms, ..Default::default() })
     }

@@ -6,6 +6,7 @@
 //! finds is left without any order. The leader has the last word: no step is taken that would leave the range
 //! without a quorum of voters that are alive and level.
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 use raft::ProgressState;
 
@@ -121,7 +122,7 @@ impl Range {
             .filter(|of| order.add_nodes.contains(&of.node_id))
             .collect();
         let demote: Vec<u64> = self.descriptor.replicas.iter().filter(|of| goes(of)).map(|of| of.node_id).collect();
-        let early = cfg!(feature = "mutant-remove-before-voter") && !demote.is_empty();
+        let early = Mutant::RemoveBeforeVoter.is_on() && !demote.is_empty();
         let promote = if early { Vec::new() } else { promote };
         if let Some(behind) = promote.iter().find(|of| !self.is_level(of.replica_id)) {
             return Step::Wait(format!("the replica on node {} is not level yet", behind.node_id));

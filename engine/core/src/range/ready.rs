@@ -17,6 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::v1;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{SnapshotStatus, StateRole};
@@ -47,7 +48,7 @@ impl Range {
         if self.leads() {
             let sets = [&self.voters[..], &self.old_voters[..]];
             let config = &turn.shared.config;
-            let no_drift = cfg!(feature = "mutant-lease-without-drift");
+            let no_drift = Mutant::LeaseWithoutDrift.is_on();
             let lease = if no_drift { config.election_timeout() } else { config.lease };
             self.lease.renew(turn.now, sets, self.replica, lease);
         }
@@ -73,7 +74,7 @@ impl Range {
         // A replica that holds a change of replicas in its log must remember, over a restart, that the one before is
         // committed: it must not campaign under a configuration that is over (etcd#7280, #11284).
         let reconfigures = item.entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
-            && !cfg!(feature = "mutant-former-change-forgotten");
+            && !Mutant::FormerChangeForgotten.is_on();
         let hard = self.raft.raft.hard_state();
         let new_term = state_changed && (hard.term, hard.vote) != (self.written_state.term, self.written_state.vote);
         if state_changed || reconfigures {
@@ -109,7 +110,7 @@ impl Range {
     pub(super) fn raft_state(&self) -> v1::RaftState {
         let hard = self.raft.raft.hard_state();
         let (truncated_index, truncated_term) = self.raft.store().truncated();
-        let vote = if cfg!(feature = "mutant-vote-not-saved") { 0 } else { hard.vote };
+        let vote = if Mutant::VoteNotSaved.is_on() { 0 } else { hard.vote };
         v1::RaftState { term: hard.term, vote, commit: hard.commit, truncated_index, truncated_term }
     }
 
@@ -121,7 +122,7 @@ impl Range {
             return;
         }
         let bare = item.entries.is_empty() && item.snapshot.is_none();
-        if cfg!(feature = "mutant-ack-before-persist") || (cfg!(feature = "mutant-vote-before-durable") && bare) {
+        if Mutant::AckBeforePersist.is_on() || (Mutant::VoteBeforeDurable.is_on() && bare) {
             self.send(turn, messages.clone());
         }
         // What writes nothing is durable with what was written before it.
@@ -143,7 +144,7 @@ impl Range {
                 continue;
             }
             self.raft.on_persist_ready(done.ready);
-            if !cfg!(feature = "mutant-ack-before-persist") {
+            if !Mutant::AckBeforePersist.is_on() {
                 self.send(turn, done.messages);
             }
             if let Some(data) = done.snapshot {
@@ -207,7 +208,7 @@ impl Range {
     }
 
     pub(super) fn serves(&self) -> bool {
-        self.leads() && (self.applied.1 == self.term() || cfg!(feature = "mutant-read-before-own-term"))
+        self.leads() && (self.applied.1 == self.term() || Mutant::ReadBeforeOwnTerm.is_on())
     }
 
     /// Sends messages, with the stamps that leases are drawn from.
@@ -218,7 +219,7 @@ impl Range {
                 continue;
             }
             let Some(to) = self.node_of(message.to) else { continue };
-            if kind == MessageType::MsgTimeoutNow && !cfg!(feature = "mutant-lease-after-timeout-now") {
+            if kind == MessageType::MsgTimeoutNow && !Mutant::LeaseAfterTimeoutNow.is_on() {
                 self.lease.void();
             }
             let snapshot = match kind {

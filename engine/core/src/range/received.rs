@@ -6,6 +6,7 @@
 //!
 //! Here too: the stamps that leases are drawn from, and the silence that a restarted store owes.
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
@@ -71,7 +72,7 @@ impl Range {
             self.heard.insert(from, turn.now);
         }
         if self.leads() && term == self.term() && ack_stamp > 0 {
-            let heard = if cfg!(feature = "mutant-lease-from-receipt") { turn.now } else { BootTime(ack_stamp) };
+            let heard = if Mutant::LeaseFromReceipt.is_on() { turn.now } else { BootTime(ack_stamp) };
             self.lease.acknowledged(from, term, heard);
         }
         Ok(())

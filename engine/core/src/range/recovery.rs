@@ -27,6 +27,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, v1};
 
 use super::{Range, Turn};
@@ -140,7 +141,7 @@ impl Range {
         let alone = matches!(&after.replicas[..], [of] if of.node_id == turn.shared.node.0
             && of.role() == v1::ReplicaRole::Voter
             && ((before.next_replica_id..after.next_replica_id).contains(&of.replica_id)
-                || cfg!(feature = "mutant-recover-same-replica")));
+                || Mutant::RecoverSameReplica.is_on()));
         let same =
             (after.range_id, after.keyspace_id, &after.start) == (before.range_id, before.keyspace_id, &before.start);
         let within = after.end == before.end || crate::read::contains(before, &after.end);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use raft::ReadOnlyOption;
 
 use super::{Shared, is_alone};
@@ -46,7 +47,7 @@ pub(super) fn silence(shared: &Shared, boot: &RangeBoot, replica: u64, now: Boot
     // A replica that never heard of a leader has promised nothing to one.
     let promised = boot.raft.term > INITIAL_TERM || boot.raft.vote != 0;
     // Its own promise alone never lets another lead.
-    let silent = promised && !is_alone(boot, replica) && !cfg!(feature = "mutant-votes-after-restart");
+    let silent = promised && !is_alone(boot, replica) && !Mutant::VotesAfterRestart.is_on();
     if silent { now + shared.config.vote_silence() } else { BootTime::default() }
 }
 

@@ -39,6 +39,7 @@
 
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{NodeId, v1};
 use raft::StateRole;
 use raft::eraftpb::MessageType;
@@ -190,7 +191,7 @@ impl Range {
         for of in self.descriptor.replicas.iter().filter(|of| of.replica_id != self.replica) {
             let heard = self.heard.get(&of.replica_id).copied().unwrap_or_default();
             let live = turn.shared.liveness.is_live(NodeId(of.node_id));
-            let level = self.matched(of.replica_id) == self.applied.0 || cfg!(feature = "mutant-sleep-with-one-behind");
+            let level = self.matched(of.replica_id) == self.applied.0 || Mutant::SleepWithOneBehind.is_on();
             if live && level && turn.now.since(heard) <= recent && heard > self.rest.woke {
                 continue;
             }

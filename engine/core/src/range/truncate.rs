@@ -5,6 +5,7 @@
 //! that was away for a moment needs no snapshot; a leader keeps more for a follower that is behind,
 //! up to a bound, beyond which that one gets a snapshot (offer.rs).
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::v1;
 use raft::StateRole;
 
@@ -50,7 +51,7 @@ impl Range {
     /// Makes durable what is known to be committed: who is left out of the range by it may soon be gone, and with it
     /// the only other one that knows.
     pub(super) fn write_commit(&self, turn: &mut Turn<'_>) {
-        if !self.installs_snapshot() && !cfg!(feature = "mutant-former-change-forgotten") {
+        if !self.installs_snapshot() && !Mutant::FormerChangeForgotten.is_on() {
             turn.items.push(LogItem { raft_state: Some(self.state_to_note()), ..LogItem::new(self.id) });
         }
     }

@@ -17,6 +17,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::Entry;
 
@@ -73,7 +74,7 @@ pub fn install<S: Staging>(
         }
         tables.pin(true);
         let mut batch = storage.batch();
-        if !cfg!(feature = "mutant-ingest-without-intent") {
+        if !Mutant::IngestWithoutIntent.is_on() {
             batch.put(Family::State, &keys::range_record(item.range, RangeRecord::Intent), &record::encode(&intent));
         }
         storage.write(batch)?;
@@ -171,7 +172,7 @@ fn finish<S: Staging>(
     batch.put(Family::State, &record(RangeRecord::Applied), &record::encode(applied));
     splits::put(&mut batch, range, &intent.splits);
     merges::put(&mut batch, range, intent.merge.as_ref());
-    for of in intent.ends.iter().filter(|_| !cfg!(feature = "mutant-merged-outlives-snapshot")) {
+    for of in intent.ends.iter().filter(|_| !Mutant::MergedOutlivesSnapshot.is_on()) {
         let (Some(descriptor), Some(tombstone)) = (&of.descriptor, of.tombstone) else {
             return Err(corrupt("snapshot intent that ends a replica without naming it"));
         };

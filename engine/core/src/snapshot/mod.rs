@@ -21,6 +21,7 @@ mod install;
 mod make;
 mod receive;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{KeyspaceId, RangeId, v1};
 
 pub use check::check;
@@ -78,7 +79,7 @@ fn fill_data<'a, B: WriteBatch>(
     data: &SnapshotData,
     replaces: impl Iterator<Item = &'a v1::RangeDescriptor>,
 ) -> storage::Result<()> {
-    for (start, end) in replaces.filter(|_| !cfg!(feature = "mutant-snapshot-keeps-old-keys")).flat_map(spans) {
+    for (start, end) in replaces.filter(|_| !Mutant::SnapshotKeepsOldKeys.is_on()).flat_map(spans) {
         batch.delete_range(Family::State, &start, &end);
     }
     let Chunks::Memory(chunks) = &data.chunks else {
@@ -105,7 +106,7 @@ pub fn fill_destroy<B: WriteBatch>(batch: &mut B, destroy: &Destroy) {
     }
     batch.delete(Family::Log, &keys::raft_state(range));
     batch.delete_range(Family::Log, &keys::log_entry(range, 0), &keys::log_entry(range, u64::MAX));
-    if !cfg!(feature = "mutant-tombstone-apart") {
+    if !Mutant::TombstoneApart.is_on() {
         let key = keys::range_record(range, RangeRecord::Tombstone);
         batch.put(Family::State, &key, &record::encode(&destroy.tombstone));
     }

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
+use flotilla_mutants::Mutant;
 use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 use super::liveness::Heard;
@@ -168,7 +169,7 @@ impl Store {
 
     /// What a node led is led by nobody now.
     fn orphan_followers_of(&mut self, node: NodeId) {
-        if cfg!(feature = "mutant-orphans-sleep-on") {
+        if Mutant::OrphansSleepOn.is_on() {
             return;
         }
         let lost = |sleeper: &Sleeper| !sleeper.is_orphan() && sleeper.followed_node() == Some(node);

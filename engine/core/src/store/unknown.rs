@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_mutants::Mutant;
 use flotilla_proto::{RangeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
@@ -198,7 +199,7 @@ impl Store {
     /// No other replica here may hold part of what a snapshot brings.
     fn check_overlap(&self, id: RangeId, header: &v1::SnapshotHeader) -> Result<(), String> {
         let descriptor = header.descriptor.as_ref().ok_or("the snapshot has no descriptor")?;
-        if cfg!(feature = "mutant-snapshot-over-overlap") {
+        if Mutant::SnapshotOverOverlap.is_on() {
             return Ok(());
         }
         // Those that the range has taken in end with the snapshot.

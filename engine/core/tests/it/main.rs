@@ -35,9 +35,16 @@ mod staging;
 mod ttl;
 mod writes;
 
+use flotilla_mutants::Mutant;
+
 /// Which seeds of a storm run: the first, and how many. `STORM=7000+1000` names a thousand from 7,000 on, `STORM=7` that one.
+/// `MUTANT=recover-behind` puts a known bug in, where the tests are built with `--features mutants`.
+#[allow(clippy::disallowed_methods, reason = "whoever runs a test tells it what to run")]
 fn which_storms(count: u64) -> (u64, u64) {
-    let Some(text) = option_env!("STORM") else { return (1, count) };
+    if let Ok(name) = std::env::var("MUTANT") {
+        name.parse().and_then(Mutant::choose).unwrap_or_else(|refused| panic!("MUTANT: {refused}"));
+    }
+    let Ok(text) = std::env::var("STORM") else { return (1, count) };
     let mut parts = text.split('+').map(|part| part.parse().expect("a number"));
     (parts.next().expect("from"), parts.next().unwrap_or(1))
 }
