@@ -10,19 +10,6 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 # Seeds of one `make sim`; CI's share is CI_SEEDS.
 SEEDS := 3000
 CI_SEEDS := 1000
-MUTANTS := ack-before-persist vote-not-saved no-term-stamp-check lease-after-timeout-now \
-	replayed-split-overwrites no-epoch-check snapshot-over-overlap tombstone-apart expiry-of-the-renewed \
-	remove-before-voter orders-before-written \
-	merge-without-all thaw-without-proof lease-over-freeze merge-tombstone-apart \
-	merge-keeps-counter merged-outlives-snapshot \
-	sleep-with-one-behind orphans-sleep-on \
-	recover-behind recover-same-replica \
-	lease-from-receipt lease-without-drift votes-after-restart read-without-quorum read-before-own-term \
-	vote-before-durable applied-index-apart former-change-forgotten snapshot-keeps-old-keys ingest-without-intent \
-	corrupt-is-absent scan-skips-border repeat-unknown-write ttl-without-drift
-# Those of recoveries: known bugs that the engine's storms of losses must find, too.
-RECOVERY_MUTANTS := flotilla-placement/mutant-recover-behind \
-	flotilla-placement/mutant-recover-same-replica,flotilla-engine/mutant-recover-same-replica
 
 .PHONY: run test bench idle growth gray overload compare profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
@@ -87,21 +74,9 @@ profile: bin
 million: setup
 	$(CARGO) test $(PROFILE) --package flotilla-placement --test it a_million_ranges -- --ignored --nocapture
 
-# Known bugs, put in on purpose: each must be found by the simulation within 500 seeds; aimed at are 200.
+# Known bugs, put in on purpose: each must be found by the simulation within 500 seeds; aimed at are 200. ONLY="a b": these.
 mutants: setup
-	@set -e; for mutant in $(MUTANTS); do \
-		printf '%s: ' $$mutant; \
-		$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features mutant-$$mutant -- --seeds 500 --expect-failure; \
-	done
-	@set -e; for mutant in $(RECOVERY_MUTANTS); do \
-		storms="$(CARGO) test $(PROFILE) --quiet --package flotilla-engine --package flotilla-placement --features $$mutant --test it"; \
-		$$storms --no-run; \
-		printf '%s: ' $${mutant%%,*}; \
-		if STORM=1+200 $$storms loss_storms >/dev/null 2>&1; then echo 'not found within 200 storms'; exit 1; fi; \
-		echo 'found'; \
-	done
-	@printf 'no mutant, late proposals alone: '
-	@$(CARGO) run $(CHECKED) --quiet --package flotilla-sim --features fault-late-proposals -- --seeds 200 --expect-marks
+	CARGO="$(CARGO)" scripts/mutants.sh $(ONLY)
 
 # Every decoder against INPUTS generated and mutated inputs each, and the connections that nobody should make; a part
 # of the tests, there with 100,000 inputs.
