@@ -40,7 +40,8 @@ struct Holdings {
 pub(crate) struct Territory {
     /// Of each range, the descriptors that stand in force behind these indexes of its log.
     history: BTreeMap<RangeId, BTreeMap<u64, Descriptor>>,
-    /// Where each range came from: its parent, and the split's index. The first ones came from nothing.
+    /// Where each range came from: its parent, and the split's index. The first ones came from nothing, and of others the
+    /// log that held the split is lost.
     origins: BTreeMap<RangeId, Option<(RangeId, u64)>>,
     /// (range, conf_ver): the term of the entry that changed its replicas.
     change_terms: BTreeMap<(u64, u64), u64>,

@@ -353,6 +353,27 @@ fn i5_a_child_that_only_the_lost_still_had_is_gone() {
 }
 
 #[test]
+fn i5_a_child_of_a_range_that_began_again_is_gone() {
+    let mut watched = watched();
+    let before = watched.descriptor();
+    let tombstone = v1::Tombstone { replica_id: watched.replica(3), ..Default::default() };
+    let destroy = Destroy { descriptor: Arc::new(before.clone()), tombstone, keeps_data: false };
+    watched.write(2, LogItem { destroy: Some(destroy), ..LogItem::new(RANGE) }).expect("it has left the range");
+    let halves = watched.halves("m", 7);
+    for node in 0..2 {
+        assert_eq!(watched.splits(node, FIRST, halves.clone()), Ok(()));
+    }
+    watched.invariants.territory.lose(&[0, 1]);
+    // Of the split nobody who lives has heard: the range begins again with all that it held before.
+    watched.invariants.forget(RANGE);
+    let own = v1::ReplicaDescriptor { replica_id: before.next_replica_id, node_id: 3, ..Default::default() };
+    let again =
+        v1::RangeDescriptor { replicas: vec![own], next_replica_id: before.next_replica_id + 1, ..before.clone() };
+    watched.write(2, LogItem { begins: Some(Arc::new(again)), ..LogItem::new(RANGE) }).expect("it begins again");
+    assert_eq!(watched.invariants.territory.settled(|_| false), [RangeId(7)]);
+}
+
+#[test]
 fn i5_two_ranges_with_the_same_keys_on_one_store() {
     let mut watched = watched();
     let (_, right) = watched.halves("m", 7);

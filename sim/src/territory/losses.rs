@@ -109,6 +109,9 @@ impl Territory {
     pub(crate) fn forget(&mut self, range: RangeId) {
         self.history.remove(&range);
         self.origins.remove(&range);
+        // Its log is gone too: should the range begin again, that one does not split off what this one had (seed 36322).
+        let from_it = |origin: &&mut Option<(RangeId, u64)>| origin.is_some_and(|(parent, _)| parent == range);
+        self.origins.values_mut().filter(from_it).for_each(|origin| *origin = None);
         self.merges.forget(range);
     }
 }
