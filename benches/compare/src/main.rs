@@ -1,7 +1,7 @@
-//! Compares Flotilla with its peers: the same load on both, by turns, on the same machine and the same disk.
+//! Compares Flotilla with its peers: the same load on all, by turns, on the same machine and the same disk.
 //!
 //! ```text
-//! turn 1: start system A ─▶ fill ─▶ each cell: warm up, measure ─▶ stop;  the same with B;  turn 2: A, B; ...
+//! turn 1: start system A ─▶ fill ─▶ each cell: warm up, measure ─▶ stop;  the same with B, C;  turn 2: A, B, C; ...
 //! ```
 //! Medians over the turns, their spread, and ratios; what else the machine did meanwhile is watched, and a run beside
 //! which something else was busy is refused.
@@ -31,7 +31,7 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Builds the peers that are compared with, through Go's module proxy
+    /// Builds the peers that are compared with, through Go's module proxy and Maven's repository
     Build(peers::Build),
     /// Loads systems by turns, and prints medians and ratios
     Run(run::Run),
@@ -70,7 +70,7 @@ fn main() -> std::process::ExitCode {
 
 fn show(results: &Path, against: store::System, charts: Option<&Path>) -> Result<()> {
     let results = results::Results::read(results)?;
-    print!("{}{}", results.table(), results.ratios(against));
+    print!("{}{}{}", results.table(), results.ratios(against), results.notes());
     for file in charts.map(|directory| chart::draw(&results, directory)).transpose()?.unwrap_or_default() {
         println!("{}", file.display());
     }

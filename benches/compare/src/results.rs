@@ -1,6 +1,6 @@
 //! What many runs of many cells came to: medians, spreads, ratios; kept as JSON, printed as tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use flotilla_benches::cluster::Result;
@@ -154,6 +154,19 @@ impl Results {
         }
         text
     }
+
+    /// What is to be known of the systems: what one promises less than the others, and what it was not asked for.
+    pub fn notes(&self) -> String {
+        let systems: BTreeSet<System> = self.cells.iter().map(|cell| cell.which.system).collect();
+        let workloads: BTreeSet<Workload> = self.cells.iter().map(|cell| cell.which.workload).collect();
+        let mut text = String::new();
+        for system in systems {
+            let lacks = |of: &Workload| Some(format!("no {}: {}", of.name(), system.lacks(*of)?));
+            let notes = system.caveat().map(str::to_owned).into_iter().chain(workloads.iter().filter_map(lacks));
+            notes.for_each(|note| text.push_str(&format!("\n{}: {note}.\n", system.name())));
+        }
+        text
+    }
 }
 
 fn is_wide(of: Spread) -> bool {
@@ -203,6 +216,20 @@ pub mod tests {
             results.table().contains("put, 16 clients, 256 B, etcd, leader | 100 (99.0..101)"),
             "{}",
             results.table()
+        );
+    }
+
+    #[test]
+    fn what_is_to_be_known_of_a_system_stands_below_the_figures() {
+        let mut results = Results::default();
+        results.add(Which { workload: Workload::YcsbE, ..which(System::Etcd) }, measured(1.0));
+        assert_eq!(results.notes(), "");
+        results.add(which(System::Zookeeper), measured(1.0));
+        let notes = results.notes();
+        assert!(notes.contains("ZooKeeper, leader, gets not linearizable: gets are NOT linearizable"), "{notes}");
+        assert!(
+            notes.contains("ZooKeeper, leader, gets not linearizable: no YCSB E: ZooKeeper has no scan"),
+            "{notes}"
         );
     }
 

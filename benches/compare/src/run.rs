@@ -9,13 +9,14 @@ use rand::rngs::SmallRng;
 
 use crate::cell::{Measured, Times, measure};
 use crate::load::workload::{Workload, key, value};
-use crate::load::{Load, fill};
+use crate::load::{Load, Running, fill};
 use crate::machine::SyncCounter;
 use crate::peers;
 use crate::results::{Results, Which};
 use crate::store::etcd::Etcd;
 use crate::store::flotilla::Flotilla;
 use crate::store::tool::Tool;
+use crate::store::zookeeper::{Manner, Zookeeper};
 use crate::store::{Session, System};
 
 /// So much of a core may be busy with something else.
@@ -24,11 +25,14 @@ const OTHERS_MAX: f64 = 0.1;
 const TRIES: usize = 3;
 /// Puts, one after the other, that show how durable they are.
 const DURABLE_PUTS: u64 = 50;
+/// How long, and by how many clients, a system that compiles itself as it runs is put to and got from before its first cell.
+const COMPILING: Duration = Duration::from_secs(5);
+const COMPILING_CLIENTS: usize = 64;
 
 #[derive(clap::Args, Clone)]
 pub struct Run {
     /// What is compared, in this order
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "stream,unary,etcd")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "stream,unary,etcd,zookeeper-sync")]
     systems: Vec<System>,
     /// What the others are compared with
     #[arg(long, value_enum, default_value = "etcd")]
@@ -75,8 +79,12 @@ pub struct Run {
 }
 
 pub async fn run(run: &Run) -> Result<()> {
-    if run.systems.iter().any(|system| !system.is_flotilla()) {
-        peers::check(&run.peers, "etcd")?;
+    for system in &run.systems {
+        peers::check(&run.peers, *system)?;
+        // What lacks some of the workloads is left out there; here nothing would be left.
+        if let Some(why) = run.workloads.iter().map(|of| system.lacks(*of)).collect::<Option<Vec<_>>>() {
+            return Err(format!("there is nothing to ask {} for: {}", system.name(), why.join("; ")).into());
+        }
     }
     let mut results = Results::default();
     for turn in 1..=run.turns {
@@ -90,7 +98,7 @@ pub async fn run(run: &Run) -> Result<()> {
             }
         }
     }
-    print!("{}{}", results.table(), results.ratios(run.against));
+    print!("{}{}{}", results.table(), results.ratios(run.against), results.notes());
     Ok(())
 }
 
@@ -117,6 +125,12 @@ async fn take_turn(run: &Run, system: System, value_bytes: usize, turn: usize, r
             let spread = system == System::EtcdSpread;
             turn.cells(async |clients| store.sessions(clients, spread).await, results).await
         }
+        System::ZookeeperSync | System::Zookeeper | System::ZookeeperSpread => {
+            let store = Zookeeper::start(&run.peers, &run.dir, run.nodes).await?;
+            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
+            let manner = Manner { spread: system == System::ZookeeperSpread, sync: system == System::ZookeeperSync };
+            turn.cells(async |clients| store.sessions(clients, manner).await, results).await
+        }
     }
 }
 
@@ -138,9 +152,12 @@ impl Turn<'_> {
         let first = self.first();
         fill(&sessions(64).await?, first).await?;
         self.check_durability(&sessions(1).await?[0], first).await?;
-        for workload in &self.run.workloads {
+        if self.system.compiles_as_it_runs() {
+            self.let_compile(&sessions(COMPILING_CLIENTS).await?).await?;
+        }
+        for workload in self.workloads() {
             for clients in &self.run.clients {
-                let load = Load { workload: *workload, clients: *clients, ..first };
+                let load = Load { workload, clients: *clients, ..first };
                 let sessions = sessions(*clients).await?;
                 let measured = self.undisturbed(async || measure(&sessions, &self.processes, load, self.times()).await);
                 self.add(load, measured.await?, results);
@@ -149,16 +166,39 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// What is measured is what a server does that has been up for a while, whichever cell comes first.
+    async fn let_compile<S: Session>(&self, sessions: &[S]) -> Result<()> {
+        for workload in [Workload::Put, Workload::Get] {
+            let running = Running::start(sessions, Load { workload, clients: COMPILING_CLIENTS, ..self.first() });
+            tokio::time::sleep(COMPILING).await;
+            if let Some(failure) = running.stop().await?.failure {
+                return Err(failure.into());
+            }
+        }
+        Ok(())
+    }
+
     async fn cells_by_tool<S: Session>(&self, sessions: &[S], tool: &Tool<'_>, results: &mut Results) -> Result<()> {
         fill(sessions, self.first()).await?;
-        for workload in &self.run.workloads {
+        for workload in self.workloads() {
             for clients in &self.run.clients {
-                let load = Load { workload: *workload, clients: *clients, ..self.first() };
+                let load = Load { workload, clients: *clients, ..self.first() };
                 let measured = self.undisturbed(async || tool.measure(load, self.times().measure).await);
                 self.add(load, measured.await?, results);
             }
         }
         Ok(())
+    }
+
+    /// Those that the system can be loaded with; why not with the others is said.
+    fn workloads(&self) -> Vec<Workload> {
+        let mut known = self.run.workloads.clone();
+        known.retain(|workload| {
+            let why = self.system.lacks(*workload);
+            why.iter().for_each(|why| eprintln!("  {} is left out: {why}", workload.name()));
+            why.is_none()
+        });
+        known
     }
 
     /// What everything begins with.

@@ -11,11 +11,15 @@ use rand_distr::{Distribution, Zipf};
 
 /// YCSB's exponent.
 const THETA: f64 = 0.99;
+/// What keys consist of.
+pub const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// Of workload E: records of a scan, at most.
 const SCAN_MAX: u32 = 100;
 
 /// A kind of load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
     /// Writes, each key as likely as any other
@@ -117,7 +121,6 @@ impl Chooser {
 
 /// Key `number`: letters and digits, spread evenly over the ranges that a keyspace is born with; 16 bytes.
 pub fn key(number: u64) -> Bytes {
-    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut text = Vec::with_capacity(16);
     let mut rest = scatter(number);
     for _ in 0..8 {
