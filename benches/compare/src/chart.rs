@@ -17,6 +17,8 @@ const COLORS: &[RGBColor] = &[
     RGBColor(175, 0, 95),
     RGBColor(95, 95, 95),
     RGBColor(135, 95, 0),
+    RGBColor(95, 0, 215),
+    RGBColor(0, 135, 175),
 ];
 
 /// What a figure is drawn over.
@@ -68,7 +70,7 @@ pub fn draw(results: &Results, directory: &Path) -> Result<Vec<PathBuf>> {
                 }
                 let file = directory.join(format!("{load}-{}.svg", figure.file));
                 let title = format!("{}: {}", cells[0].which.workload.name(), figure.title);
-                draw_lines(&file, &title, axis.name, &lines)?;
+                draw_lines(&file, &title, axis.name, &lines, figure.lines.len())?;
                 files.push(file);
             }
         }
@@ -106,8 +108,9 @@ fn lines(cells: &[&Cell], axis: Axis, figure: &Figure) -> Vec<Line> {
     lines
 }
 
-/// Both axes are logarithmic: what doubles looks the same everywhere.
-fn draw_lines(file: &Path, title: &str, axis: &str, lines: &[Line]) -> Result<()> {
+/// Both axes are logarithmic: what doubles looks the same everywhere. So many lines belong to each system: they have one
+/// colour, which pales from line to line.
+fn draw_lines(file: &Path, title: &str, axis: &str, lines: &[Line], of_each: usize) -> Result<()> {
     let points = lines.iter().flat_map(|(_, points)| points);
     let bounds = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, 0f64), |(low, high), value| (low.min(value), high.max(value)))
@@ -124,7 +127,7 @@ fn draw_lines(file: &Path, title: &str, axis: &str, lines: &[Line]) -> Result<()
         .build_cartesian_2d((left * 0.9..right * 1.1).log_scale(), (low * 0.7..high * 1.4).log_scale())?;
     chart.configure_mesh().x_desc(axis).light_line_style(RGBColor(240, 240, 240)).draw()?;
     for (at, (name, points)) in lines.iter().enumerate() {
-        let color = COLORS[at % COLORS.len()];
+        let color = COLORS[at / of_each % COLORS.len()].mix(1.0 - (at % of_each) as f64 / of_each as f64);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
             .label(name.clone())
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn a_figure_is_drawn_where_an_axis_has_more_than_one_point() {
         let mut results = Results::default();
-        for system in [System::Stream, System::Etcd] {
+        for system in [System::Stream, System::Etcd, System::ZookeeperSync] {
             for clients in [1, 16, 256] {
                 results.add(Which { clients, ..which(system) }, measured(clients as f64 * 100.0));
             }
@@ -159,6 +162,7 @@ mod tests {
         let wanted = ["throughput", "latency", "cpu"].map(|of| format!("put-over-clients-256b-3-nodes-{of}.svg"));
         assert_eq!(files, wanted.map(PathBuf::from));
         let text = std::fs::read_to_string(directory.path().join(&files[0])).expect("written");
-        assert!(text.contains("etcd, leader") && text.contains("<polyline"), "{text}");
+        assert!(text.contains("etcd, leader") && text.contains("ZooKeeper, leader, sync before gets"), "{text}");
+        assert_eq!(text.matches("stroke=\"#00875F\"").count(), 2, "the third system's line, and its legend: {text}");
     }
 }
