@@ -56,8 +56,8 @@ gray: bin
 overload: bin
 	$(CARGO) bench --package flotilla-benches --bench growth -- --only 6 --reps 1
 
-# Flotilla beside etcd, the same load on both by turns: medians, spreads, ratios. Needs Go, perf and a machine that does
-# nothing else; a quarter of an hour. ARGS: what `compare run --help` names.
+# Flotilla beside etcd and ZooKeeper, the same load on all by turns: medians, spreads, ratios. Needs Go, Java, Maven, perf
+# and a machine that does nothing else; twenty minutes. ARGS: what `compare run --help` names.
 compare: bin
 	$(CARGO) build $(PROFILE) --package flotilla-compare
 	$(TARGET_DIR)/release/compare build
