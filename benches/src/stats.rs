@@ -35,7 +35,7 @@ impl fmt::Display for Spread {
 }
 
 /// Three significant digits or all digits before the point, with thousands apart.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => {
             let digits = format!("{value:.0}");

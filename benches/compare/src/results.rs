@@ -169,7 +169,8 @@ impl Results {
     }
 }
 
-fn is_wide(of: Spread) -> bool {
+/// Whether a figure is to be marked.
+pub fn is_wide(of: Spread) -> bool {
     of.max - of.median > SPREAD_MAX * of.median || of.median - of.min > SPREAD_MAX * of.median
 }
 

@@ -262,21 +262,29 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Once more, if something else was busy.
     async fn undisturbed(&self, measure: impl AsyncFn() -> Result<Measured>) -> Result<Measured> {
-        let mut others = 0.0;
-        for _ in 0..TRIES {
-            let measured = measure().await?;
-            if measured.others <= OTHERS_MAX || self.run.even_if_busy {
-                return Ok(measured);
-            }
-            others = measured.others;
-            eprintln!("  something else took {others:.2} cores: once more");
-        }
-        Err(format!(
-            "something else takes {others:.2} cores of this machine: nothing is compared; end it, or ask for figures that \
-             say little with --even-if-busy"
-        )
-        .into())
+        undisturbed(self.run.even_if_busy, |measured: &Measured| measured.others, measure).await
     }
+}
+
+/// Once more, if something else was busy; refused, if it stays so. `others`: how many cores it took.
+pub async fn undisturbed<M>(
+    even_if_busy: bool,
+    others: impl Fn(&M) -> f64,
+    measure: impl AsyncFn() -> Result<M>,
+) -> Result<M> {
+    let mut busy = 0.0;
+    for _ in 0..TRIES {
+        let measured = measure().await?;
+        busy = others(&measured);
+        if busy <= OTHERS_MAX || even_if_busy {
+            return Ok(measured);
+        }
+        eprintln!("  something else took {busy:.2} cores: once more");
+    }
+    Err(format!(
+        "something else takes {busy:.2} cores of this machine: nothing is compared; end it, or ask for figures that say \
+         little with --even-if-busy"
+    )
+    .into())
 }
