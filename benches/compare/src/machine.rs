@@ -1,5 +1,6 @@
 //! What the kernel says of processes and of the machine.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
@@ -64,6 +65,38 @@ impl Spent {
     }
 }
 
+/// The parent of all threads of the kernel.
+const KTHREADD: u32 = 2;
+
+/// CPU time of the kernel's own threads, by their ids: what they do for a disk that is measured disturbs nobody.
+pub struct Kernel(BTreeMap<u32, f64>);
+
+impl Kernel {
+    pub fn until_now() -> Result<Self> {
+        let mut spent = BTreeMap::new();
+        for process in fs::read_dir("/proc")? {
+            let Some(id) = process?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            // It may have ended since it was listed.
+            let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { continue };
+            if parent(&stat) == Some(KTHREADD) {
+                let ticks = ticks_of(&stat)?;
+                spent.insert(id, (ticks[0] + ticks[1]) / TICKS * 1e6);
+            }
+        }
+        Ok(Self(spent))
+    }
+
+    /// Those that have ended in between are left out.
+    pub fn us_since(&self, earlier: &Self) -> f64 {
+        self.0.iter().map(|(id, us)| us - earlier.0.get(id).unwrap_or(&0.0)).sum()
+    }
+}
+
+fn parent(stat: &str) -> Option<u32> {
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Resident bytes of all of them.
 pub fn resident_bytes(processes: &[u32]) -> Result<f64> {
     let of = |process: &u32| Ok(usage::resident_bytes_of(*process)? as f64);
@@ -86,7 +119,10 @@ fn own_us() -> Result<f64> {
 
 /// User and system time, its own and that of children that have ended.
 fn ticks(stat: &str) -> Result<[f64; 4]> {
-    let text = fs::read_to_string(stat)?;
+    ticks_of(&fs::read_to_string(stat)?)
+}
+
+fn ticks_of(text: &str) -> Result<[f64; 4]> {
     // The name in parentheses may hold anything.
     let (_, after) = text.rsplit_once(')').ok_or("a stat without a name")?;
     let fields: Vec<&str> = after.split_whitespace().collect();
@@ -146,6 +182,16 @@ impl SyncCounter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_of_the_kernel_are_known_by_their_parent() {
+        let text = "77 (a) b) S 2 0 0 0 -1 0 0 0 0 0 5 6 7 8 20";
+        assert_eq!((parent(text), ticks_of(text).expect("read")), (Some(KTHREADD), [5.0, 6.0, 7.0, 8.0]));
+        let kernel = |of: &[(u32, f64)]| Kernel(of.iter().copied().collect());
+        let (before, after) = (kernel(&[(3, 10.0), (4, 1e9)]), kernel(&[(3, 25.0), (5, 1.0)]));
+        assert_eq!(after.us_since(&before), 16.0);
+        assert!(!Kernel::until_now().expect("readable").0.contains_key(&std::process::id()));
+    }
 
     #[test]
     fn the_kernel_tells_of_this_process() {

@@ -8,6 +8,7 @@
 
 mod cell;
 mod chart;
+mod limits;
 mod load;
 mod machine;
 mod peers;
@@ -35,11 +36,16 @@ enum Command {
     Build(peers::Build),
     /// Loads systems by turns, and prints medians and ratios
     Run(run::Run),
+    /// Measures what the machine gives: disk, network stack, RocksDB, the Raft loop
+    Limits(limits::Limits),
+    /// Answers what `limits` sends, in a process of its own, until its input ends
+    #[command(hide = true)]
+    Answer,
     /// Draws where the processor time of Flotilla's nodes goes under a load
     Profile(profile::Profile),
-    /// Prints what an earlier run came to
+    /// Prints what an earlier run, or earlier limits, came to
     Show {
-        /// What `run --out` wrote
+        /// What `run --out` or `limits --out` wrote
         results: PathBuf,
         /// What the others are compared with
         #[arg(long, value_enum, default_value = "etcd")]
@@ -56,6 +62,8 @@ fn main() -> std::process::ExitCode {
     let done = runtime.map_err(Into::into).and_then(|runtime| match line.command {
         Command::Build(build) => peers::build(&build),
         Command::Run(run) => runtime.block_on(run::run(&run)),
+        Command::Limits(limits) => runtime.block_on(limits::limits(&limits)),
+        Command::Answer => runtime.block_on(limits::answer()),
         Command::Profile(profile) => runtime.block_on(profile::profile(&profile)),
         Command::Show { results, against, charts } => show(&results, against, charts.as_deref()),
     });
@@ -69,6 +77,13 @@ fn main() -> std::process::ExitCode {
 }
 
 fn show(results: &Path, against: store::System, charts: Option<&Path>) -> Result<()> {
+    if let Ok(figures) = limits::Figures::read(results) {
+        if charts.is_some() {
+            return Err("there are no charts of limits".into());
+        }
+        print!("{}{}", figures.tables(), figures.what_binds());
+        return Ok(());
+    }
     let results = results::Results::read(results)?;
     print!("{}{}{}", results.table(), results.ratios(against), results.notes());
     for file in charts.map(|directory| chart::draw(&results, directory)).transpose()?.unwrap_or_default() {
