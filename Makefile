@@ -11,7 +11,7 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 SEEDS := 3000
 CI_SEEDS := 1000
 
-.PHONY: run test bench idle growth gray overload compare profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload compare limits profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -62,6 +62,12 @@ compare: bin
 	$(CARGO) build $(PROFILE) --package flotilla-compare
 	$(TARGET_DIR)/release/compare build
 	$(TARGET_DIR)/release/compare run $(ARGS)
+
+# What the machine gives: disk, network stack, RocksDB and the Raft loop, each by itself; what of it binds puts and gets.
+# Needs a machine that does nothing else; five minutes. ARGS: what `compare limits --help` names.
+limits: setup
+	$(CARGO) build $(PROFILE) --package flotilla-compare
+	$(TARGET_DIR)/release/compare limits $(ARGS)
 
 # Where the processor time of leader and follower goes: flame graphs into DIR, for LOADS. Needs perf.
 profile: bin
