@@ -194,10 +194,12 @@ fn say(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "- {line}").expect("a string takes all");
 }
 
+/// A column's name, and its figure.
+type Column = (&'static str, fn(&Measured) -> f64);
+
 fn table(title: &str, rows: &[&Row]) -> String {
     let served = rows.iter().any(|row| row.runs.iter().any(|run| run.server_us.is_some()));
-    let mut columns: Vec<(&str, fn(&Measured) -> f64)> =
-        vec![("per second", |of| of.per_second), ("CPU µs each", |of| of.cpu_us)];
+    let mut columns: Vec<Column> = vec![("per second", |of| of.per_second), ("CPU µs each", |of| of.cpu_us)];
     if served {
         columns.push(("of it the server", |of| of.server_us.unwrap_or(f64::NAN)));
         columns.push(("the client", |of| of.cpu_us - of.server_us.unwrap_or(f64::NAN)));
