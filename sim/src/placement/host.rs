@@ -163,7 +163,12 @@ impl Cluster {
                 ("leaders leave it", Mark::SlowNodeJudged),
                 ("leaders return to it", Mark::SlowNodeWell),
             ];
-            said.iter().filter(|(words, _)| note.contains(words)).for_each(|(_, mark)| self.marks.hit(*mark));
+            for (_, mark) in said.into_iter().filter(|(words, _)| note.contains(words)) {
+                self.marks.hit(mark);
+                if let (Some(real), Mark::SlowNodeJudged | Mark::SlowNodeWell) = (&mut self.real, mark) {
+                    real.slow_at = Some(self.now);
+                }
+            }
             self.trace.say(self.now, || format!("n{} placement: {note}", index + 1));
         }
         for answer in effects.answers {

@@ -172,7 +172,8 @@ pub(crate) struct Real {
     changed: BTreeMap<u64, Nanos>,
     /// The last order was written then.
     pub last_order: Nanos,
-    /// When a node last took itself for slow: leaders leave it, and come back to it later.
+    /// When a node last took itself for slow, or placement took one for slow or for well again: leaders leave it, and come
+    /// back to it later.
     pub slow_at: Option<Nanos>,
     /// A node is still to be lost.
     losing: bool,

@@ -109,6 +109,10 @@ impl Cluster {
         if let Some(birth) = real.ledger.births.keys().next() {
             return Some(format!("range {birth} is not born"));
         }
+        // It is given nothing until it has been well for a while, and only then its share (seed 42324).
+        if let Some(node) = service.nodes().into_iter().find(|node| node.live && !node.slow.is_empty()) {
+            return Some(format!("node {} counts as slow: {}", node.node_id, node.slow));
+        }
         let explained = |what: String, range: u64| Some(format!("{what}: {}", service.explain(range)));
         for keyspace in real.ledger.living() {
             if let Err(what) = self.tiled(keyspace.keyspace_id) {

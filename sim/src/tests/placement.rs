@@ -124,6 +124,30 @@ fn what_survivors_have_is_served_after_a_majority_is_lost_and_the_lost_are_sent_
     scenario.finish();
 }
 
+/// What a slow node is not given meanwhile it is given when it counts as well again, which is long after it is.
+#[test]
+fn placement_is_not_at_rest_while_a_node_counts_as_slow() {
+    let held = |cluster: &Cluster| [0, 1, 2, 3].map(|node| cluster.invariants.territory.on_store(node).count());
+    let mut scenario = placed(4, |knobs, _| knobs.duration = ms(200_000));
+    scenario.leader();
+    scenario.wait_long("a share of all for each node", ms(60_000), |cluster| held(cluster) == [4, 4, 4, 3]);
+    scenario.fault(&Fault::SlowDisk { target: Target::Node(3), sync: ms(300), length: ms(100_000) });
+    for round in 0..200 {
+        for key in ["a", "m", "z"] {
+            scenario.put(key, &round.to_string());
+        }
+        if scenario.count(Mark::SlowNodeJudged) > 0 {
+            break;
+        }
+    }
+    assert_eq!(scenario.count(Mark::SlowNodeJudged), 1);
+    let create = v1::CreateKeyspaceRequest { name: "young".into(), ranges: 1, ..Default::default() };
+    scenario.ask_placement(Request::CreateKeyspace(create));
+    scenario.wait_until("a range on the others", |cluster| held(cluster) == [5, 5, 5, 3]);
+    let cluster = scenario.finish();
+    assert_eq!(held(&cluster)[3], 4);
+}
+
 /// The one that leads the system range, and the disk it is told to wipe held the first replica of everything.
 #[test]
 fn a_decommissioned_node_is_emptied_removed_and_wiped_and_nothing_is_lost() {

@@ -172,12 +172,13 @@ impl Scenario {
         self.cluster.marks.count(mark)
     }
 
-    /// Heals everything, has the cluster prove that it is well, and judges all that clients saw.
-    pub(super) fn finish(mut self) {
+    /// Heals everything, has the cluster prove that it is well, and judges all that clients saw. Returns what there is then.
+    pub(super) fn finish(mut self) -> Cluster {
         self.cluster.heal();
         self.cluster.run_until(Nanos::MAX);
         assert_eq!(self.cluster.failure, None);
         assert!(self.cluster.ending.is_done());
+        self.cluster
     }
 }
 
