@@ -124,6 +124,43 @@ fn what_survivors_have_is_served_after_a_majority_is_lost_and_the_lost_are_sent_
     scenario.finish();
 }
 
+/// Five nodes that have just lost a majority of some range, and not of the system range: that keeps two voters of three.
+fn lost_but_for_the_system_range() -> Scenario {
+    let lose = |seed| {
+        let mut scenario = placed(5, |knobs, real| {
+            (knobs.seed, knobs.duration) = (seed, ms(100_000));
+            real.lose_a_majority(LossKnobs {
+                wanted: 5,
+                replicas: 3,
+                at_per_mille: 120,
+                whole: false,
+                moment: Moment::Any,
+                return_per_mille: 0,
+            });
+        });
+        scenario.leader();
+        scenario.wait_for_three(None);
+        scenario.wait_long("the loss", ms(90_000), |cluster| cluster.marks.count(Mark::MajorityLost) > 0);
+        scenario
+    };
+    let mut scenarios = (1..100).map(lose);
+    scenarios.find(|scenario| scenario.count(Mark::SystemMajorityLost) == 0).expect("some seed loses others")
+}
+
+/// Placement is to be told of the recovery, and its range's voters choose no leader that lasts while they hear each other
+/// too late.
+#[test]
+fn a_recovery_may_wait_until_what_is_sent_arrives_in_time() {
+    let mut scenario = lost_but_for_the_system_range();
+    let nodes = scenario.cluster.nodes.len();
+    for (from, to) in (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to))) {
+        scenario.fault(&Fault::SlowLink { from, to, by: ms(2_000), length: ms(3_600_000) });
+    }
+    scenario.run_for(ms(40_000));
+    assert_eq!(scenario.count(Mark::RecoveryRecorded), 0);
+    scenario.finish();
+}
+
 /// What a slow node is not given meanwhile it is given when it counts as well again, which is long after it is.
 #[test]
 fn placement_is_not_at_rest_while_a_node_counts_as_slow() {
