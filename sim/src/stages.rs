@@ -41,6 +41,7 @@ impl Cluster {
                 break;
             }
             verdict = verdict.and(self.invariants.territory.written(life.node, batch));
+            forget_ended(&mut process.applied_written, batch);
             installs |= batch.items.iter().any(|item| item.snapshot.is_some());
             ends |= batch.items.iter().any(|item| !item.ends.is_empty());
             destroys |= batch.items.iter().any(|item| item.destroy.is_some());
@@ -353,5 +354,43 @@ impl Cluster {
         self.trace.say(self.now, || format!("n{} stops: {error}", index + 1));
         let down = self.nodes[index].down_after_failure;
         self.crash_for(index, down, true);
+    }
+}
+
+/// Takes out of what is applied the replicas that end with a batch. The apply stage hears of their end later than the
+/// disk, and syncs until then are none of theirs: the next replica of the range may begin with less, if the range has
+/// gone back with the loss of a majority.
+fn forget_ended(applied: &mut BTreeMap<RangeId, u64>, batch: &LogBatch) {
+    for item in &batch.items {
+        if item.destroy.is_some() {
+            applied.remove(&item.range);
+        }
+        for ended in &item.ends {
+            applied.remove(&RangeId(ended.descriptor.range_id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use flotilla_engine::store::Destroy;
+    use flotilla_proto::v1;
+
+    use super::*;
+
+    #[test]
+    fn of_replicas_that_end_nothing_is_applied_any_more() {
+        let destroy = |range_id: u64| Destroy {
+            descriptor: Arc::new(v1::RangeDescriptor { range_id, ..Default::default() }),
+            tombstone: v1::Tombstone { replica_id: 4, ..Default::default() },
+            keeps_data: false,
+        };
+        let ends = LogItem { destroy: Some(destroy(5)), ..LogItem::new(RangeId(5)) };
+        let takes_in = LogItem { ends: vec![destroy(6)], ..LogItem::new(RangeId(7)) };
+        let mut applied: BTreeMap<RangeId, u64> = (5..=8).map(|range| (RangeId(range), 19)).collect();
+        forget_ended(&mut applied, &LogBatch { sequence: 1, items: vec![ends, takes_in] });
+        assert_eq!(applied.into_keys().collect::<Vec<_>>(), [RangeId(7), RangeId(8)]);
     }
 }
