@@ -70,7 +70,7 @@ impl Bootstrap {
         let next = FIRST_RANGE_ID + u64::from(self.ranges);
         [
             Change::Cluster(v1::ClusterRecord { cluster_id: self.cluster_id, name: self.cluster_name.clone() }),
-            Change::Reign(v1::ReignRecord { reign: 0, loads: 0 }),
+            Change::Reign(v1::ReignRecord::default()),
             Change::Node(self.node.clone()),
             Change::Keyspace(keyspace(DEFAULT_KEYSPACE.0, DEFAULT_KEYSPACE_NAME, self.split_bytes)),
             Change::Keyspace(keyspace(SYSTEM_KEYSPACE.0, SYSTEM_KEYSPACE_NAME, 0)),

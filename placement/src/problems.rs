@@ -87,10 +87,15 @@ fn keyspaces(state: &State) -> Vec<String> {
     lines
 }
 
-/// Keyspaces of which a range waits to be born on a node that is lost.
+/// Keyspaces of which a range waits to be born on a node that is lost, or for nodes that may hold it.
 fn births(state: &State) -> Vec<String> {
     let mut waiting: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+    let mut in_doubt: BTreeMap<u64, usize> = BTreeMap::new();
     for descriptor in state.ahead.births.values().filter_map(|birth| birth.descriptor.as_ref()) {
+        if state.ahead.may_have_begun(descriptor.range_id) {
+            *in_doubt.entry(descriptor.keyspace_id).or_default() += 1;
+            continue;
+        }
         for replica in descriptor.replicas.iter().filter(|replica| state.is_lost(replica.node_id)) {
             *waiting.entry((descriptor.keyspace_id, replica.node_id)).or_default() += 1;
         }
@@ -103,7 +108,16 @@ fn births(state: &State) -> Vec<String> {
             name(keyspace)
         )
     };
-    waiting.into_iter().map(line).collect()
+    let silent: Vec<u64> = state.witnesses().filter(|node| state.is_lost(*node)).collect();
+    let doubt = |(keyspace, count): (u64, usize)| {
+        format!(
+            "keyspace {:?}: whether {count} of its ranges have begun was lost with the system range's majority, and nodes \
+             {silent:?}, of which nothing is heard, may hold them: start these, or, if they are lost for good, decommission them",
+            name(keyspace)
+        )
+    };
+    let in_doubt = in_doubt.into_iter().filter(|_| !silent.is_empty()).map(doubt);
+    waiting.into_iter().map(line).chain(in_doubt).collect()
 }
 
 fn nodes(state: &State) -> Vec<String> {

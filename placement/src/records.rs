@@ -176,7 +176,11 @@ mod tests {
         let page = v1::HistoryRecord { entries: vec![entry] };
         vec![
             (Change::Cluster(v1::ClusterRecord { cluster_id: 1, name: "c".into() }), "cluster", r"\x08\x01\x12\x01c"),
-            (Change::Reign(v1::ReignRecord { reign: 2, loads: 3 }), "reign", r"\x08\x02\x10\x03"),
+            (
+                Change::Reign(v1::ReignRecord { reign: 2, loads: 3, first_node_id: 4, first_range_id: 5 }),
+                "reign",
+                r"\x08\x02\x10\x03\x18\x04 \x05",
+            ),
             (Change::Next(Counter::Keyspace, 2), "next/keyspace", r"\x08\x02"),
             (Change::Next(Counter::Node, 3), "next/node", r"\x08\x03"),
             (Change::Next(Counter::Order, 4), "next/order", r"\x08\x04"),

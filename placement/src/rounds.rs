@@ -266,9 +266,13 @@ impl Service {
     /// A range whose node is lost is born on another one, if the node surely was not told of it. Otherwise it may have
     /// been born there, and written to: then its return is waited for, unless the node was removed for good. What it held
     /// is lost then, and another range is born for the span. Births of dropped keyspaces do not happen.
+    ///
+    /// A range that may have begun before the system range went back is searched for on every node of that time. If it is
+    /// nowhere, another one is born: what was lost may have left traces of the first, tombstones and routes.
     fn maintain_births(&mut self) {
         let state = &self.state;
         let mut loads = None;
+        let all_heard = state.witnesses().next().is_none();
         let mut changes = Vec::new();
         let mut next = self.next_id(Counter::Range);
         let mut unsent = Vec::new();
@@ -283,11 +287,21 @@ impl Service {
             }
             let node = descriptor.replicas.first().map_or(0, |replica| replica.node_id);
             let untold = self.work.unsent.contains(range) && state.is_lost(node);
-            if !untold && state.is_member(node) {
+            let may_have_begun = state.ahead.may_have_begun(*range);
+            if may_have_begun {
+                if !all_heard {
+                    continue;
+                }
+                if state.table.covers_some_of(&descriptor) {
+                    changes.push(Change::NoBirth(*range));
+                    continue;
+                }
+            } else if !untold && state.is_member(node) {
                 continue;
             }
             let loads = loads.get_or_insert_with(|| Loads::of(state));
-            let Some(to) = loads.cradle(state, &descriptor) else { continue };
+            let here = Some(node).filter(|node| may_have_begun && state.is_live(*node));
+            let Some(to) = here.or_else(|| loads.cradle(state, &descriptor)) else { continue };
             descriptor.replicas.iter_mut().for_each(|replica| replica.node_id = to);
             if !untold {
                 changes.push(Change::NoBirth(*range));

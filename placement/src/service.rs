@@ -197,8 +197,18 @@ impl Service {
         if loaded.reign.reign > reign {
             return Err(format!("a service of reign {} has been here; this one is of {reign}", loaded.reign.reign));
         }
-        let last_reign = loaded.reign.reign;
-        let record = v1::ReignRecord { reign, loads: loaded.reign.loads + 1 };
+        let leaps = leaps_if_recovered(&loaded, reign, &config);
+        let mut ahead = loaded.clone();
+        ahead.reign = v1::ReignRecord { reign, loads: loaded.reign.loads + 1, ..loaded.reign };
+        for change in &leaps {
+            ahead.apply(change);
+            match change {
+                Change::Next(Counter::Node, next) => ahead.reign.first_node_id = *next,
+                Change::Next(Counter::Range, next) => ahead.reign.first_range_id = *next,
+                _ => {}
+            }
+        }
+        let record = ahead.reign;
         let work = Work::new(&loaded, now);
         let mut state = State {
             config,
@@ -207,8 +217,8 @@ impl Service {
             loaded_at: now,
             joined: Default::default(),
             settled: false,
-            acked: loaded.clone(),
-            ahead: loaded,
+            acked: loaded,
+            ahead,
             table: Default::default(),
             reports: Default::default(),
             places: Default::default(),
@@ -229,28 +239,13 @@ impl Service {
             effects: Effects::default(),
             stopped: None,
         };
-        service.leap_if_recovered(reign, last_reign);
+        if !leaps.is_empty() {
+            service.writer.stage_first(leaps);
+            let words = "the system range was recovered: ids go on far beyond those that were given out";
+            service.effects.notes.push(words.into());
+        }
         service.pump();
         Ok(service)
-    }
-
-    /// If the system range went on without its majority since the last service: what that service did last may be lost,
-    /// ids that it gave out among it. So the next ones are far beyond them. A recovery shows in the term, which leaps
-    /// with it, and grows by one with each election otherwise.
-    fn leap_if_recovered(&mut self, reign: u64, last_reign: u64) {
-        if reign < last_reign + LEAP {
-            return;
-        }
-        let leaps = |counter: Counter| {
-            let by = if counter == Counter::Node { self.state.config.node_ids_leap } else { LEAP };
-            Change::Next(counter, self.next_id(counter) + by)
-        };
-        let changes: Vec<Change> = Counter::ALL.into_iter().map(leaps).collect();
-        changes.iter().for_each(|change| self.state.ahead.apply(change));
-        self.writer.stage_first(changes);
-        self.effects
-            .notes
-            .push("the system range was recovered: ids go on far beyond those that were given out".into());
     }
 
     /// The reign that it was loaded for.
@@ -452,4 +447,18 @@ impl Service {
             self.effects.answers.push(Answer { token: waiter.token, result: Err(error) });
         }
     }
+}
+
+/// If the system range went on without its majority since the last service: what that service did last may be lost, ids
+/// that it gave out among it. So the next ones are far beyond them. A recovery shows in the term, which leaps with it,
+/// and grows by one with each election otherwise.
+fn leaps_if_recovered(loaded: &Records, reign: u64, config: &Config) -> Vec<Change> {
+    if reign < loaded.reign.reign + LEAP {
+        return Vec::new();
+    }
+    let leap = |counter: Counter| {
+        let by = if counter == Counter::Node { config.node_ids_leap } else { LEAP };
+        loaded.next.get(&counter).map(|next| Change::Next(counter, next + by))
+    };
+    Counter::ALL.into_iter().filter_map(leap).collect()
 }

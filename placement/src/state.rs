@@ -97,6 +97,13 @@ impl Records {
         self.keyspaces.get(&keyspace).is_some_and(|keyspace| !is_normal(keyspace))
     }
 
+    /// Whether this range was to begin when the system range last went back to what one survivor knew. What became of it may be
+    /// lost: the service of that time may have had it begin, on this node or another, and placement then have moved,
+    /// split or merged it.
+    pub fn may_have_begun(&self, range: u64) -> bool {
+        range < self.reign.first_range_id
+    }
+
     /// Keyspaces that clients may use.
     pub fn offered(&self) -> Vec<v1::Keyspace> {
         let offered = |keyspace: &&v1::Keyspace| is_normal(keyspace) && keyspace.keyspace_id != SYSTEM_KEYSPACE.0;
@@ -303,6 +310,13 @@ impl State {
             }
             reached.is_none()
         })
+    }
+
+    /// Nodes that may hold what the records have lost with the system range's majority, and have not told yet. However
+    /// long they are silent, they are waited for: what they hold was written to.
+    pub fn witnesses(&self) -> impl Iterator<Item = u64> + '_ {
+        let newcomers = self.ahead.reign.first_node_id;
+        self.unreported().filter(move |node| *node < newcomers && self.is_member(*node))
     }
 
     /// Nodes that have not reported all their ranges to this reign.

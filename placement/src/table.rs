@@ -169,6 +169,15 @@ impl Table {
         self.by_start.range(span).filter_map(|(_, range)| self.routes.get(*range))
     }
 
+    /// Whether a range is known that holds keys of this span.
+    pub fn covers_some_of(&self, span: &v1::RangeDescriptor) -> bool {
+        let before = |end: &[u8], key: &[u8]| !end.is_empty() && end <= key;
+        self.of_keyspace(span.keyspace_id).any(|route| {
+            let of = &route.descriptor;
+            !before(&of.end, &span.start) && !before(&span.end, &of.start)
+        })
+    }
+
     /// How many ranges the keyspace has.
     pub fn count(&self, keyspace: u64) -> usize {
         self.counts.get(&keyspace).copied().unwrap_or(0)

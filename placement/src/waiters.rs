@@ -196,7 +196,8 @@ impl Service {
             let here = descriptor.replicas.iter().any(|replica| replica.node_id == node);
             let wanted = state.acked.keyspace(descriptor.keyspace_id).is_some();
             let still = state.ahead.births.get(range) == Some(birth);
-            (here && wanted && still).then(|| descriptor.clone())
+            let new = !state.ahead.may_have_begun(*range);
+            (here && wanted && still && new).then(|| descriptor.clone())
         };
         state.acked.births.iter().filter_map(due).take(NAMED_MAX).collect()
     }

@@ -153,6 +153,8 @@ mod tests {
     use super::*;
     use crate::records::Counter;
 
+    const REIGN: v1::ReignRecord = v1::ReignRecord { reign: 1, loads: 1, first_node_id: 0, first_range_id: 0 };
+
     fn unit(first: u64, count: u64) -> Vec<Change> {
         (first..first + count).map(Change::NoOrder).collect()
     }
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn units_are_packed_and_never_torn() {
-        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        let mut writer = Writer::new(REIGN, 9);
         for at in 0..4 {
             writer.stage(unit(at * 1_000, 300));
         }
@@ -182,18 +184,18 @@ mod tests {
 
     #[test]
     fn what_goes_with_the_taking_over_is_in_the_first_batch() {
-        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        let mut writer = Writer::new(REIGN, 9);
         writer.stage_first(unit(1, 3));
         writer.stage(unit(9, 2));
         let (id, ops) = next(&mut writer);
-        let done = [vec![Change::Reign(v1::ReignRecord { reign: 1, loads: 1 })], unit(1, 3)].concat();
+        let done = [vec![Change::Reign(REIGN)], unit(1, 3)].concat();
         assert_eq!((ops, writer.done(id)), (4, Some(done)));
         assert_eq!(next(&mut writer).1, 3);
     }
 
     #[test]
     fn the_last_change_of_a_record_counts_and_all_are_handed_back() {
-        let mut writer = Writer::new(v1::ReignRecord { reign: 1, loads: 1 }, 9);
+        let mut writer = Writer::new(REIGN, 9);
         let (id, _) = next(&mut writer);
         writer.done(id);
         writer.stage(vec![Change::Next(Counter::Node, 5)]);

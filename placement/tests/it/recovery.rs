@@ -7,6 +7,9 @@ use flotilla_placement::recovery::{LEAP, Plan, Wish, committed, plan, unsettled}
 use flotilla_placement::{Bootstrap, Change, Config, Counter, Outcome, Request, Service};
 use flotilla_proto::v1::{self, ReplicaRole};
 
+use crate::growth::grown;
+use crate::toy::{Records, Toy};
+
 /// A range of keyspace 1, version and conf_ver, with voters on these nodes, each under its node's id.
 fn range(id: u64, (start, end): (&'static str, &'static str), epoch: (u64, u64), nodes: &[u64]) -> v1::RangeDescriptor {
     let replica = |node: &u64| v1::ReplicaDescriptor { replica_id: *node, node_id: *node, role: 0 };
@@ -243,7 +246,7 @@ fn loaded(reign: u64) -> Service {
         split_bytes: 0,
         ranges: 1,
     };
-    let seventh = Change::Reign(v1::ReignRecord { reign: 7, loads: 1 }).encode();
+    let seventh = Change::Reign(v1::ReignRecord { reign: 7, loads: 1, ..Default::default() }).encode();
     let mut records: BTreeMap<_, _> = first.first_records().into_iter().collect();
     records.insert(seventh.0, seventh.1.expect("a record"));
     let records = records.into_iter().map(|(key, value)| (key, value, 1));
@@ -340,4 +343,64 @@ fn a_later_plan_leaps_further_even_if_it_knows_no_more() {
     let (first, second) = (leapt(1_700_000_000_000), leapt(1_700_000_060_000));
     assert!(first.iter().zip(second).all(|(first, second)| second >= first + 60_000), "{first:?} {second:?}");
     assert!(leapt(0).iter().all(|to| *to > LEAP), "whatever the clock says");
+}
+
+/// Four nodes, and a keyspace with eight ranges that was asked for while node 4 was silent: some are to begin there.
+fn to_begin_on_a_silent_node() -> Toy {
+    let mut toy = grown(1, 4, 1);
+    toy.nodes.get_mut(&4).expect("joined").up = false;
+    let ranges = v1::CreateKeyspaceRequest { name: "new".into(), ranges: 8, ..Default::default() };
+    toy.send(Request::CreateKeyspace(ranges));
+    toy
+}
+
+/// The system range goes on with what one survivor has of it.
+fn goes_back(toy: &mut Toy, to: Records) {
+    toy.records = to;
+    toy.term += LEAP;
+    toy.reload();
+}
+
+fn begun(toy: &Toy) -> Vec<u64> {
+    let groups = toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2);
+    groups.map(|group| group.descriptor.range_id).collect()
+}
+
+/// Ranges of a silent node that was not told of them begin elsewhere, under their ids. That they did was lost with the
+/// system range's majority, and the node is the first that the next service hears of (the simulation's seed 47021).
+#[test]
+fn a_range_that_may_have_begun_before_a_recovery_is_not_begun_again() {
+    let mut toy = to_begin_on_a_silent_node();
+    let survivors = toy.records.clone();
+    toy.until("begun on the others", |toy| begun(toy).len() == 8);
+    let before = begun(&toy);
+    goes_back(&mut toy, survivors);
+    toy.nodes.get_mut(&4).expect("joined").restart();
+    // The toy itself fails where a range is born twice.
+    toy.exchange(4);
+    toy.until("rest", |toy| toy.at_rest(3));
+    assert_eq!(begun(&toy), before);
+    toy.check_settled();
+}
+
+/// Whoever was there may hold the only replica, however long it is silent; a node that came later holds none that is not
+/// known. Under their old ids nothing begins any more: nobody can say what became of them.
+#[test]
+fn ranges_that_never_began_before_a_recovery_begin_once_all_nodes_of_that_time_were_heard() {
+    let mut toy = to_begin_on_a_silent_node();
+    let survivors = toy.records.clone();
+    goes_back(&mut toy, survivors);
+    let newcomer = toy.join(109);
+    toy.nodes.get_mut(&newcomer).expect("joined").up = false;
+    toy.steps(200);
+    // The next service has it from the records that there was a recovery.
+    toy.reload();
+    toy.steps(200);
+    assert_eq!(begun(&toy), []);
+    let told = format!("{:?}", toy.ask(Request::Status(v1::PlacementStatusRequest {})));
+    assert!(told.contains("nodes [4], of which nothing is heard, may hold them"), "{told}");
+    toy.nodes.get_mut(&4).expect("joined").restart();
+    toy.until("all begun", |toy| begun(toy).len() == 8 && toy.at_rest(3));
+    assert!(begun(&toy).iter().all(|range| *range > LEAP), "{:?}", begun(&toy));
+    toy.check_settled();
 }
