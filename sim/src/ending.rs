@@ -332,7 +332,7 @@ impl Cluster {
 
     /// Equal applied index, equal checksum, equal data.
     fn compare_replicas(&mut self) {
-        for range in self.ranges() {
+        for range in self.ranges().into_iter().filter(|range| !self.is_gone(*range)) {
             let mut first: Option<(usize, flotilla_engine::store::SnapshotData)> = None;
             for (index, _) in self.summaries(range) {
                 let state = match snapshot::make(&self.nodes[index].disk, range) {

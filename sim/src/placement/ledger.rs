@@ -269,6 +269,11 @@ impl Ledger {
         self.keyspaces.get(&keyspace).is_some_and(|of| of.state() == v1::KeyspaceState::Dropped)
     }
 
+    /// Whether there is the keyspace, as far as the system range knows.
+    pub(crate) fn lives(&self, keyspace: u64) -> bool {
+        self.living().any(|of| of.keyspace_id == keyspace)
+    }
+
     /// The keyspaces that there are, the system's among them.
     pub(crate) fn living(&self) -> impl Iterator<Item = &v1::Keyspace> {
         self.keyspaces.values().filter(|of| of.state() == v1::KeyspaceState::Normal)
@@ -287,6 +292,19 @@ mod tests {
         };
         let request = v1::WriteRequest { ops: changes.iter().map(put).collect(), atomic: true };
         ledger.batch(&request, &mut Vec::new())
+    }
+
+    #[test]
+    fn a_keyspace_whose_record_is_lost_does_not_live_and_was_not_dropped() {
+        let keyspace = |keyspace_id| v1::Keyspace { keyspace_id, ..Default::default() };
+        let mut ledger = Ledger::default();
+        let next = Change::Next(Counter::Keyspace, 3);
+        let both = [Change::Keyspace(keyspace(1)), Change::Keyspace(keyspace(2)), next];
+        assert_eq!(written(&mut ledger, &both), Ok(()));
+        assert!(ledger.lives(1) && ledger.lives(2));
+        let (key, value) = both[0].encode();
+        let ledger = Ledger::going_on(vec![(key, value.unwrap_or_default())], 7);
+        assert!(ledger.lives(1) && !ledger.lives(2) && !ledger.is_dropped(2));
     }
 
     /// Seed 1104: the disk of the only voter took two seconds for the write before.

@@ -65,7 +65,7 @@ impl Cluster {
         let Some(real) = &mut self.real else { return };
         real.ledger = Ledger::going_on(records, applied);
         for (id, young) in &mut real.young {
-            if !real.ledger.living().any(|of| of.keyspace_id == *id) {
+            if !real.ledger.lives(*id) {
                 young.dropped.get_or_insert(now);
             }
         }
