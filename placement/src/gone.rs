@@ -42,6 +42,8 @@ impl Service {
             self.work.look_at(&self.state, held);
         }
         self.work.unpark();
+        // Ranges may have begun again on nodes that had told everything.
+        self.state.reports.doubt();
         self.round();
         self.wait(token, unit, Wants::Written(Response::RecordRecovery(v1::RecordRecoveryResponse {})));
         Ok(())

@@ -106,6 +106,11 @@ impl Reports {
         self.nodes.get(&node).is_some_and(|report| report.complete && report.ranges.is_empty())
     }
 
+    /// What was reported so far says nothing of what came since: every node is asked for all that it has once more.
+    pub fn doubt(&mut self) {
+        self.nodes.values_mut().for_each(|report| report.complete = false);
+    }
+
     /// The nodes' replicas of a range.
     pub fn of_range(&self, range: u64) -> impl Iterator<Item = (u64, Seen)> + '_ {
         self.replicas.of_range(range)

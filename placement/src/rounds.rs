@@ -265,7 +265,8 @@ impl Service {
 
     /// A range whose node is lost is born on another one, if the node surely was not told of it. Otherwise it may have
     /// been born there, and written to: then its return is waited for, unless the node was removed for good. What it held
-    /// is lost then, and another range is born for the span. Births of dropped keyspaces do not happen.
+    /// is lost then, and another range is born for the span, once no node can have it that goes on: a recovery lets a
+    /// range begin again elsewhere, and two that hold the same span never become one. Births of dropped keyspaces do not happen.
     ///
     /// A range that may have begun before the system range went back is searched for on every node of that time. If it is
     /// nowhere, another one is born: what was lost may have left traces of the first, tombstones and routes.
@@ -288,15 +289,12 @@ impl Service {
             let node = descriptor.replicas.first().map_or(0, |replica| replica.node_id);
             let untold = self.work.unsent.contains(range) && state.is_lost(node);
             let may_have_begun = state.ahead.may_have_begun(*range);
-            if may_have_begun {
-                if !all_heard {
-                    continue;
-                }
-                if state.table.covers_some_of(&descriptor) {
-                    changes.push(Change::NoBirth(*range));
-                    continue;
-                }
-            } else if !untold && state.is_member(node) {
+            let gone = !state.is_member(node) && state.all_is_told();
+            if !(if may_have_begun { all_heard } else { untold || gone }) {
+                continue;
+            }
+            if (may_have_begun || !untold) && state.table.covers_some_of(&descriptor) {
+                changes.push(Change::NoBirth(*range));
                 continue;
             }
             let loads = loads.get_or_insert_with(|| Loads::of(state));

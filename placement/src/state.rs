@@ -319,6 +319,13 @@ impl State {
         self.unreported().filter(move |node| *node < newcomers && self.is_member(*node))
     }
 
+    /// Whether every node that is not dead has told this reign all that it has, the youngest among them, and behind the last
+    /// recovery: a range that none of them has named is nowhere.
+    pub fn all_is_told(&self) -> bool {
+        let told = |node: u64| self.reports.node(node).is_some_and(|report| report.complete);
+        self.ahead.nodes.keys().all(|node| self.is_dead(*node) || told(*node))
+    }
+
     /// Nodes that have not reported all their ranges to this reign.
     fn unreported(&self) -> impl Iterator<Item = u64> + '_ {
         let known = |node: u64| self.reports.node(node).is_some_and(|report| report.complete);

@@ -1,10 +1,11 @@
 //! Keyspaces: created with ranges on many nodes, set, dropped; ids never come back.
 
-use flotilla_placement::{Request, Response};
+use flotilla_placement::recovery::LEAP;
+use flotilla_placement::{Change, Request, Response};
 use flotilla_proto::{Error, v1};
 
 use crate::growth::grown;
-use crate::toy::Toy;
+use crate::toy::{Group, Toy};
 
 fn create(name: &str, ranges: u32) -> Request {
     Request::CreateKeyspace(v1::CreateKeyspaceRequest { name: name.into(), ranges, ..Default::default() })
@@ -131,6 +132,46 @@ fn a_silent_node_that_may_have_begun_a_range_is_not_removed() {
     toy.nodes.get_mut(&3).expect("joined").restart();
     toy.until("it is emptied, and removed", |toy| removed(toy) && toy.replicas_on(3) == 0);
     assert_eq!(toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count(), 4);
+}
+
+/// A recovery lets it begin again on another node, and tells placement of the loss before that node reports it.
+#[test]
+fn a_range_that_began_again_before_its_birth_was_reported_is_the_only_one_of_its_span() {
+    for reloads in [false, true] {
+        let (mut toy, _) = told_and_silent(4);
+        toy.steps(100);
+        let births = toy.records.all().into_iter().filter_map(|(key, value, _)| Change::decode(&key, &value).ok());
+        let birth = births.filter_map(|change| match change {
+            Change::Birth(_, record) => record.descriptor,
+            _ => None,
+        });
+        let [lost] = &birth.collect::<Vec<_>>()[..] else { panic!("one range is not born") };
+        let replica = v1::ReplicaDescriptor { replica_id: LEAP, node_id: 1, ..Default::default() };
+        let epoch = Some(v1::Epoch { conf_ver: LEAP, version: 1 });
+        let again = v1::RangeDescriptor { epoch, replicas: vec![replica], next_replica_id: LEAP + 1, ..lost.clone() };
+        toy.nodes.get_mut(&1).expect("it lives").replicas.insert(lost.range_id, (LEAP, again.clone()));
+        toy.groups.insert(lost.range_id, Group::new(again, 1));
+        let gone = v1::RecordRecoveryRequest { plan_id: "p".into(), dead_nodes: vec![3], what: String::new() };
+        toy.ask(Request::RecordRecovery(gone)).expect("it is silent");
+        if reloads {
+            toy.reload();
+            toy.settle_effects();
+        }
+        toy.until("rest without it", |toy| toy.at_rest(3));
+        let of_it = toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2);
+        assert_eq!(of_it.count(), 4, "reloads: {reloads}");
+    }
+}
+
+/// Nothing of it is left, and nobody let it begin again.
+#[test]
+fn another_range_is_born_for_one_that_went_with_its_node() {
+    let (mut toy, _) = told_and_silent(4);
+    toy.steps(100);
+    let gone = v1::RecordRecoveryRequest { plan_id: "p".into(), dead_nodes: vec![3], what: String::new() };
+    toy.ask(Request::RecordRecovery(gone)).expect("it is silent");
+    toy.until("all born", |toy| toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count() == 4);
+    toy.until("rest without it", |toy| toy.at_rest(3));
 }
 
 #[test]
