@@ -52,7 +52,8 @@
 //! **Order on the disk.** The target's new records and the source's tombstone are one batch of the apply stage. What the
 //! log writer still has of the source comes after it and changes no data; the source's records and log go by a batch of the
 //! log writer behind that. A crash in between leaves records with a tombstone, which the next start removes.
-//! A target's replica that is told it was removed while its apply stage has the Merge takes the source's along (`removal.rs`).
+//! A target's replica that is told it was removed while its apply stage has the Merge takes the source's along (`removal.rs`);
+//! the source's goes not before it, whoever lets it go (`store/merging.rs`): no start after a crash may find the Merge without it.
 //!
 //! **By snapshot.** A replica of the target that is behind the merge, and is sent a snapshot, has the frozen
 //! source beside it. The snapshot names what was taken in; these replicas end in the batch (or by the intent) that puts

@@ -231,6 +231,16 @@ impl Store {
         self.is_needed(id) && (is_here || self.descriptors_here().any(|(_, other)| may_bear(other)))
     }
 
+    /// Whether a replica that goes has to wait for that of its merge's target, which goes as well: that one may have the
+    /// merge still in its apply stage, and has it in its log for a start after a crash. So it is when both were held for a
+    /// snapshot of the range that has both by now, and that snapshot will not be put in place. No two wait for each
+    /// other: a target's span lies before its source's.
+    pub(super) fn goes_after_target(&self, id: RangeId) -> bool {
+        let target = self.ranges.get(&id).and_then(Range::frozen).map(|frozen| RangeId(frozen.target_range_id));
+        let target = target.and_then(|target| self.ranges.get(&target));
+        target.is_some_and(Range::is_doomed) && self.is_needed(id)
+    }
+
     /// The range that some replicas were held for has none here any more.
     pub(super) fn let_go(&mut self, target: RangeId) {
         for id in self.held.clone() {

@@ -392,6 +392,10 @@ impl Store {
     /// Ends replicas that are no part of their range any more.
     pub(super) fn bury(&mut self, now: BootTime, effects: &mut Effects) {
         for id in std::mem::take(&mut self.doomed) {
+            if self.goes_after_target(id) {
+                self.doomed.insert(id);
+                continue;
+            }
             let mut ended = None;
             self.with(now, id, effects, |range, turn| ended = range.end_if_doomed(turn));
             self.dirty.remove(&id);
