@@ -2,9 +2,9 @@
 //! it, with the product's own plan and orders; by the hour, while nodes crash and links fail.
 //!
 //! ```text
-//! ask every living node ─▶ let survivors apply what others know ─▶ plan ─▶ condemn ─▶ orders, births ─┐
-//!        ▲            nothing is to be recovered ─▶ placement is told ─▶ look again now and then        │
-//!        └───────────────────────────────────────◀──────────────────────────────────────────────────────┘
+//! ask every living node ─▶ let survivors apply what others know ─▶ plan ─▶ condemn ─▶ orders, births ─▶ placement is told ─┐
+//!        ▲                           nothing is to be recovered ─▶ look again now and then                                 │
+//!        └───────────────────────────────────────────────◀─────────────────────────────────────────────────────────────────┘
 //! ```
 //! A node that does not answer, or loses an answer, is asked again; a plan that is refused, or interrupted, is given once
 //! more, or made anew.
@@ -29,7 +29,7 @@ use crate::territory;
 
 /// When the simulated time begins, in milliseconds since 1970.
 pub(super) const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
-/// So long a person waits for replicas to settle, and for orders to be carried out.
+/// So long a person waits for replicas to settle, for orders to be carried out, and for placement to come back.
 const PATIENCE: Nanos = ms(10_000);
 /// From the last fault on a recovery takes so long at the most.
 const LIMIT: Nanos = ms(120_000);
@@ -69,6 +69,7 @@ pub(super) struct Recovery {
     answers: BTreeMap<u64, Result<Recovered>>,
     /// Ranges that went on, each by a plan.
     pub went_on: BTreeSet<(RangeId, String)>,
+    /// Placement has heard of all that are dead.
     told: bool,
     /// The last look has found nothing to be recovered, then.
     well_at: Option<Nanos>,
@@ -109,6 +110,17 @@ impl Recovery {
     pub(super) fn begin(&mut self) {
         self.stage = Stage::Asks;
         self.surveys.clear();
+    }
+
+    fn name_dead(&mut self, dead: impl IntoIterator<Item = u64>) {
+        let before = self.dead.len();
+        self.dead.extend(dead);
+        self.told &= self.dead.len() == before;
+    }
+
+    /// Whether something was done that placement has yet to hear of.
+    fn is_to_tell(&self) -> bool {
+        !self.told && !self.went_on.is_empty()
     }
 }
 
@@ -162,7 +174,7 @@ impl Cluster {
             }
             Stage::Condemns(plan) => self.condemn_or_order(plan),
             Stage::Orders(plan) => self.order_on(plan, waited),
-            Stage::Records => self.record(),
+            Stage::Records => self.record(waited),
         }
     }
 
@@ -232,7 +244,7 @@ impl Cluster {
             dead: dead.clone(),
             recreate_empty: true,
         };
-        real.recovery.dead.extend(dead);
+        real.recovery.name_dead(dead);
         match product::plan(&wish, surveys) {
             Ok(plan) if plan.kept.is_empty() && plan.recreated.is_empty() => self.nothing_more(true),
             Ok(plan) => {
@@ -353,7 +365,14 @@ impl Cluster {
         if real.recovery.rng.chance(200) {
             self.give_orders(&plan, true);
         }
-        self.next_stage(Stage::Asks);
+        self.tell_or_ask();
+    }
+
+    /// As `recover apply` does it, placement is told behind each plan, whatever is left to be done: until then it waits for
+    /// those who are lost, and nodes remember ranges that it would say are gone, which are planned for again (seed 47210).
+    fn tell_or_ask(&mut self) {
+        let tells = self.real.as_ref().is_some_and(|real| real.recovery.is_to_tell());
+        self.next_stage(if tells { Stage::Records } else { Stage::Asks });
     }
 
     fn nothing_more(&mut self, gaps: bool) {
@@ -361,7 +380,7 @@ impl Cluster {
         real.recovery.gaps = gaps;
         self.trace.say(self.now, || format!("nothing is to be recovered; spans that no range holds: {gaps}"));
         real.recovery.surveys.clear();
-        if !real.recovery.told && real.recovery.plans > 0 && !real.recovery.went_on.is_empty() {
+        if real.recovery.is_to_tell() {
             return self.next_stage(Stage::Records);
         }
         real.recovery.well_at = Some(self.now);
@@ -373,12 +392,12 @@ impl Cluster {
         }
     }
 
-    /// Placement is told who is gone, until it has heard.
-    fn record(&mut self) {
+    /// Placement is told who is gone, until it has heard. If it does not come back what it waits for may have to be recovered.
+    fn record(&mut self, waited: Nanos) {
         self.stay(Stage::Records);
         let to = self.leader_of(SYSTEM_RANGE).unwrap_or_default();
         let Some(real) = &mut self.real else { return };
-        if real.recovery.told {
+        if real.recovery.told || waited > PATIENCE {
             real.recovery.surveys.clear();
             return self.next_stage(Stage::Asks);
         }
@@ -483,5 +502,24 @@ impl Cluster {
             self.forget_values(descriptor, &BTreeMap::new());
         }
         self.give(index, Input::Births(vec![descriptor.clone()]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placement_is_told_behind_the_first_plan_and_again_once_more_are_dead() {
+        let mut recovery = Recovery::new(1);
+        recovery.name_dead([2, 3]);
+        assert!(!recovery.is_to_tell(), "nothing was done yet");
+        recovery.went_on.insert((RangeId(5), "plan 1".into()));
+        assert!(recovery.is_to_tell());
+        recovery.told = true;
+        recovery.name_dead([3, 2]);
+        assert!(!recovery.is_to_tell(), "it has heard of them");
+        recovery.name_dead([4]);
+        assert!(recovery.is_to_tell());
     }
 }
