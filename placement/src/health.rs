@@ -1,7 +1,9 @@
 //! Which nodes are slow: by their own measures against those of the others.
 //!
-//! A node is judged slow when what it measures (log batches to disk, tasks of the apply stage) has for some seconds been
-//! several times the median of all live nodes, and above a floor; or when it finds itself slow. It counts as slow until it
+//! A node is judged slow when what it measures (log batches to disk, tasks of the apply stage) has for some seconds, and in a
+//! few further samples, been several times the median of all live nodes, and above a floor; or when it finds itself slow: a
+//! node with little to do says no more by being silent for some seconds. A disk that hangs is not measured at all, and found
+//! out by the node itself (`health.rs` of the engine). It counts as slow until it
 //! has for longer been well below that: between the two nothing changes. Never more than a minority is slow, because
 //! if most are, slow is what nodes are now, and moving leaders between them helps nobody. Leaders return few at a time.
 
@@ -16,11 +18,13 @@ use crate::config::Config;
 const FLOOR_US: u64 = 20_000;
 /// Times the median that is slow, and halves of it below which a node is well again.
 const SLOW_TIMES: u64 = 5;
+/// So many samples while a node is over the bound prove it.
+const PROOF_MIN: u64 = 8;
 
 #[derive(Clone, Debug, Default)]
 struct Judged {
-    /// Since when it has been over, or well again, without a break.
-    over_since: Option<Duration>,
+    /// Since when it has been over, or well again, without a break; and how many samples there were of the former then.
+    over_since: Option<(Duration, u64)>,
     well_since: Option<Duration>,
     /// Why it is slow; empty: it is not.
     slow: String,
@@ -58,14 +62,20 @@ impl Speeds {
         for (node, health) in live {
             let judged = self.nodes.entry(*node).or_default();
             let (score, why) = score(health, medians);
-            judged.over_since = (score >= 100).then(|| judged.over_since.unwrap_or(now));
+            // Whoever writes has both.
+            let samples = health.syncs.min(health.applies);
+            // With fewer samples than before it has started anew.
+            let over = judged.over_since.filter(|(_, had)| *had <= samples);
+            judged.over_since = (score >= 100).then(|| over.unwrap_or((now, samples)));
             judged.well_since = (score < 50).then(|| judged.well_since.unwrap_or(now));
             let for_long = |since: Option<Duration>, least| since.is_some_and(|since| now - since >= least);
+            let proven = health.slow || over.is_some_and(|(_, had)| samples - had >= PROOF_MIN);
+            let over = judged.over_since.map(|(since, _)| since);
             if !judged.slow.is_empty() && for_long(judged.well_since, config.slow_back_after) {
                 judged.slow.clear();
                 judged.recovered = Some(now);
                 news.push((*node, "is as fast as the others again: leaders return to it few at a time".into()));
-            } else if judged.slow.is_empty() && for_long(judged.over_since, config.slow_after) {
+            } else if judged.slow.is_empty() && proven && for_long(over, config.slow_after) {
                 worst.push((score, *node, why));
             }
         }
@@ -117,19 +127,27 @@ mod tests {
         speeds: Speeds,
         now: Duration,
         sync_ms: Vec<u64>,
+        /// What all of them have measured so far, and measure in a second.
+        syncs: u64,
+        syncs_a_second: u64,
+    }
+
+    fn health(sync_us: u64, samples: u64) -> v1::NodeHealth {
+        v1::NodeHealth { sync_us, syncs: samples, applies: samples, ..Default::default() }
     }
 
     impl Bench {
         fn new(nodes: usize) -> Self {
-            Self { speeds: Speeds::default(), now: Duration::from_secs(10), sync_ms: vec![1; nodes] }
+            let (speeds, now) = (Speeds::default(), Duration::from_secs(10));
+            Self { speeds, now, sync_ms: vec![1; nodes], syncs: 0, syncs_a_second: 100 }
         }
 
         fn run(&mut self, seconds: u64) -> usize {
-            let health = |ms: &u64| v1::NodeHealth { sync_us: ms * 1_000, ..Default::default() };
-            let live = (1..).zip(self.sync_ms.iter().map(health)).collect();
             let mut news = 0;
             for _ in 0..seconds {
                 self.now += Duration::from_secs(1);
+                self.syncs += self.syncs_a_second;
+                let live = (1..).zip(self.sync_ms.iter().map(|ms| health(ms * 1_000, self.syncs))).collect();
                 news += self.speeds.judge(self.now, &Config::default(), &live).len();
             }
             news
@@ -176,6 +194,17 @@ mod tests {
         two.sync_ms[0] = 900;
         two.run(60);
         assert!(two.slow().is_empty(), "one of two is no minority");
+    }
+
+    #[test]
+    fn a_few_slow_syncs_of_a_node_that_rests_are_no_proof_however_long_they_are_told() {
+        let mut bench = Bench::new(3);
+        (bench.sync_ms[1], bench.syncs_a_second) = (50, 0);
+        assert_eq!(bench.run(60), 0);
+        bench.syncs_a_second = 1;
+        assert_eq!(bench.run(7), 0);
+        bench.run(2);
+        assert_eq!(bench.slow(), [2]);
     }
 
     #[test]

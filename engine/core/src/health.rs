@@ -231,6 +231,8 @@ impl Health {
             slow: self.is_slow(),
             slow_for_ms: self.slow_since.map_or(0, |since| micros(now.since(since)) / 1_000),
             reason: self.reason.clone(),
+            syncs: self.syncs.total,
+            applies: self.applies.total,
         }
     }
 
