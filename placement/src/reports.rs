@@ -108,7 +108,9 @@ impl Reports {
 
     /// What was reported so far says nothing of what came since: every node is asked for all that it has once more.
     pub fn doubt(&mut self) {
-        self.nodes.values_mut().for_each(|report| report.complete = false);
+        for report in self.nodes.values_mut() {
+            (report.complete, report.listing) = (false, None);
+        }
     }
 
     /// The nodes' replicas of a range.
@@ -238,6 +240,18 @@ mod tests {
         let taken = take(&mut reports, &report(1, 3, true, false, &[8]));
         assert_eq!(taken.gone, [7, 9]);
         assert_eq!(reports.of_range(8).count(), 1);
+    }
+
+    #[test]
+    fn what_is_doubted_is_told_once_more_from_its_beginning() {
+        let mut reports = Reports::default();
+        take(&mut reports, &report(1, 1, true, false, &[7]));
+        take(&mut reports, &report(1, 2, true, true, &[7]));
+        reports.doubt();
+        for (sequence, full, complete) in [(3, false, false), (4, false, false), (5, true, true)] {
+            take(&mut reports, &report(1, sequence, full, false, &[7]));
+            assert_eq!(reports.node(1).expect("reported").complete, complete, "report {sequence}");
+        }
     }
 
     #[test]
