@@ -13,6 +13,8 @@
 //!   that term, even if Raft gives the transfer up, for the message may arrive later;
 //! - a change of the voters: what the former ones promised does not bind the new ones (`change.rs`); in a joint
 //!   configuration both sets must grant it;
+//! - an answer of a higher term would make a follower forget its leader, and with it the promise: such a one is not heard
+//!   (`received.rs`);
 //! - a store that restarts has forgotten its timers: it grants no vote for one maximal lease plus drift
 //!   (in `super`).
 

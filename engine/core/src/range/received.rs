@@ -111,6 +111,9 @@ impl Range {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote if turn.now < self.silent_until => {
                 Err("no vote yet: this store restarted less than a lease ago".into())
             }
+            _ if self.would_break_its_promise(message) => {
+                Err("the leader of this term was heard less than an election time-out ago".into())
+            }
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse
                 if !self.unpersisted.is_empty() || self.installs_snapshot() =>
             {
@@ -132,6 +135,19 @@ impl Range {
             MessageType::MsgSnapshot => self.check_snapshot(message, data),
             _ => Ok(()),
         }
+    }
+
+    /// A follower that has just heard its leader has promised it to elect nobody else for now. raft-rs keeps that by not
+    /// hearing candidates, but an answer of a higher term makes it forget its leader, and with it the promise: one to a
+    /// pre-vote that it asked for before it heard the leader again, or to what it sent when it led itself. Nothing of a
+    /// higher term needs to reach it but a leader of that term; raft-rs sees to candidates itself.
+    fn would_break_its_promise(&self, message: &Message) -> bool {
+        use MessageType::{MsgAppend, MsgHeartbeat, MsgRequestPreVote, MsgRequestVote, MsgSnapshot, MsgTimeoutNow};
+        let raft = &self.raft.raft;
+        let promised = raft.leader_id != 0 && !self.leads() && raft.election_elapsed < raft.election_timeout();
+        let kind = message.get_msg_type();
+        let elected = matches!(kind, MsgAppend | MsgHeartbeat | MsgSnapshot | MsgTimeoutNow);
+        promised && message.term > self.term() && !elected && !matches!(kind, MsgRequestVote | MsgRequestPreVote)
     }
 
     /// A follower only ever acknowledges what this leader sent in this term.

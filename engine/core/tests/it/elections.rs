@@ -135,6 +135,41 @@ fn a_lease_is_over_before_anybody_else_leads() {
     }
 }
 
+/// A replica asked for a pre-vote, heard the leader again, and acknowledged that; then the answer to what it had asked
+/// comes, from a candidate that has gone on to the next term: it made the replica vote for that one (the simulation's
+/// seed 50685).
+#[test]
+fn an_answer_of_a_higher_term_does_not_end_the_promise_to_the_leader() {
+    for kind in [
+        MessageType::MsgRequestPreVoteResponse,
+        MessageType::MsgRequestVoteResponse,
+        MessageType::MsgAppendResponse,
+        MessageType::MsgHeartbeatResponse,
+    ] {
+        let mut cluster = Cluster::led_by_1(Config::default());
+        cluster.tick();
+        cluster.cut_off.insert(3);
+        let term = cluster.summary(1).term + 1;
+        let mut answer = vote_request(&cluster, 3, 2, term);
+        let Input::Message(envelope) = &mut answer else { unreachable!("it is one") };
+        (envelope.message.message_type, envelope.message.reject) = (kind as u32, true);
+        let asks = |cluster: &Cluster| vote_request(cluster, 3, 2, term);
+        let first = asks(&cluster);
+        cluster.turn(2, vec![answer, first]);
+        cluster.settle();
+        assert!(cluster.view(1).lease_covers(cluster.clock(1)));
+        assert_eq!((votes(&cluster, 2, 3), cluster.summary(2).term), (0, term - 1), "{kind:?}");
+
+        cluster.cut_off.insert(1);
+        (0..Config::default().election_ticks).for_each(|_| cluster.tick());
+        assert!(!cluster.view(1).lease_covers(cluster.clock(1)));
+        let again = asks(&cluster);
+        cluster.turn(2, vec![again]);
+        cluster.settle();
+        assert_eq!(votes(&cluster, 2, 3), 1, "the promise is over");
+    }
+}
+
 #[test]
 fn a_transfer_ends_the_lease_before_the_message_leaves() {
     let mut cluster = Cluster::led_by_1(Config::default());
