@@ -20,12 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flotilla_mutants::Mutant;
+pub use flotilla_proto::ids::LEAP;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::v1::{self, ReplicaRole};
 use lost::{dropped, gaps, lost_ranges, recreate};
-
-/// By how much at least ids, terms and conf_ver leap: more than changes that nobody alive has heard of.
-pub const LEAP: u64 = 1 << 20;
 
 /// A number beyond what is known of the past, and beyond what an earlier recovery leapt to that nobody alive has heard of:
 /// that was made before, and has counted up more slowly than time goes, in milliseconds.

@@ -50,3 +50,7 @@ pub const SYSTEM_KEYSPACE: KeyspaceId = KeyspaceId(0xFFFF_FFFE);
 
 /// The one range of [`SYSTEM_KEYSPACE`]: never split, merged or dropped.
 pub const SYSTEM_RANGE: RangeId = RangeId(1);
+
+/// By how much at least terms, `conf_ver` and ids leap where ranges go on without their majorities: more than changes that
+/// nobody alive has heard of.
+pub const LEAP: u64 = 1 << 20;

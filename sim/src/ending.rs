@@ -58,6 +58,8 @@ pub(crate) struct Ending {
     answered: u64,
     waiting: BTreeSet<RangeId>,
     readers: Vec<usize>,
+    /// So many clients were there when all healed.
+    old_clients: usize,
     pub storms: Storms,
     /// Since when nothing goes wrong with what is sent.
     pub calm_since: Nanos,
@@ -141,6 +143,7 @@ impl Cluster {
         }
         self.ending.phase = Phase::Recovering;
         self.ending.began = self.now;
+        self.ending.old_clients = self.clients.len();
         let newest: Vec<v1::RangeDescriptor> = self
             .invariants
             .territory
@@ -168,6 +171,7 @@ impl Cluster {
             self.watch_leaders(false);
         }
         let late = self.now > self.ending.began + 10 * self.knobs.election_timeout_max();
+        let in_vain = self.reads_in_vain(&self.ending.readers);
         let rests = self.ending.phase == Phase::Settling && self.rests(self.ending.began);
         match self.ending.phase {
             Phase::Recovering if self.ending.waiting.is_empty() => {
@@ -196,6 +200,7 @@ impl Cluster {
                     self.read_all();
                 }
             }
+            Phase::Reading if in_vain.is_some() => self.check(in_vain.map_or(Ok(()), Err)),
             Phase::Reading if self.ending.readers.iter().all(|client| self.clients[*client].is_idle()) => {
                 self.judge();
                 self.ending.phase = Phase::Done;
@@ -416,7 +421,8 @@ impl Cluster {
             self.clients[readers[at % readers.len()]].script.push_back(Body::Get(get));
         }
         let young = self.read_young();
-        self.ending.readers.extend(young);
+        let old = self.read_by_old_clients(self.ending.old_clients);
+        self.ending.readers.extend(young.into_iter().chain(old));
         for reader in self.ending.readers.clone() {
             self.nudge(reader);
         }

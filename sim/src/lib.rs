@@ -29,6 +29,7 @@ mod marks;
 mod mirror;
 mod network;
 mod node;
+mod old_clients;
 mod ops;
 mod placement;
 mod quiet;

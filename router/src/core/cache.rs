@@ -2,7 +2,8 @@
 //!
 //! Soft state: it may be behind, never wrong for long, because every request carries the epoch it
 //! was routed by and is refused if that is not the replica's. Invariants:
-//! - a descriptor never replaces a newer one, of the same range or of an overlapping one;
+//! - a descriptor never replaces a newer one, of the same range or of an overlapping one, unless a recovery from the loss
+//!   of a majority stands between the two: that takes splits and merges back which only the lost had heard of;
 //! - the descriptors held never overlap (there may be holes);
 //! - a leader hint never gives way to one of an older term.
 
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
+use flotilla_proto::ids::LEAP;
 use flotilla_proto::{KeyspaceId, NodeId, RangeId, v1};
 
 /// A range, and who leads it.
@@ -56,6 +58,11 @@ fn age(descriptor: &v1::RangeDescriptor) -> (u64, u64) {
     descriptor.epoch.map_or((0, 0), |epoch| (epoch.version, epoch.conf_ver))
 }
 
+/// Whether a recovery stands between two descriptors that share keys: then `conf_ver` has leapt.
+fn has_leapt(from: &v1::RangeDescriptor, to: &v1::RangeDescriptor) -> bool {
+    age(to).1 >= age(from).1.saturating_add(LEAP)
+}
+
 /// What is known of the routes of one keyspace.
 #[derive(Clone, Debug)]
 pub struct RouteCache {
@@ -98,13 +105,16 @@ impl RouteCache {
             return false;
         }
         let range = RangeId(descriptor.range_id);
-        if self.by_id(range).is_some_and(|known| age(&known.descriptor) >= age(descriptor)) {
+        let known = self.by_id(range).map(|known| &known.descriptor);
+        let leapt = known.is_some_and(|known| has_leapt(known, descriptor));
+        if !leapt && known.is_some_and(|known| age(known) >= age(descriptor) || has_leapt(descriptor, known)) {
             return false;
         }
         let overlapping = self.overlapping(descriptor);
         let version = age(descriptor).0;
         let newer = |start: &Bytes| {
-            self.by_start.get(start).is_some_and(|other| other.range() != range && age(&other.descriptor).0 >= version)
+            let other = self.by_start.get(start).filter(|other| other.range() != range).map(|other| &other.descriptor);
+            other.is_some_and(|other| age(other).0 >= version && !has_leapt(other, descriptor))
         };
         if overlapping.iter().any(newer) {
             return false;
@@ -114,6 +124,8 @@ impl RouteCache {
         for start in overlapping {
             self.remove(&start);
         }
+        // Over a leap the terms may begin anew, lower than before.
+        let old = old.filter(|_| !leapt);
         let (leader, term) = old.map_or((None, 0), |route| (route.leader, route.term));
         let leader = leader.filter(|node| descriptor.replicas.iter().any(|replica| replica.node_id == node.0));
         self.start_of.insert(range, descriptor.start.clone());
@@ -318,6 +330,22 @@ mod tests {
         assert!(cache.merge(&descriptor(2, "", "", 3, 1)));
         assert_eq!(ids(&cache), [2]);
         assert!(!cache.merge(&descriptor(5, "m", "", 2, 1)), "the merged range does not come back");
+    }
+
+    /// A client had heard from the lost that range 2 was split; the survivors, who had not, went on with it whole.
+    #[test]
+    fn what_a_recovery_took_back_gives_way_and_stays_away() {
+        let halves = [descriptor(2, "", "m", 2, 7), descriptor(5, "m", "", 2, 7)];
+        let mut cache = cache(&halves);
+        cache.set_leader(RangeId(2), NodeId(3), 9);
+        assert!(cache.merge(&descriptor(2, "", "", 1, 7 + LEAP)));
+        assert_eq!((ids(&cache), at(&cache, "z")), (vec![2], Some(2)));
+        assert!(!cache.merge(&halves[0]), "late news of the lost");
+        cache.set_leader(RangeId(2), NodeId(1), 6);
+        assert_eq!(cache.by_id(RangeId(2)).and_then(|route| route.leader), Some(NodeId(1)), "terms began anew");
+        assert!(cache.merge(&descriptor(6, "t", "", 2, 7 + LEAP)) && cache.merge(&descriptor(2, "", "t", 2, 7 + LEAP)));
+        assert!(cache.merge(&descriptor(4, "", "", 3, 8)), "merged into a neighbour that was never lost");
+        assert_eq!(ids(&cache), [4]);
     }
 
     #[test]

@@ -126,14 +126,21 @@ impl Cluster {
         (!over).then_some(&young.keys)
     }
 
+    /// The keys of a young keyspace; none if it was dropped.
+    pub(crate) fn young_keys(&self, keyspace: KeyspaceId) -> Vec<Bytes> {
+        let young = self.real.as_ref().and_then(|real| real.young.get(&keyspace.0));
+        young.filter(|young| young.dropped.is_none()).map(Young::all_keys).unwrap_or_default()
+    }
+
     /// Has the keys of all young keyspaces read that there still are.
     pub(crate) fn read_young(&mut self) -> Vec<usize> {
-        let Some(real) = &self.real else { return Vec::new() };
-        let living = real.young.iter().filter(|(_, young)| young.dropped.is_none());
-        let all: Vec<(u64, Vec<Bytes>)> = living.map(|(id, young)| (*id, young.all_keys())).collect();
-        all.into_iter()
+        let young = self.real.iter().flat_map(|real| real.young.keys());
+        let all = young.map(|id| (KeyspaceId(*id), self.young_keys(KeyspaceId(*id))));
+        let living: Vec<_> = all.filter(|(_, keys)| !keys.is_empty()).collect();
+        living
+            .into_iter()
             .map(|(id, keys)| {
-                let reader = self.add_client_of(KeyspaceId(id), Mode::Script);
+                let reader = self.add_client_of(id, Mode::Script);
                 let gets = keys.into_iter().map(|key| Body::Get(v1::GetRequest { header: None, key }));
                 self.clients[reader].script.extend(gets);
                 reader
