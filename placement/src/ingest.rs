@@ -1,5 +1,7 @@
 //! Reports: taken into the table of routes and the book of replicas; what they set off.
 
+use std::collections::BTreeSet;
+
 use flotilla_proto::{Error, Result, v1};
 
 use crate::decide::holds;
@@ -151,6 +153,7 @@ impl Service {
         }
         for range in &changed {
             self.find_strays(*range);
+            self.find_swallowed(*range);
         }
         self.end_fulfilled(&changed);
         self.end_merged();
@@ -163,6 +166,19 @@ impl Service {
         let nodes: Vec<u64> = self.state.reports.of_range(range).map(|(node, _)| node).collect();
         for node in nodes {
             self.find_stray(node, range);
+        }
+    }
+
+    /// What has become of a range tells of the ranges that it took in as well, and of what these had taken in: of replicas
+    /// that were reported before it was known, and have nothing new to say.
+    fn find_swallowed(&mut self, range: u64) {
+        let mut seen = BTreeSet::from([range]);
+        let mut open = vec![range];
+        while let Some(by) = open.pop() {
+            for ended in self.state.table.absorbed_by(by).into_iter().filter(|ended| seen.insert(*ended)) {
+                self.find_strays(ended);
+                open.push(ended);
+            }
         }
     }
 

@@ -409,10 +409,13 @@ impl World {
         self.hosts.get_mut(&node).expect("a node").sequence += 1;
         let report = v1::ReportRequest { ranges, ..self.report(node) };
         let token = self.send(Request::Report(Box::new(report)));
-        match self.answers.remove(&token) {
+        let answer = match self.answers.remove(&token) {
             Some(Ok(Response::Report(answer))) => *answer,
             other => panic!("{other:?}"),
-        }
+        };
+        let host = self.hosts.get_mut(&node).expect("a node");
+        (host.reign, host.full_wanted) = (answer.reign, answer.send_full);
+        answer
     }
 
     fn exchange(&mut self, node: u64) {
