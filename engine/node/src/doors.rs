@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
+use crate::corked::{Corked, HELD_MAX};
 use crate::counters::Counters;
 
 /// Bytes that every HTTP/2 connection begins with.
@@ -100,6 +101,9 @@ impl Doors {
         let patience = Some(Box::pin(sleep(self.patience)));
         let preface = if self.proof == Proof::Preface { PREFACE_BYTES } else { usize::MAX };
         let renewed = (self.proof == Proof::Answer).then_some(self.patience);
+        // Calls of many clients are answered at the client port; what the others say is gathered before it gets here.
+        let held_max = if self.proof == Proof::Preface { HELD_MAX } else { 0 };
+        let stream = Corked::new(stream, held_max);
         Some(Door { stream, caller, patience, preface, renewed, counters: Arc::clone(&self.counters), _slot: slot })
     }
 }
@@ -156,7 +160,7 @@ impl Caller {
 /// One connection.
 #[derive(Debug)]
 pub struct Door {
-    stream: Accepted,
+    stream: Corked<Accepted>,
     caller: Caller,
     /// `None` once it has said enough.
     patience: Option<Pin<Box<Sleep>>>,
@@ -226,21 +230,6 @@ impl AsyncWrite for Door {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
-        self.answered(written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 

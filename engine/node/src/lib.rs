@@ -16,6 +16,7 @@ mod carry_out;
 mod checks;
 mod clock;
 mod config;
+mod corked;
 mod counters;
 mod disk;
 mod disk_watch;
