@@ -1,7 +1,5 @@
 //! Reports: taken into the table of routes and the book of replicas; what they set off.
 
-use std::collections::BTreeSet;
-
 use flotilla_proto::{Error, Result, v1};
 
 use crate::decide::holds;
@@ -131,10 +129,6 @@ impl Service {
             } else {
                 self.find_stray(node, range);
             }
-            // It may just have applied a merge, and need what it was merged from no more.
-            for ended in self.state.table.absorbed_by(range) {
-                self.find_stray(node, ended);
-            }
             if self.state.ahead.births.contains_key(&range) {
                 born.push(Change::NoBirth(range));
             }
@@ -153,7 +147,10 @@ impl Service {
         }
         for range in &changed {
             self.find_strays(*range);
-            self.find_swallowed(*range);
+            // That it took them in may be the news; and where a replica was left behind nothing more is said of it.
+            for ended in self.state.table.absorbed_by(*range) {
+                self.find_strays(ended);
+            }
         }
         self.end_fulfilled(&changed);
         self.end_merged();
@@ -169,21 +166,11 @@ impl Service {
         }
     }
 
-    /// What has become of a range tells of the ranges that it took in as well, and of what these had taken in: of replicas
-    /// that were reported before it was known, and have nothing new to say.
-    fn find_swallowed(&mut self, range: u64) {
-        let mut seen = BTreeSet::from([range]);
-        let mut open = vec![range];
-        while let Some(by) = open.pop() {
-            for ended in self.state.table.absorbed_by(by).into_iter().filter(|ended| seen.insert(*ended)) {
-                self.find_strays(ended);
-                open.push(ended);
-            }
-        }
-    }
-
+    /// A replica of a range that a merge ended may be needed for a while, and what ends that is news of other ranges, on
+    /// other nodes perhaps: it is looked at again with each answer to its node.
     fn find_stray(&mut self, node: u64, range: u64) {
-        if self.proven_gone(node, range).is_some() {
+        let ended = self.state.reports.get(node, range).is_some() && self.state.table.absorbed(range).is_some();
+        if ended || self.proven_gone(node, range).is_some() {
             self.work.strays.insert((node, range));
         } else {
             self.work.strays.remove(&(node, range));

@@ -145,7 +145,7 @@ impl Service {
         let state = &self.state;
         let delta = state.table.delta(table_sequence, state.config.answer_routes_bytes);
         let complete = state.reports.node(node).is_some_and(|report| report.complete);
-        let removed = self.work.strays.range((node, 0)..(node + 1, 0)).take(NAMED_MAX).filter_map(|(_, range)| {
+        let removed = self.work.strays.range((node, 0)..(node + 1, 0)).filter_map(|(_, range)| {
             let replica_id = self.proven_gone(node, *range)?;
             Some(v1::RemovedReplica { range_id: *range, replica_id })
         });
@@ -153,7 +153,7 @@ impl Service {
             reign: self.reign,
             send_full: !complete && !more,
             orders: self.orders_for(node),
-            removed: removed.collect(),
+            removed: removed.take(NAMED_MAX).collect(),
             first_range_id: range_ids.map_or(0, |(first, _)| first),
             range_ids: range_ids.map_or(0, |(_, count)| count),
             table_sequence: delta.sequence,

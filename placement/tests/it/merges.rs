@@ -77,6 +77,89 @@ fn it_goes_where_the_range_that_took_it_in_never_was_and_is_gone_too() {
     }
 }
 
+/// Range 3 has a replica on a node that has none of range 2, and says nothing new of it from now on: its range left it
+/// while nobody heard that, and was merged into range 2 at once, on one other node.
+struct Left {
+    world: World,
+    behind: u64,
+    /// Range 2 before, and with what it took in.
+    before: v1::RangeDescriptor,
+    by: v1::RangeDescriptor,
+}
+
+impl Left {
+    fn new() -> Self {
+        let mut world = World::new(&spec("nodes=5 ranges=4"));
+        (0..5).for_each(|_| world.step());
+        let (before, mut source) = (world.groups[&2].descriptor.clone(), world.groups[&3].descriptor.clone());
+        let holds = |of: &v1::RangeDescriptor, node: u64| of.replicas.iter().any(|replica| replica.node_id == node);
+        let behind = (1..=5).find(|node| !holds(&before, *node)).expect("three of five hold it");
+        source.replicas = vec![voter(behind, source.next_replica_id)];
+        source.next_replica_id += 1;
+        source.epoch = later(source.epoch, 1, 0);
+        let answer = world.say(behind, vec![replica(&source, source.next_replica_id - 1)]);
+        assert_eq!(removed(&answer), [0; 0]);
+        let mut by = v1::RangeDescriptor { end: source.end, epoch: later(before.epoch, 8, 2), ..before.clone() };
+        by.replicas.truncate(1);
+        Self { world, behind, before, by }
+    }
+
+    /// The one that has both says so.
+    fn say_merged(&mut self) {
+        let own = self.by.replicas[0];
+        self.world.say(own.node_id, vec![replica(&self.by, own.replica_id)]);
+    }
+
+    fn removed(&mut self) -> Vec<u64> {
+        removed(&self.world.say(self.behind, Vec::new()))
+    }
+}
+
+fn voter(node_id: u64, replica_id: u64) -> v1::ReplicaDescriptor {
+    v1::ReplicaDescriptor { node_id, replica_id, role: v1::ReplicaRole::Voter.into() }
+}
+
+fn later(epoch: Option<v1::Epoch>, conf_ver: u64, version: u64) -> Option<v1::Epoch> {
+    epoch.map(|epoch| v1::Epoch { conf_ver: epoch.conf_ver + conf_ver, version: epoch.version + version })
+}
+
+/// Those that it knows are gone too, and know no more than that. (Seed 50784.)
+#[test]
+fn it_is_told_to_go_though_it_says_nothing_after_the_merge() {
+    let mut left = Left::new();
+    left.say_merged();
+    assert_eq!(left.removed(), [3]);
+}
+
+#[test]
+fn it_is_told_to_go_once_the_replica_that_it_waited_for_has_gone() {
+    let mut left = Left::new();
+    let own = left.before.next_replica_id;
+    left.before.replicas.push(voter(left.behind, own));
+    left.before.next_replica_id += 1;
+    left.before.epoch = later(left.before.epoch, 1, 0);
+    left.by.next_replica_id = left.before.next_replica_id;
+    left.world.say(left.behind, vec![replica(&left.before, own)]);
+    left.say_merged();
+    assert_eq!(left.removed(), [2], "which would apply the merge from it");
+    let answer = left.world.say_all(left.behind, Vec::new(), vec![2]);
+    assert_eq!(removed(&answer), [3]);
+}
+
+#[test]
+fn it_is_told_to_go_once_nothing_is_to_begin_beside_it() {
+    let mut left = Left::new();
+    let named = left.by.next_replica_id;
+    left.by.replicas.push(voter(left.behind, named));
+    left.by.next_replica_id += 1;
+    left.say_merged();
+    assert_eq!(left.removed(), [0; 0], "it is to begin there, with the merge in its log perhaps");
+    left.by.replicas.truncate(1);
+    left.by.epoch = later(left.by.epoch, 1, 0);
+    left.say_merged();
+    assert_eq!(left.removed(), [3]);
+}
+
 /// A service that begins after the merge knows of it by the same proof, whatever it is told first; and whoever has told of the
 /// stale replica has nothing new to say of it (the simulation's seed 61138).
 #[test]

@@ -136,13 +136,11 @@ impl Placement {
             (age(newest).1 > age(descriptor).1 && !named).then_some(summary.replica_id)
         };
         if let Some(merged) = self.merged.get(&summary.range) {
-            // Those that were voters in the end ask the others, and go by themselves. A learner asks nobody, and the
-            // leader that removed it may have gone before it could say so; one that stands still waits for a target that
-            // may have gone before it began there.
-            let role = descriptor.replicas.iter().find(|of| of.replica_id == summary.replica_id).map(|of| of.role());
-            let asks_nobody = role == Some(v1::ReplicaRole::Learner) || summary.frozen.is_some();
-            let waits = asks_nobody && self.is_over(merged, summary, node, there);
-            return is_former(&merged.last).or_else(|| waits.then_some(summary.replica_id));
+            // As the service does. There may be nobody else who could tell it: a learner asks nobody; a voter may ask
+            // only those that were removed with it, who know nothing of the merge, and that it was removed as well may
+            // never have been reported; one that stands still waits for a target that may have gone before it began there.
+            let is_over = self.is_over(merged, summary, node, there);
+            return is_former(&merged.last).or_else(|| is_over.then_some(summary.replica_id));
         }
         let known = self.known.entry(summary.range).or_insert_with(|| Known {
             descriptor: descriptor.clone(),

@@ -406,8 +406,13 @@ impl World {
 
     /// A report of a node, with these replicas instead of what it has; the answer.
     pub fn say(&mut self, node: u64, ranges: Vec<v1::RangeReport>) -> v1::ReportResponse {
+        self.say_all(node, ranges, Vec::new())
+    }
+
+    /// The same; and these replicas have gone.
+    pub fn say_all(&mut self, node: u64, ranges: Vec<v1::RangeReport>, gone: Vec<u64>) -> v1::ReportResponse {
         self.hosts.get_mut(&node).expect("a node").sequence += 1;
-        let report = v1::ReportRequest { ranges, ..self.report(node) };
+        let report = v1::ReportRequest { ranges, gone, ..self.report(node) };
         let token = self.send(Request::Report(Box::new(report)));
         let answer = match self.answers.remove(&token) {
             Some(Ok(Response::Report(answer))) => *answer,
