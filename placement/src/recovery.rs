@@ -129,9 +129,19 @@ pub fn committed(surveys: &[v1::SurveyResponse]) -> BTreeMap<u64, Vec<v1::Commit
 /// things pass by themselves, or the range is well.
 pub fn unsettled(surveys: &[v1::SurveyResponse]) -> Vec<u64> {
     let lost = |replicas: &[Replica<'_>]| newest(replicas).is_some_and(|of| !has_majority(of, replicas));
-    let restless = |of: &v1::SurveyedReplica| of.leader_node_id != 0 || of.applied_index < of.commit_index;
+    let restless = |of: &v1::SurveyedReplica, all: &[Replica<'_>]| {
+        may_be_led(of.leader_node_id, all, surveys) || of.applied_index < of.commit_index
+    };
     let all = by_range(surveys);
-    all.iter().filter(|(_, of)| lost(of) && of.iter().any(|(_, of)| restless(of))).map(|(range, _)| *range).collect()
+    let unsettled = all.iter().filter(|(_, all)| lost(all) && all.iter().any(|(_, of)| restless(of, all)));
+    unsettled.map(|(range, _)| *range).collect()
+}
+
+/// Whether a replica's word that this node leads it may still hold. A living node that names no replica of the range does not
+/// lead it: whoever sleeps follows a node that lives, and does not hear that the range has left it.
+fn may_be_led(by: u64, replicas: &[Replica<'_>], surveys: &[v1::SurveyResponse]) -> bool {
+    let answers = surveys.iter().any(|survey| survey.node_id == by);
+    by != 0 && (!answers || replicas.iter().any(|(node, _)| *node == by))
 }
 
 /// The newest descriptor of a range: of who its replicas are its conf_ver tells, which leaps with a recovery.
@@ -194,7 +204,7 @@ pub fn plan(wish: &Wish, surveys: &[v1::SurveyResponse]) -> Result<Plan, Vec<Str
             well.push(descriptor.clone());
             continue;
         }
-        if let Some((node, of)) = replicas.iter().find(|(_, of)| of.leader_node_id != 0) {
+        if let Some((node, of)) = replicas.iter().find(|(_, of)| may_be_led(of.leader_node_id, replicas, surveys)) {
             refusals.push(format!(
                 "range {range}: its replica on node {node} follows node {}: a quorum lives, or was lost a moment ago",
                 of.leader_node_id

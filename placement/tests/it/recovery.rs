@@ -196,6 +196,18 @@ fn a_plan_is_refused_while_a_quorum_lives_or_somebody_is_missing() {
     assert!(unsettled(&[lost_on_1(), node(2, vec![])]).is_empty());
 }
 
+/// A replica sleeps, and follows a node that lives and has let its own go: its keyspace is dropped. It would hold up the
+/// recovery for ever, for only placement could tell it (the simulation's seed 73200).
+#[test]
+fn whoever_follows_a_living_node_that_has_no_replica_is_not_led() {
+    let lost = range(2, ("", ""), (3, 4), &[1, 2, 3]);
+    let mut asleep = replica(&lost, 1, (5, 5));
+    asleep.leader_node_id = 2;
+    let surveys = [node(1, vec![asleep]), node(2, vec![])];
+    assert!(unsettled(&surveys).is_empty());
+    assert_eq!(made(&surveys).kept.iter().map(|of| of.node).collect::<Vec<_>>(), [1]);
+}
+
 #[test]
 fn what_one_survivor_knows_to_be_committed_the_others_are_told() {
     let of = range(2, ("", ""), (3, 4), &[1, 2, 3, 4, 5]);
