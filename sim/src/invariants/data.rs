@@ -57,7 +57,11 @@ impl Invariants {
                 let applied = |of: &v1::ReplicaDescriptor| {
                     self.applied_synced[of.node_id as usize - 1].get(&id).copied().unwrap_or(0)
                 };
-                if let Some(behind) = source.replicas.iter().find(|of| applied(of) < frozen_at) {
+                // One that went for good, as its keyspace was dropped, took along what it had applied.
+                let went = |of: &v1::ReplicaDescriptor| {
+                    self.ended[of.node_id as usize - 1].get(&id).is_some_and(|log| log.replica == of.replica_id)
+                };
+                if let Some(behind) = source.replicas.iter().find(|of| !went(of) && applied(of) < frozen_at) {
                     return fail(format!(
                         "I3: {id}, frozen at {frozen_at}, is merged, and n{} has durably applied it up to {}",
                         behind.node_id,
