@@ -15,6 +15,7 @@ use crate::decide::repair::{self, Look, Until};
 use crate::decide::{Decision, balance, heat, is_fulfilled, leaders, merge, voters, would_harm};
 use crate::history;
 use crate::records::{Change, Counter};
+use crate::recovery::LEAP;
 use crate::service::Service;
 use crate::state::State;
 use crate::table::compact::Descriptor;
@@ -304,6 +305,11 @@ impl Service {
             if !untold {
                 changes.push(Change::NoBirth(*range));
                 descriptor.range_id = next;
+                // Clients may know routes of what was lost, with later epochs than that of a range that begins: what leaps
+                // takes their place. Twice, for these have counted on from where this one begins.
+                if let Some(epoch) = &mut descriptor.epoch {
+                    epoch.conf_ver += 2 * LEAP;
+                }
                 next += 1;
                 unsent.push(descriptor.range_id);
             }

@@ -172,6 +172,9 @@ fn another_range_is_born_for_one_that_went_with_its_node() {
     toy.ask(Request::RecordRecovery(gone)).expect("it is silent");
     toy.until("all born", |toy| toy.groups.values().filter(|group| group.descriptor.keyspace_id == 2).count() == 4);
     toy.until("rest without it", |toy| toy.at_rest(3));
+    // Clients who knew the lost one take the other for newer (the simulation's seed 78629).
+    let leapt = |group: &&Group| group.descriptor.epoch.is_some_and(|epoch| epoch.conf_ver > 2 * LEAP);
+    assert_eq!(toy.groups.values().filter(leapt).count(), 1);
 }
 
 #[test]
