@@ -1,6 +1,6 @@
 //! Charts of what a comparison came to, as SVG: throughput, latency and CPU time over clients, ranges or nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use flotilla_benches::cluster::Result;
@@ -92,9 +92,13 @@ fn file_name(which: &Which, axis: Axis) -> String {
 
 fn lines(cells: &[&Cell], axis: Axis, figure: &Figure) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
+    let ranges: BTreeSet<u32> =
+        cells.iter().map(|cell| cell.which).filter(Which::has_ranges).map(|of| of.ranges).collect();
     for cell in cells {
+        let several = axis.name != "ranges" && ranges.len() > 1 && cell.which.has_ranges();
+        let ranges = if several { format!(", {} ranges", cell.which.ranges) } else { String::new() };
         for (suffix, value) in figure.lines {
-            let name = format!("{}{suffix}", cell.which.system.name());
+            let name = format!("{}{ranges}{suffix}", cell.which.system.name());
             let point = ((axis.of)(&cell.which), cell.spread(value).median);
             match lines.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, points)) => points.push(point),

@@ -35,8 +35,15 @@ impl Which {
         (self.workload, self.clients, self.value_bytes, self.keys, self.nodes)
     }
 
+    /// Only ours have.
+    pub fn has_ranges(&self) -> bool {
+        self.system.is_flotilla()
+    }
+
     fn load_in_words(&self) -> String {
-        format!("{}, {} clients, {} B", self.workload.name(), self.clients, self.value_bytes)
+        let (workload, clients, value_bytes) = (self.workload.name(), self.clients, self.value_bytes);
+        let ranges = if self.has_ranges() { format!(", {} ranges", self.ranges) } else { String::new() };
+        format!("{workload}, {clients} clients, {value_bytes} B, {} nodes{ranges}", self.nodes)
     }
 }
 
@@ -214,7 +221,7 @@ pub mod tests {
         assert!(text.contains("Flotilla, streams | 3.00 | 1.00 |"), "{text}");
         assert!(text.contains("Flotilla, unary | ~2.0"), "{text}");
         assert!(
-            results.table().contains("put, 16 clients, 256 B, etcd, leader | 100 (99.0..101)"),
+            results.table().contains("put, 16 clients, 256 B, 3 nodes, etcd, leader | 100 (99.0..101)"),
             "{}",
             results.table()
         );

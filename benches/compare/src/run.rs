@@ -49,12 +49,12 @@ pub struct Run {
     /// Different keys, written before anything is measured
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     keys: u64,
-    /// Ranges that Flotilla begins with
-    #[arg(long, default_value_t = 16)]
-    ranges: u32,
+    /// Ranges that Flotilla begins with; its peers have none, and are loaded beside the first number only
+    #[arg(long, value_delimiter = ',', default_value = "16", value_parser = clap::value_parser!(u32).range(1..))]
+    ranges: Vec<u32>,
     /// Nodes of each system
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
+    #[arg(long, value_delimiter = ',', default_value = "3")]
+    nodes: Vec<usize>,
     /// How often everything is repeated
     #[arg(long, default_value_t = 5)]
     turns: usize,
@@ -88,13 +88,11 @@ pub async fn run(run: &Run) -> Result<()> {
     }
     let mut results = Results::default();
     for turn in 1..=run.turns {
-        for value_bytes in &run.value_bytes {
-            for system in &run.systems {
-                eprintln!("turn {turn} of {}, {}, values of {value_bytes} B", run.turns, system.name());
-                take_turn(run, *system, *value_bytes, turn, &mut results).await?;
-                if let Some(out) = &run.out {
-                    results.write(out)?;
-                }
+        for servers in servers(run) {
+            eprintln!("turn {turn} of {}, {}", run.turns, servers.in_words());
+            take_turn(run, servers, turn, &mut results).await?;
+            if let Some(out) = &run.out {
+                results.write(out)?;
             }
         }
     }
@@ -102,32 +100,70 @@ pub async fn run(run: &Run) -> Result<()> {
     Ok(())
 }
 
-async fn take_turn(run: &Run, system: System, value_bytes: usize, turn: usize, results: &mut Results) -> Result<()> {
-    match system {
+/// What is started anew for some cells.
+#[derive(Clone, Copy)]
+struct Servers {
+    system: System,
+    nodes: usize,
+    ranges: u32,
+    value_bytes: usize,
+}
+
+impl Servers {
+    fn in_words(&self) -> String {
+        let ranges = if self.system.is_flotilla() { format!(", {} ranges", self.ranges) } else { String::new() };
+        format!("{}, {} nodes{ranges}, values of {} B", self.system.name(), self.nodes, self.value_bytes)
+    }
+}
+
+/// What is started in a turn, in this order: those that are compared with each other follow each other.
+fn servers(run: &Run) -> Vec<Servers> {
+    let mut all = Vec::new();
+    for nodes in &run.nodes {
+        for (at, ranges) in run.ranges.iter().enumerate() {
+            for value_bytes in &run.value_bytes {
+                let systems = run.systems.iter().filter(|system| at == 0 || system.is_flotilla());
+                let one = |system: &System| Servers {
+                    system: *system,
+                    nodes: *nodes,
+                    ranges: if system.is_flotilla() { *ranges } else { 1 },
+                    value_bytes: *value_bytes,
+                };
+                all.extend(systems.map(one));
+            }
+        }
+    }
+    all
+}
+
+async fn take_turn(run: &Run, servers: Servers, turn: usize, results: &mut Results) -> Result<()> {
+    let nodes = servers.nodes;
+    match servers.system {
         System::Stream | System::Unary => {
-            let store = Flotilla::start(&binary()?, &run.dir, run.nodes, run.ranges).await?;
-            let turn = Turn { run, system, value_bytes, turn, processes: store.processes()? };
-            match system {
+            let store = Flotilla::start(&binary()?, &run.dir, nodes, servers.ranges).await?;
+            let turn = Turn { run, servers, turn, processes: store.processes()? };
+            match servers.system {
                 System::Stream => turn.cells(async |_| store.stream().await, results).await,
                 _ => turn.cells(async |clients| store.unary(clients).await, results).await,
             }
         }
         System::EtcdTool => {
-            let store = Etcd::start(&run.peers, &run.dir, run.nodes).await?;
+            let store = Etcd::start(&run.peers, &run.dir, nodes).await?;
             let (binary, processes) = (run.peers.join("benchmark"), store.processes());
             let tool = Tool { binary: &binary, leader: store.leader().await?, processes: &processes };
-            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
+            let turn = Turn { run, servers, turn, processes: store.processes() };
             turn.cells_by_tool(&store.sessions(64, false).await?, &tool, results).await
         }
         System::Etcd | System::EtcdSpread => {
-            let store = Etcd::start(&run.peers, &run.dir, run.nodes).await?;
-            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
-            let spread = system == System::EtcdSpread;
+            let store = Etcd::start(&run.peers, &run.dir, nodes).await?;
+            let turn = Turn { run, servers, turn, processes: store.processes() };
+            let spread = servers.system == System::EtcdSpread;
             turn.cells(async |clients| store.sessions(clients, spread).await, results).await
         }
         System::ZookeeperSync | System::Zookeeper | System::ZookeeperSpread => {
-            let store = Zookeeper::start(&run.peers, &run.dir, run.nodes).await?;
-            let turn = Turn { run, system, value_bytes, turn, processes: store.processes() };
+            let store = Zookeeper::start(&run.peers, &run.dir, nodes).await?;
+            let turn = Turn { run, servers, turn, processes: store.processes() };
+            let system = servers.system;
             let manner = Manner { spread: system == System::ZookeeperSpread, sync: system == System::ZookeeperSync };
             turn.cells(async |clients| store.sessions(clients, manner).await, results).await
         }
@@ -137,8 +173,7 @@ async fn take_turn(run: &Run, system: System, value_bytes: usize, turn: usize, r
 /// One system's turn.
 struct Turn<'a> {
     run: &'a Run,
-    system: System,
-    value_bytes: usize,
+    servers: Servers,
     turn: usize,
     processes: Vec<u32>,
 }
@@ -152,7 +187,7 @@ impl Turn<'_> {
         let first = self.first();
         fill(&sessions(64).await?, first).await?;
         self.check_durability(&sessions(1).await?[0], first).await?;
-        if self.system.compiles_as_it_runs() {
+        if self.servers.system.compiles_as_it_runs() {
             self.let_compile(&sessions(COMPILING_CLIENTS).await?).await?;
         }
         for workload in self.workloads() {
@@ -194,7 +229,7 @@ impl Turn<'_> {
     fn workloads(&self) -> Vec<Workload> {
         let mut known = self.run.workloads.clone();
         known.retain(|workload| {
-            let why = self.system.lacks(*workload);
+            let why = self.servers.system.lacks(*workload);
             why.iter().for_each(|why| eprintln!("  {} is left out: {why}", workload.name()));
             why.is_none()
         });
@@ -206,7 +241,7 @@ impl Turn<'_> {
         Load {
             workload: Workload::Put,
             clients: 1,
-            value_bytes: self.value_bytes,
+            value_bytes: self.servers.value_bytes,
             keys: self.run.keys,
             seed: self.turn as u64,
         }
@@ -218,13 +253,13 @@ impl Turn<'_> {
 
     fn add(&self, load: Load, measured: Measured, results: &mut Results) {
         let which = Which {
-            system: self.system,
+            system: self.servers.system,
             workload: load.workload,
             clients: load.clients,
             value_bytes: load.value_bytes,
             keys: load.keys,
-            ranges: if self.system.is_flotilla() { self.run.ranges } else { 1 },
-            nodes: self.run.nodes,
+            ranges: self.servers.ranges,
+            nodes: self.servers.nodes,
         };
         eprintln!(
             "  {}, {} clients: {:.0}/s, {:.1} us of server CPU, p99 {:.0} us",
@@ -252,7 +287,7 @@ impl Turn<'_> {
         };
         let majority = self.processes.len() / 2 + 1;
         if syncs < majority as f64 * DURABLE_PUTS as f64 {
-            let name = self.system.name();
+            let name = self.servers.system.name();
             return Err(format!(
                 "{name} acknowledged {DURABLE_PUTS} puts, one after the other, with {syncs} fsyncs where {majority} nodes must \
                  sync each: what is durable to a different degree is not compared"
