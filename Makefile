@@ -11,7 +11,7 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 SEEDS := 3000
 CI_SEEDS := 1000
 
-.PHONY: run test bench idle growth gray overload compare limits profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload compare limits tail profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -68,6 +68,12 @@ compare: bin
 limits: setup
 	$(CARGO) build $(PROFILE) --package flotilla-compare
 	$(TARGET_DIR)/release/compare limits $(ARGS)
+
+# The tail of latencies while ranges split, merge, hand over and move, beside bulk writes and a slow disk: ratios to quiet
+# times. Twenty minutes. ARGS: what `compare tail --help` names.
+tail: bin
+	$(CARGO) build $(PROFILE) --package flotilla-compare
+	$(TARGET_DIR)/release/compare tail $(ARGS)
 
 # Where the processor time of leader and follower goes: flame graphs into DIR, for LOADS. Needs perf.
 profile: bin

@@ -16,6 +16,10 @@ mod profile;
 mod results;
 mod run;
 mod store;
+mod tail;
+
+#[path = "../../../tests/powercut/mod.rs"]
+mod powercut;
 
 use std::path::{Path, PathBuf};
 
@@ -43,6 +47,8 @@ enum Command {
     Answer,
     /// Draws where the processor time of Flotilla's nodes goes under a load
     Profile(profile::Profile),
+    /// Loads Flotilla while ranges split, merge and move, and prints the tail against quiet times
+    Tail(tail::Tail),
     /// Prints what an earlier run, or earlier limits, came to
     Show {
         /// What `run --out` or `limits --out` wrote
@@ -65,6 +71,7 @@ fn main() -> std::process::ExitCode {
         Command::Limits(limits) => runtime.block_on(limits::limits(&limits)),
         Command::Answer => runtime.block_on(limits::answer()),
         Command::Profile(profile) => runtime.block_on(profile::profile(&profile)),
+        Command::Tail(tail) => runtime.block_on(tail::tail(&tail)),
         Command::Show { results, against, charts } => show(&results, against, charts.as_deref()),
     });
     match done {

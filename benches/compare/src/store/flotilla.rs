@@ -24,7 +24,17 @@ impl Flotilla {
     pub async fn start(binary: &Path, dir: &Path, nodes: usize, ranges: u32) -> Result<Self> {
         let ranges = ranges.to_string();
         let flags = ["--initial-ranges", &ranges];
-        Ok(Self { cluster: Cluster::start(binary, dir, nodes, &flags).await? })
+        Ok(Self::of(Cluster::start(binary, dir, nodes, &flags).await?))
+    }
+
+    /// One that runs.
+    pub fn of(cluster: Cluster) -> Self {
+        Self { cluster }
+    }
+
+    /// For what an operator asks.
+    pub async fn client(&self) -> Result<Client> {
+        self.cluster.client().await
     }
 
     pub fn processes(&self) -> Result<Vec<u32>> {
