@@ -232,12 +232,8 @@ impl Service {
         }
     }
 
-    /// Whether a range is still to begin there. One that may have begun before a recovery waits for every node of that time,
-    /// and would keep a dead one for ever: there the person's word counts who takes it away.
     fn has_births(&self, node: u64) -> bool {
-        let (state, dead) = (&self.state, self.state.is_dead(node));
-        let births = state.ahead.births.iter().filter(|(range, _)| !(dead && state.ahead.may_have_begun(**range)));
-        let descriptors = births.filter_map(|(_, birth)| birth.descriptor.as_ref());
+        let descriptors = self.state.ahead.births.values().filter_map(|birth| birth.descriptor.as_ref());
         descriptors.flat_map(|descriptor| &descriptor.replicas).any(|replica| replica.node_id == node)
     }
 }

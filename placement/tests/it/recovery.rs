@@ -416,16 +416,3 @@ fn ranges_that_never_began_before_a_recovery_begin_once_all_nodes_of_that_time_w
     assert!(begun(&toy).iter().all(|range| *range > LEAP), "{:?}", begun(&toy));
     toy.check_settled();
 }
-
-/// The node that such a birth names is lost for good as well: a person says so, and the ranges begin elsewhere.
-#[test]
-fn a_dead_node_that_may_hold_what_was_to_begin_there_can_be_decommissioned() {
-    let mut toy = to_begin_on_a_silent_node();
-    let survivors = toy.records.clone();
-    goes_back(&mut toy, survivors);
-    toy.steps(200);
-    assert_eq!(begun(&toy), []);
-    toy.ask(Request::DecommissionNode(v1::DecommissionNodeRequest { node_id: 4, undo: false })).expect("it is dead");
-    toy.until("all begun", |toy| begun(toy).len() == 8 && toy.at_rest(3));
-    toy.check_settled();
-}
