@@ -32,6 +32,8 @@ enum Flush {
     Asked(u32),
     /// The task has been polled again: the next flush is one.
     Due,
+    /// It is under way, and the connection has not taken all of it.
+    Leaving,
 }
 
 /// A connection whose small writes are gathered. See the module.
@@ -122,7 +124,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Corked<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.gathered |= self.flush != Flush::Unasked;
+        self.gathered |= matches!(self.flush, Flush::Asked(_) | Flush::Due);
         if self.held.len() + bytes.len() <= self.held_max {
             self.held.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
@@ -130,10 +132,27 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         self.poll_through(context, bytes)
     }
 
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.held_max == 0 {
+            return Pin::new(&mut self.inner).poll_write_vectored(context, slices);
+        }
+        // What is gathered is copied, and needs no slices.
+        let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+        self.poll_write(context, first)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.held_max == 0 && self.inner.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let asked = match self.flush {
             _ if self.held.is_empty() => None,
-            Flush::Due => None,
+            Flush::Due | Flush::Leaving => None,
             Flush::Unasked => Some(1),
             Flush::Asked(times) => Some(times + 1),
         };
@@ -142,8 +161,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             poll_again_later(context);
             return Poll::Ready(Ok(()));
         }
-        if self.flush != Flush::Unasked {
+        if matches!(self.flush, Flush::Asked(_) | Flush::Due) {
             self.learn();
+        }
+        if !self.held.is_empty() {
+            self.flush = Flush::Leaving;
         }
         ready!(self.poll_drain(context))?;
         Pin::new(&mut self.inner).poll_flush(context)
@@ -168,6 +190,7 @@ mod tests {
     struct Noted {
         writes: Vec<Vec<u8>>,
         takes: usize,
+        full: bool,
     }
 
     impl AsyncRead for Noted {
@@ -186,11 +209,18 @@ mod tests {
             _: &mut Context<'_>,
             slices: &[IoSlice<'_>],
         ) -> Poll<io::Result<usize>> {
+            if self.full {
+                return Poll::Pending;
+            }
             let bytes = slices.iter().flat_map(|slice| slice.iter().copied()).take(self.takes);
             let taken: Vec<u8> = bytes.collect();
             let count = taken.len();
             self.writes.push(taken);
             Poll::Ready(Ok(count))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -313,9 +343,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_room_nothing_is_kept_back() {
+    async fn a_connection_that_takes_nothing_for_a_while_teaches_nothing() {
+        let mut corked = corked(100);
+        corked.write_all(b"one").await.expect("kept");
+        corked.flush().await.expect("put off");
+        reads(&mut corked).await;
+        corked.inner.full = true;
+        for _ in 0..5 {
+            let flushed = poll_fn(|context| Poll::Ready(Pin::new(&mut corked).poll_flush(context)));
+            assert!(flushed.await.is_pending());
+            reads(&mut corked).await;
+        }
+        corked.inner.full = false;
+        corked.flush().await.expect("done");
+        assert_eq!(corked.inner.writes, [b"one"]);
+        assert_eq!(corked.passes, 1, "as behind any other answer that nothing came on top of");
+    }
+
+    #[tokio::test]
+    async fn without_room_nothing_is_kept_back_nor_copied() {
         let mut corked = Corked::new(Noted { takes: 100, ..Noted::default() }, 0);
         corked.write_all(b"one").await.expect("written");
-        assert_eq!(corked.inner.writes, [b"one"]);
+        assert!(corked.is_write_vectored());
+        let slices = [IoSlice::new(b"head"), IoSlice::new(b"tail")];
+        assert_eq!(corked.write_vectored(&slices).await.expect("written"), 8);
+        assert_eq!(corked.inner.writes, [&b"one"[..], b"headtail"]);
     }
 }

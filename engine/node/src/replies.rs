@@ -236,17 +236,18 @@ impl Reply {
     }
 }
 
-/// The sinks that a turn has put answers into: woken together at its end.
+/// Those whom a turn has answers for: they hear of them together, at its end, so that who serves them wakes once.
 #[derive(Debug, Default)]
 pub(crate) struct Wakes {
+    lone: Vec<(oneshot::Sender<v1::Response>, v1::Response)>,
     due: Vec<ReplySink>,
 }
 
 impl Wakes {
-    /// Answers now, and wakes at [`Wakes::flush`].
+    /// Answers, at [`Wakes::flush`] at the latest.
     pub fn answer(&mut self, reply: Reply, response: v1::Response) {
         match reply {
-            Reply::One(_) => reply.now(response),
+            Reply::One(sender) => self.lone.push((sender, response)),
             Reply::Sink(sink) => {
                 if sink.answer(response) {
                     self.due.push(sink);
@@ -257,6 +258,8 @@ impl Wakes {
 
     /// Wakes those whose answers are in.
     pub fn flush(&mut self) {
+        // An asker that is gone wants no answer.
+        self.lone.drain(..).for_each(|(sender, response)| drop(sender.send(response)));
         self.due.drain(..).for_each(|sink| sink.wake());
     }
 }
