@@ -11,7 +11,7 @@ FLOTILLA := $(TARGET_DIR)/release/flotilla
 SEEDS := 3000
 CI_SEEDS := 1000
 
-.PHONY: run test bench idle growth gray overload compare limits tail profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
+.PHONY: run test bench idle growth gray overload compare limits tail volume profile million snapshot-memory rot upgrade-test sim hostile soak mutants lint fmt docs bin setup
 
 # The main job: a cluster of three nodes on this machine. ONCE=1: the whole show by itself, then the end.
 run:
@@ -74,6 +74,13 @@ limits: setup
 tail: bin
 	$(CARGO) build $(PROFILE) --package flotilla-compare
 	$(TARGET_DIR)/release/compare tail $(ARGS)
+
+# A million keys in Flotilla and in etcd, by turns: memory, bytes written, restarts; with ARGS="--limit-mib M" loads within so
+# much memory. Forty minutes, most of it waiting for etcd's compactions. ARGS: what `compare volume --help` names.
+volume: bin
+	$(CARGO) build $(PROFILE) --package flotilla-compare
+	$(TARGET_DIR)/release/compare build --only etcd
+	$(TARGET_DIR)/release/compare volume $(ARGS)
 
 # Where the processor time of leader and follower goes: flame graphs into DIR, for LOADS. Needs perf.
 profile: bin

@@ -19,6 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// A node's memory for RocksDB where no other is asked for: many nodes share a machine.
+const MEMORY_BYTES: &str = "268435456";
+
 /// A bench says what went wrong, and ends.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -36,7 +39,7 @@ pub struct Process {
 pub struct Cluster {
     binary: PathBuf,
     /// Removed when it goes, after the processes.
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     /// By id, from 1 on.
     pub nodes: Vec<Process>,
     flags: Vec<String>,
@@ -88,7 +91,7 @@ impl Cluster {
         };
         let nodes = addresses.chunks(3).enumerate().map(process).collect();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut cluster = Self { binary: binary.into(), _directory: directory, nodes, flags, environment };
+        let mut cluster = Self { binary: binary.into(), directory, nodes, flags, environment };
         for at in 0..cluster.nodes.len() {
             cluster.spawn(at)?;
             cluster.wait_ready(at).await?;
@@ -99,13 +102,18 @@ impl Cluster {
 
     /// Starts a node's process, without waiting for anything.
     pub fn spawn(&mut self, at: usize) -> Result<()> {
+        self.spawn_in(at, None)
+    }
+
+    /// The same, as a member of a control group.
+    pub fn spawn_in(&mut self, at: usize, group: Option<&Path>) -> Result<()> {
         let replicas = self.nodes.len().min(3).to_string();
         let first = self.nodes[0].client.clone();
         let node = &mut self.nodes[at];
         std::fs::create_dir_all(&node.data)?;
-        let mut command = Command::new(&self.binary);
+        let mut command = command_in(group, &self.binary);
         command
-            .args(["start", "--cluster-name", "growth", "--memory-bytes", "268435456", "--ballast-bytes", "1048576"])
+            .args(["start", "--cluster-name", "growth", "--ballast-bytes", "1048576"])
             .args(["--log-level", "error", "--stop-with", &std::process::id().to_string()])
             .args(["--client-listen", &node.client, "--peer-listen", &node.peer, "--http-listen", &node.http])
             .arg("--data")
@@ -114,6 +122,9 @@ impl Cluster {
             0 => command.args(["--bootstrap", "--initial-replicas", &replicas]),
             _ => command.args(["--join", &first]),
         };
+        if !self.flags.iter().any(|flag| flag == "--memory-bytes") {
+            command.args(["--memory-bytes", MEMORY_BYTES]);
+        }
         command.envs(self.environment.get(at).into_iter().flatten().cloned());
         command.args(&self.flags).stdin(Stdio::null()).stdout(Stdio::null());
         node.child = Some(command.spawn()?);
@@ -141,6 +152,11 @@ impl Cluster {
         signal(&child, libc::SIGTERM)?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Sends all nodes a signal that ends them, and waits until it has.
+    pub async fn end(&mut self, signal: i32) -> Result<()> {
+        end(self.nodes.iter_mut().filter_map(|node| node.child.take()).collect(), signal).await
     }
 
     /// Lets a node's process stand still, or go on.
@@ -196,6 +212,16 @@ impl Cluster {
         Ok(sum)
     }
 
+    /// What a node tells of itself, in Prometheus' format.
+    pub async fn metrics(&self, at: usize) -> Result<String> {
+        Ok(http_get(&self.nodes[at].http, "/metrics").await?)
+    }
+
+    /// Where all nodes keep what they have.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// A node's process.
     pub fn process(&self, at: usize) -> Result<u32> {
         Ok(self.nodes[at].child.as_ref().ok_or("the node does not run")?.id())
@@ -205,6 +231,30 @@ impl Cluster {
     pub fn resident_bytes(&self, at: usize) -> Result<f64> {
         Ok(usage::resident_bytes_of(self.process(at)?)? as f64)
     }
+}
+
+/// A program that is started, if so asked, as a member of a control group, which it is from its first byte on.
+pub fn command_in(group: Option<&Path>, program: &Path) -> Command {
+    let Some(group) = group else { return Command::new(program) };
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(group.join("cgroup.procs")).arg(program);
+    command
+}
+
+/// Sends processes a signal that ends them, and waits until it has.
+pub async fn end(mut processes: Vec<Child>, with: i32) -> Result<()> {
+    let mut ended = processes.iter().try_for_each(|child| signal(child, with));
+    if ended.is_ok() {
+        let gone = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+        let all = async || processes.iter_mut().all(gone);
+        ended = wait("processes to end", all).await;
+    }
+    for child in processes.iter_mut().filter(|_| ended.is_err()) {
+        // Gone already is as good.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    ended
 }
 
 fn signal(child: &Child, signal: i32) -> Result<()> {
@@ -296,14 +346,16 @@ pub async fn wait(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Resul
 }
 
 async fn is_ready(http: &str) -> bool {
-    let asked = async {
-        let mut stream = TcpStream::connect(http).await?;
-        stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok::<bool, std::io::Error>(answer.contains(" 200 "))
-    };
-    asked.await.unwrap_or(false)
+    http_get(http, "/readyz").await.is_ok_and(|answer| answer.contains(" 200 "))
+}
+
+/// An answer with its head, of a server that ends the connection behind it.
+pub async fn http_get(address: &str, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -315,5 +367,16 @@ mod tests {
         let addresses = free_addresses(20).expect("loopback has them");
         let different: std::collections::BTreeSet<_> = addresses.iter().collect();
         assert_eq!(different.len(), 20);
+    }
+
+    #[test]
+    fn a_program_joins_its_group_before_it_starts() {
+        let group = tempfile::tempdir().expect("a directory");
+        let mut command = command_in(Some(group.path()), Path::new("echo"));
+        let child = command.arg("a word").stdout(Stdio::piped()).spawn().expect("a shell");
+        let pid = child.id();
+        let said = child.wait_with_output().expect("it ends").stdout;
+        let members = std::fs::read_to_string(group.path().join("cgroup.procs")).expect("written");
+        assert_eq!((said.as_slice(), members), (b"a word\n".as_slice(), format!("{pid}\n")));
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use flotilla_benches::cluster::Result;
 
+use crate::load::threads::Placed;
 use crate::load::{Load, Running, Seen};
 use crate::machine::{Spent, SyncCounter, resident_bytes};
 use crate::store::Session;
@@ -45,7 +46,12 @@ pub struct Times {
 }
 
 /// Loads and measures.
-pub async fn measure<S: Session>(sessions: &[S], processes: &[u32], load: Load, times: Times) -> Result<Measured> {
+pub async fn measure<S: Session>(
+    sessions: &[Placed<S>],
+    processes: &[u32],
+    load: Load,
+    times: Times,
+) -> Result<Measured> {
     let mut running = Running::start(sessions, load);
     tokio::time::sleep(times.warm_up).await;
     let syncs = SyncCounter::start(processes);

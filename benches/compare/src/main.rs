@@ -17,6 +17,7 @@ mod results;
 mod run;
 mod store;
 mod tail;
+mod volume;
 
 #[path = "../../../tests/powercut/mod.rs"]
 mod powercut;
@@ -49,6 +50,8 @@ enum Command {
     Profile(profile::Profile),
     /// Loads Flotilla while ranges split, merge and move, and prints the tail against quiet times
     Tail(tail::Tail),
+    /// Fills systems with many keys: memory, bytes written, restarts, data that does not fit in memory
+    Volume(volume::Volume),
     /// Prints what an earlier run, or earlier limits, came to
     Show {
         /// What `run --out` or `limits --out` wrote
@@ -62,6 +65,10 @@ enum Command {
     },
 }
 
+// As the servers of ours have it: what the load costs is taken from all systems alike.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> std::process::ExitCode {
     let line = Line::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -72,6 +79,7 @@ fn main() -> std::process::ExitCode {
         Command::Answer => runtime.block_on(limits::answer()),
         Command::Profile(profile) => runtime.block_on(profile::profile(&profile)),
         Command::Tail(tail) => runtime.block_on(tail::tail(&tail)),
+        Command::Volume(volume) => runtime.block_on(volume::volume(&volume)),
         Command::Show { results, against, charts } => show(&results, against, charts.as_deref()),
     });
     match done {

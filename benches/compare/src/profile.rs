@@ -11,6 +11,7 @@ use inferno::collapse::perf::Folder;
 use inferno::flamegraph::{self, Options};
 use tokio::process::Command;
 
+use crate::load::threads::{Placed, sessions};
 use crate::load::workload::Workload;
 use crate::load::{Load, Running, fill};
 use crate::machine::Spent;
@@ -60,12 +61,15 @@ pub async fn profile(profile: &Profile) -> Result<()> {
     let store = Flotilla::start(&binary()?, &profile.dir, 3, profile.ranges).await?;
     let processes = store.processes()?;
     match profile.unary {
-        true => of(profile, &store.unary(profile.clients).await?, &processes).await,
-        false => of(profile, &store.stream().await?, &processes).await,
+        true => {
+            let sessions = sessions(profile.clients, async |clients| store.unary(clients).await).await?;
+            of(profile, &sessions, &processes).await
+        }
+        false => of(profile, &sessions(profile.clients, async |_| store.stream().await).await?, &processes).await,
     }
 }
 
-async fn of<S: Session>(profile: &Profile, sessions: &[S], processes: &[u32]) -> Result<()> {
+async fn of<S: Session>(profile: &Profile, sessions: &[Placed<S>], processes: &[u32]) -> Result<()> {
     let load = Load {
         workload: profile.workload,
         clients: profile.clients,

@@ -8,6 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::cell::{Measured, Times, measure};
+use crate::load::threads::{Placed, sessions};
 use crate::load::workload::{Workload, key, value};
 use crate::load::{Load, Running, fill};
 use crate::machine::SyncCounter;
@@ -20,7 +21,7 @@ use crate::store::zookeeper::{Manner, Zookeeper};
 use crate::store::{Session, System};
 
 /// So much of a core may be busy with something else.
-const OTHERS_MAX: f64 = 0.1;
+pub const OTHERS_MAX: f64 = 0.1;
 /// A cell is measured so often at most, until nothing else is busy.
 const TRIES: usize = 3;
 /// Puts, one after the other, that show how durable they are.
@@ -152,7 +153,8 @@ async fn take_turn(run: &Run, servers: Servers, turn: usize, results: &mut Resul
             let (binary, processes) = (run.peers.join("benchmark"), store.processes());
             let tool = Tool { binary: &binary, leader: store.leader().await?, processes: &processes };
             let turn = Turn { run, servers, turn, processes: store.processes() };
-            turn.cells_by_tool(&store.sessions(64, false).await?, &tool, results).await
+            let sessions = sessions(64, async |clients| store.sessions(clients, false).await).await?;
+            turn.cells_by_tool(&sessions, &tool, results).await
         }
         System::Etcd | System::EtcdSpread => {
             let store = Etcd::start(&run.peers, &run.dir, nodes).await?;
@@ -181,19 +183,19 @@ struct Turn<'a> {
 impl Turn<'_> {
     async fn cells<S: Session>(
         &self,
-        sessions: impl AsyncFn(usize) -> Result<Vec<S>>,
+        make: impl AsyncFn(usize) -> Result<Vec<S>>,
         results: &mut Results,
     ) -> Result<()> {
         let first = self.first();
-        fill(&sessions(64).await?, first).await?;
-        self.check_durability(&sessions(1).await?[0], first).await?;
+        fill(&sessions(64, &make).await?, first).await?;
+        self.check_durability(&sessions(1, &make).await?[0].session, first).await?;
         if self.servers.system.compiles_as_it_runs() {
-            self.let_compile(&sessions(COMPILING_CLIENTS).await?).await?;
+            self.let_compile(&sessions(COMPILING_CLIENTS, &make).await?).await?;
         }
         for workload in self.workloads() {
             for clients in &self.run.clients {
                 let load = Load { workload, clients: *clients, ..first };
-                let sessions = sessions(*clients).await?;
+                let sessions = sessions(*clients, &make).await?;
                 let measured = self.undisturbed(async || measure(&sessions, &self.processes, load, self.times()).await);
                 self.add(load, measured.await?, results);
             }
@@ -202,7 +204,7 @@ impl Turn<'_> {
     }
 
     /// What is measured is what a server does that has been up for a while, whichever cell comes first.
-    async fn let_compile<S: Session>(&self, sessions: &[S]) -> Result<()> {
+    async fn let_compile<S: Session>(&self, sessions: &[Placed<S>]) -> Result<()> {
         for workload in [Workload::Put, Workload::Get] {
             let running = Running::start(sessions, Load { workload, clients: COMPILING_CLIENTS, ..self.first() });
             tokio::time::sleep(COMPILING).await;
@@ -213,7 +215,12 @@ impl Turn<'_> {
         Ok(())
     }
 
-    async fn cells_by_tool<S: Session>(&self, sessions: &[S], tool: &Tool<'_>, results: &mut Results) -> Result<()> {
+    async fn cells_by_tool<S: Session>(
+        &self,
+        sessions: &[Placed<S>],
+        tool: &Tool<'_>,
+        results: &mut Results,
+    ) -> Result<()> {
         fill(sessions, self.first()).await?;
         for workload in self.workloads() {
             for clients in &self.run.clients {
@@ -317,9 +324,11 @@ pub async fn undisturbed<M>(
         }
         eprintln!("  something else took {busy:.2} cores: once more");
     }
-    Err(format!(
-        "something else takes {busy:.2} cores of this machine: nothing is compared; end it, or ask for figures that say \
-         little with --even-if-busy"
-    )
-    .into())
+    Err(too_busy(busy))
+}
+
+/// Why nothing is compared beside something that takes so many cores.
+pub fn too_busy(cores: f64) -> Box<dyn std::error::Error> {
+    let words = "nothing is compared; end it, or ask for figures that say little with --even-if-busy";
+    format!("something else takes {cores:.2} cores of this machine: {words}").into()
 }

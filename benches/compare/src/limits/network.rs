@@ -37,6 +37,7 @@ use super::figures::Measured;
 use super::{KEYS, VALUE_BYTES};
 use crate::cell::{Times, measure};
 use crate::load::Load;
+use crate::load::threads::sessions;
 use crate::load::workload::Workload;
 use crate::store::{Done, Failed, Session, connections};
 
@@ -86,18 +87,25 @@ impl Network {
 
     pub async fn measure(self, times: Times) -> Result<Measured> {
         let server = Process::start()?;
+        let to = &server.addresses;
         match self.way {
-            Way::Unary => self.load(&unary(&server.addresses, self.callers).await?, &server, times).await,
-            Way::Stream => self.load(&[stream(&server.addresses, TOGETHER_MAX).await?], &server, times).await,
-            Way::StreamOfOne => self.load(&[stream(&server.addresses, 1).await?], &server, times).await,
-            Way::Tcp => self.load(&[tcp(&server.addresses).await?], &server, times).await,
+            Way::Unary => self.load(async |callers| unary(to, callers).await, &server, times).await,
+            Way::Stream => self.load(async |_| Ok(vec![stream(to, TOGETHER_MAX).await?]), &server, times).await,
+            Way::StreamOfOne => self.load(async |_| Ok(vec![stream(to, 1).await?]), &server, times).await,
+            Way::Tcp => self.load(async |_| Ok(vec![tcp(to).await?]), &server, times).await,
         }
     }
 
-    async fn load<E: Echo>(self, echoes: &[Echoed<E>], server: &Process, times: Times) -> Result<Measured> {
+    async fn load<E: Echo>(
+        self,
+        make: impl AsyncFn(usize) -> Result<Vec<Echoed<E>>>,
+        server: &Process,
+        times: Times,
+    ) -> Result<Measured> {
         let load =
             Load { workload: Workload::Put, clients: self.callers, value_bytes: VALUE_BYTES, keys: KEYS, seed: 1 };
-        let measured = measure(echoes, &[server.child.id()], load, times).await?;
+        let echoes = sessions(self.callers, make).await?;
+        let measured = measure(&echoes, &[server.child.id()], load, times).await?;
         let client_us = measured.load_cores * 1e6 / measured.per_second;
         Ok(Measured {
             per_second: measured.per_second,

@@ -1,6 +1,7 @@
 //! One generator of load for all stores: clients that each do one operation after the other (a closed loop), over
 //! sessions that differ in nothing but the protocol.
 
+pub mod threads;
 pub mod workload;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use rand::rngs::SmallRng;
 use tokio::task::JoinSet;
 
 use crate::store::{Failed, Session};
+use threads::Placed;
 use workload::{Chooser, Operation, Workload, key, value};
 
 /// Keys are written at first by so many.
@@ -58,17 +60,23 @@ const MEASURED: u8 = 1;
 const OVER: u8 = 2;
 
 /// Writes all keys.
-pub async fn fill<S: Session>(sessions: &[S], load: Load) -> Result<()> {
+pub async fn fill<S: Session>(sessions: &[Placed<S>], load: Load) -> Result<()> {
+    fill_by(FILLERS, sessions, load).await
+}
+
+/// The same, by so many clients.
+pub async fn fill_by<S: Session>(clients: u64, sessions: &[Placed<S>], load: Load) -> Result<()> {
     let mut tasks = JoinSet::new();
-    for at in 0..FILLERS {
-        let session = sessions[at as usize % sessions.len()].clone();
-        tasks.spawn(async move {
+    for at in 0..clients {
+        let Placed { session, thread } = sessions[at as usize % sessions.len()].clone();
+        let writes = async move {
             let mut random = SmallRng::seed_from_u64(load.seed ^ at);
-            for number in (at..load.keys).step_by(FILLERS as usize) {
+            for number in (at..load.keys).step_by(clients as usize) {
                 session.put(key(number), value(&mut random, load.value_bytes)).await?;
             }
             Ok::<(), Failed>(())
-        });
+        };
+        tasks.spawn_on(writes, &thread);
     }
     while let Some(done) = tasks.join_next().await {
         done??;
@@ -86,12 +94,12 @@ pub struct Running {
 
 impl Running {
     /// Begins to load; the clients take turns with the sessions.
-    pub fn start<S: Session>(sessions: &[S], load: Load) -> Self {
+    pub fn start<S: Session>(sessions: &[Placed<S>], load: Load) -> Self {
         let phase = Arc::new(AtomicU8::new(WARMS_UP));
         let (chooser, done) = (Chooser::new(load.workload, load.keys), Arc::new(AtomicU64::new(0)));
         let mut clients = JoinSet::new();
         for at in 0..load.clients {
-            let session = sessions[at % sessions.len()].clone();
+            let Placed { session, thread } = sessions[at % sessions.len()].clone();
             let client = Client {
                 session,
                 chooser: Arc::clone(&chooser),
@@ -100,7 +108,7 @@ impl Running {
                 random: SmallRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(at as u64)),
                 value_bytes: load.value_bytes,
             };
-            clients.spawn(client.run());
+            clients.spawn_on(client.run(), &thread);
         }
         Self { phase, done, clients, began: None }
     }

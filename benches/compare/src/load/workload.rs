@@ -166,6 +166,13 @@ mod tests {
         assert!(keys.iter().all(|key| key.len() == 16));
     }
 
+    /// A fill in the order of the numbers writes keys in no order.
+    #[test]
+    fn keys_in_the_order_of_their_numbers_are_in_none() {
+        let ascents = (0..10_000).filter(|number| key(*number) < key(number + 1)).count();
+        assert!((4_700..5_300).contains(&ascents), "{ascents} of 10,000");
+    }
+
     #[test]
     fn every_workload_does_what_its_name_says() {
         let shares = |workload: Workload| {

@@ -1,11 +1,11 @@
 //! Three processes of etcd, and its KV service.
 
 use std::fs::File;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
 use bytes::Bytes;
-use flotilla_benches::cluster::{Result, free_addresses, wait};
+use flotilla_benches::cluster::{Result, command_in, end, free_addresses, http_get, wait};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Done, Failed, Session, connections};
@@ -26,43 +26,75 @@ const QUOTA_BYTES: &str = "17179869184";
 
 /// Three nodes; they end with it.
 pub struct Etcd {
-    _directory: tempfile::TempDir,
+    binary: PathBuf,
+    directory: tempfile::TempDir,
     nodes: Vec<Child>,
     endpoints: Vec<String>,
+    /// Where the nodes reach each other.
+    between: Vec<String>,
 }
 
 impl Etcd {
     /// As a package would start it: the defaults, but for the quota and a compaction of old revisions every five
     /// minutes, which is what Kubernetes asks of it.
     pub async fn start(peers: &Path, dir: &Path, count: usize) -> Result<Self> {
-        let binary = peers.join("etcd");
+        let mut endpoints = free_addresses(2 * count)?;
+        let between = endpoints.split_off(count);
         let directory = tempfile::tempdir_in(dir)?;
-        let addresses = free_addresses(2 * count)?;
-        let (clients, between) = addresses.split_at(count);
-        let named: Vec<String> = between.iter().enumerate().map(|(at, peer)| format!("n{at}=http://{peer}")).collect();
-        let mut etcd = Self { _directory: directory, nodes: Vec::new(), endpoints: clients.to_vec() };
-        for (at, (client, peer)) in clients.iter().zip(between).enumerate() {
-            let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
-            let data = etcd._directory.path().join(format!("n{at}"));
-            let log = File::create(etcd._directory.path().join(format!("n{at}.log")))?;
-            let mut command = Command::new(&binary);
-            command
-                .args(["--name", &format!("n{at}"), "--initial-cluster", &named.join(",")])
-                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .args(["--initial-cluster-state", "new", "--log-level", "warn"])
-                .args(["--quota-backend-bytes", QUOTA_BYTES])
-                .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
-                .arg("--data-dir")
-                .arg(data)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log);
-            let child = command.spawn().map_err(|error| format!("{}: {error}", binary.display()))?;
-            etcd.nodes.push(child);
-        }
+        let mut etcd = Self { binary: peers.join("etcd"), directory, nodes: Vec::new(), endpoints, between };
+        etcd.start_again(&[])?;
         wait("etcd to have a leader", async || etcd.leader().await.is_ok()).await?;
         Ok(etcd)
+    }
+
+    /// Starts all nodes at once with what they have on disk, in control groups if there are any, and waits for nothing.
+    pub fn start_again(&mut self, groups: &[PathBuf]) -> Result<()> {
+        for at in 0..self.endpoints.len() {
+            let child = self.spawn(at, groups.get(at).map(PathBuf::as_path))?;
+            self.nodes.push(child);
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, at: usize, group: Option<&Path>) -> Result<Child> {
+        let of = |(at, peer): (usize, &String)| format!("n{at}=http://{peer}");
+        let named: Vec<String> = self.between.iter().enumerate().map(of).collect();
+        let (client, peer) = (format!("http://{}", self.endpoints[at]), format!("http://{}", self.between[at]));
+        let data = self.directory.path().join(format!("n{at}"));
+        let log = File::options().create(true).append(true).open(data.with_extension("log"))?;
+        let mut command = command_in(group, &self.binary);
+        command
+            .args(["--name", &format!("n{at}"), "--initial-cluster", &named.join(",")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster-state", "new", "--log-level", "warn"])
+            .args(["--quota-backend-bytes", QUOTA_BYTES])
+            .args(["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"])
+            .arg("--data-dir")
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Ok(command.spawn().map_err(|error| format!("{}: {error}", self.binary.display()))?)
+    }
+
+    /// Sends all nodes a signal that ends them, and waits until it has.
+    pub async fn end(&mut self, signal: i32) -> Result<()> {
+        end(std::mem::take(&mut self.nodes), signal).await
+    }
+
+    /// Where all nodes keep what they have.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What each node tells of itself.
+    pub async fn metrics(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for endpoint in &self.endpoints {
+            all.push(http_get(endpoint, "/metrics").await?);
+        }
+        Ok(all)
     }
 
     pub fn processes(&self) -> Vec<u32> {
@@ -72,10 +104,8 @@ impl Etcd {
     /// Where the leader is reached.
     pub async fn leader(&self) -> Result<String> {
         for endpoint in &self.endpoints {
-            let mut client = MaintenanceClient::new(connect(endpoint).await?);
-            let status = client.status(StatusRequest {}).await?.into_inner();
-            let own = status.header.ok_or("a status without a header")?.member_id;
-            if status.leader == own {
+            // One that does not answer does not lead.
+            if leads(endpoint).await.unwrap_or(false) {
                 return Ok(endpoint.clone());
             }
         }
@@ -102,6 +132,12 @@ impl Drop for Etcd {
             let _ = node.wait();
         }
     }
+}
+
+async fn leads(endpoint: &str) -> Result<bool> {
+    let mut client = MaintenanceClient::new(connect(endpoint).await?);
+    let status = client.status(StatusRequest {}).await?.into_inner();
+    Ok(status.leader == status.header.ok_or("a status without a header")?.member_id)
 }
 
 async fn connect(endpoint: &str) -> Result<Channel> {

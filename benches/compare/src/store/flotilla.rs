@@ -1,7 +1,7 @@
 //! Three processes of ours, and two ways to speak to them: the client library's streams, and unary calls.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,30 @@ impl Flotilla {
 
     pub fn processes(&self) -> Result<Vec<u32>> {
         (0..self.cluster.nodes.len()).map(|at| self.cluster.process(at)).collect()
+    }
+
+    /// Sends all nodes a signal that ends them, and waits until it has.
+    pub async fn end(&mut self, signal: i32) -> Result<()> {
+        self.cluster.end(signal).await
+    }
+
+    /// Starts all nodes at once with what they have on disk, in control groups if there are any, and waits for nothing.
+    pub fn start_again(&mut self, groups: &[PathBuf]) -> Result<()> {
+        (0..self.cluster.nodes.len()).try_for_each(|at| self.cluster.spawn_in(at, groups.get(at).map(PathBuf::as_path)))
+    }
+
+    /// Where all nodes keep what they have.
+    pub fn directory(&self) -> &Path {
+        self.cluster.directory()
+    }
+
+    /// What each node tells of itself.
+    pub async fn metrics(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for at in 0..self.cluster.nodes.len() {
+            all.push(self.cluster.metrics(at).await?);
+        }
+        Ok(all)
     }
 
     /// As an application has it: one client of the library for many tasks, with one connection to each node.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use flotilla_benches::cluster::{Cluster, Result, binary};
 use flotilla_benches::stats::Table;
 
+use crate::load::threads::{Placed, sessions};
 use crate::load::workload::Workload;
 use crate::load::{Load, Running, Seen, fill};
 use crate::powercut::{Control, PowerCut};
@@ -105,7 +106,7 @@ async fn measure(tail: &Tail, workload: Workload, event: Event, turn: usize) -> 
     }
     let flags = ["--initial-ranges", if event == Event::Merges { "512" } else { RANGES }];
     let store = Flotilla::of(Cluster::start_in(&binary()?, &tail.dir, NODES, &flags, environment).await?);
-    let sessions = store.stream().await?;
+    let sessions = sessions(tail.clients, async |_| store.stream().await).await?;
     let load =
         Load { workload, clients: tail.clients, value_bytes: tail.value_bytes, keys: tail.keys, seed: turn as u64 };
     fill(&sessions, load).await?;
@@ -135,7 +136,7 @@ async fn measure(tail: &Tail, workload: Workload, event: Event, turn: usize) -> 
 /// How long a load runs before it is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-async fn timed<S: Session>(sessions: &[S], load: Load, seconds: f64) -> Result<Seen> {
+async fn timed<S: Session>(sessions: &[Placed<S>], load: Load, seconds: f64) -> Result<Seen> {
     let mut running = Running::start(sessions, load);
     tokio::time::sleep(WARM_UP).await;
     running.measure();
