@@ -19,7 +19,7 @@ use crate::store::{Done, Failed, Session};
 
 /// Keys that all must be served.
 const KEYS: usize = 64;
-/// What is not answered by then is asked anew.
+/// What is not answered by then is asked anew; until then a client repeats it by itself, if that is its way.
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -104,7 +104,7 @@ impl Turn<'_> {
         let sessions = sessions(clients, async |share| servers.sessions(share).await).await?;
         let (processes, split) = (servers.processes()?, servers.split().await?);
         let (spent, watch) = (Spent::until_now(&processes)?, Watch::start(&processes)?);
-        let operations = write(&sessions).await? as f64;
+        let operations = write(&sessions).await.map_err(|error| format!("{what}: {error}"))? as f64;
         let Watched { seconds, others, .. } = watch.end(&processes)?;
         eprintln!("  {what}: {operations:.0} puts in {seconds:.1} s, {others:.2} cores busy with something else");
         if others > OTHERS_MAX && !self.volume.even_if_busy {
