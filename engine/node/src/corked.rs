@@ -66,10 +66,13 @@ impl<S> Corked<S> {
         times < FLUSHES_MAX
     }
 
-    /// What was put off leaves: whether that was worth it decides about the next ones.
-    fn learn(&mut self) {
-        self.last_passes = if self.gathered { 0 } else { (self.last_passes * 2 + 1).min(PASSES_MAX) };
-        (self.passes, self.gathered) = (self.last_passes, false);
+    /// What is held leaves, or has left. If it was put off, whether that was worth it decides about the next ones.
+    fn leave(&mut self) {
+        if matches!(self.flush, Flush::Asked(_) | Flush::Due) {
+            self.last_passes = if self.gathered { 0 } else { (self.last_passes * 2 + 1).min(PASSES_MAX) };
+            (self.passes, self.gathered) = (self.last_passes, false);
+        }
+        self.flush = if self.held.is_empty() { Flush::Unasked } else { Flush::Leaving };
     }
 }
 
@@ -85,9 +88,11 @@ impl<S: AsyncWrite + Unpin> Corked<S> {
             }
             let of_held = written.min(self.held.len());
             self.held.advance(of_held);
-            if self.held.is_empty() && (written > of_held || bytes.is_empty()) {
-                self.flush = Flush::Unasked;
-                return Poll::Ready(Ok(written - of_held));
+            if self.held.is_empty() {
+                self.leave();
+                if written > of_held || bytes.is_empty() {
+                    return Poll::Ready(Ok(written - of_held));
+                }
             }
         }
     }
@@ -161,12 +166,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             poll_again_later(context);
             return Poll::Ready(Ok(()));
         }
-        if matches!(self.flush, Flush::Asked(_) | Flush::Due) {
-            self.learn();
-        }
-        if !self.held.is_empty() {
-            self.flush = Flush::Leaving;
-        }
+        self.leave();
         ready!(self.poll_drain(context))?;
         Pin::new(&mut self.inner).poll_flush(context)
     }

@@ -149,7 +149,6 @@ impl<S: LocalStorage> Node<S> {
         if let Some(item) = self.begin(request, Reply::One(sender), clock::now(), &mut wakes) {
             self.inner.inbox.requests([item], |refused| self.inner.reads.refuse(refused));
         }
-        wakes.flush();
         receiver.await.unwrap_or_else(|_| {
             let reason = "the node ended while the request was under way".into();
             refusal(id, &if is_write { Error::Ambiguous { reason } } else { Error::Unavailable { reason } })

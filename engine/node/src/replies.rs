@@ -236,18 +236,26 @@ impl Reply {
     }
 }
 
-/// Those whom a turn has answers for: they hear of them together, at its end, so that who serves them wakes once.
+/// Those whom a turn has answers for. They hear of them together, at its end, so that who serves them wakes once.
 #[derive(Debug, Default)]
 pub(crate) struct Wakes {
+    /// Lone askers hear at the end, too; otherwise at once, and nothing is kept for them.
+    gathers: bool,
     lone: Vec<(oneshot::Sender<v1::Response>, v1::Response)>,
     due: Vec<ReplySink>,
 }
 
 impl Wakes {
+    /// For a turn that answers many.
+    pub fn gathering() -> Self {
+        Self { gathers: true, lone: Vec::new(), due: Vec::new() }
+    }
+
     /// Answers, at [`Wakes::flush`] at the latest.
     pub fn answer(&mut self, reply: Reply, response: v1::Response) {
         match reply {
-            Reply::One(sender) => self.lone.push((sender, response)),
+            Reply::One(sender) if self.gathers => self.lone.push((sender, response)),
+            Reply::One(_) => reply.now(response),
             Reply::Sink(sink) => {
                 if sink.answer(response) {
                     self.due.push(sink);
@@ -256,7 +264,7 @@ impl Wakes {
         }
     }
 
-    /// Wakes those whose answers are in.
+    /// Lets all hear who have not yet.
     pub fn flush(&mut self) {
         // An asker that is gone wants no answer.
         self.lone.drain(..).for_each(|(sender, response)| drop(sender.send(response)));
@@ -264,9 +272,35 @@ impl Wakes {
     }
 }
 
+/// An answer that was put off must not be lost, whatever its turn ended with.
+impl Drop for Wakes {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lone_askers_hear_at_the_end_of_a_turn_or_at_once() {
+        let (sender, mut receiver) = oneshot::channel();
+        Wakes::default().answer(Reply::One(sender), response(1));
+        assert_eq!(receiver.try_recv(), Ok(response(1)));
+        for by_drop in [false, true] {
+            let (sender, mut receiver) = oneshot::channel();
+            let mut wakes = Wakes::gathering();
+            wakes.answer(Reply::One(sender), response(2));
+            assert!(receiver.try_recv().is_err(), "its turn goes on");
+            if by_drop {
+                drop(wakes);
+            } else {
+                wakes.flush();
+            }
+            assert_eq!(receiver.try_recv(), Ok(response(2)));
+        }
+    }
 
     fn response(id: u64) -> v1::Response {
         v1::Response { id, body: None }

@@ -400,7 +400,7 @@ fn run<S: LocalStorage>(
         failure: Arc::clone(&shared.failure),
         pending: Pending::default(),
         persisted: Persisted::default(),
-        wakes: Wakes::default(),
+        wakes: Wakes::gathering(),
         own: Vec::new(),
         last_sequence: 0,
         next_tick: started + config.engine.tick,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
 use super::network::{Network, Way};
-use super::raft::{Beneath, Raft};
+use super::raft::{Beneath, RANGES, Raft};
 use super::{Line, Part};
 use crate::results::is_wide;
 
@@ -167,7 +167,7 @@ impl Figures {
     fn say_puts(&self, under_way: usize, text: &mut String) {
         let Some(disk) = self.per_second(Line::Disk(Disk::Grouped { writers: under_way as u64 })) else { return };
         say(text, format_args!("puts, {under_way} under way, grouped fsync: {}/s", disk.shown()));
-        for ranges in [1, 256] {
+        for ranges in RANGES {
             let Some(cost) = self.put_cost(under_way, ranges) else { continue };
             let sum = cost.sum();
             let cpu = Figure { value: self.cores as f64 * 1e6 / sum.value, wide: sum.wide };

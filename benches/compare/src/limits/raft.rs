@@ -34,6 +34,8 @@ use crate::cell::Times;
 use crate::load::workload::key;
 
 const NODES: u64 = 3;
+/// Ranges that puts are spread over: none but one, as many as `compare run` begins with, and many.
+pub const RANGES: [u32; 3] = [1, 16, 256];
 /// Ticks within which all ranges must be led.
 const TICKS_MAX: usize = 200;
 
@@ -57,7 +59,7 @@ impl Raft {
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for beneath in [Beneath::Nothing, Beneath::RocksDb] {
-            for ranges in [1, 256] {
+            for ranges in RANGES {
                 all.extend([1, 256, 1_000].map(|under_way| Self { beneath, ranges, under_way }));
             }
         }
@@ -404,7 +406,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let times = Times { warm_up: Duration::from_millis(5), measure: Duration::from_millis(200) };
         for beneath in [Beneath::Nothing, Beneath::RocksDb] {
-            for ranges in [1, 256] {
+            for ranges in RANGES {
                 let line = Raft { beneath, ranges, under_way: 256 };
                 let measured = line.measure(directory.path(), times).expect("measured");
                 assert!(measured.per_second > 0.0 && measured.cpu_us > 0.0, "{}: {measured:?}", line.name());

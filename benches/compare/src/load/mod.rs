@@ -5,7 +5,7 @@ pub mod threads;
 pub mod workload;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -88,6 +88,7 @@ pub async fn fill_by<S: Session>(clients: u64, sessions: &[Placed<S>], load: Loa
 pub struct Running {
     phase: Arc<AtomicU8>,
     done: Arc<AtomicU64>,
+    failed: Arc<AtomicBool>,
     clients: JoinSet<Seen>,
     began: Option<Instant>,
 }
@@ -97,6 +98,7 @@ impl Running {
     pub fn start<S: Session>(sessions: &[Placed<S>], load: Load) -> Self {
         let phase = Arc::new(AtomicU8::new(WARMS_UP));
         let (chooser, done) = (Chooser::new(load.workload, load.keys), Arc::new(AtomicU64::new(0)));
+        let failed = Arc::new(AtomicBool::new(false));
         let mut clients = JoinSet::new();
         for at in 0..load.clients {
             let Placed { session, thread } = sessions[at % sessions.len()].clone();
@@ -105,18 +107,24 @@ impl Running {
                 chooser: Arc::clone(&chooser),
                 phase: Arc::clone(&phase),
                 done: Arc::clone(&done),
+                failed: Arc::clone(&failed),
                 random: SmallRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(at as u64)),
                 value_bytes: load.value_bytes,
             };
             clients.spawn_on(client.run(), &thread);
         }
-        Self { phase, done, clients, began: None }
+        Self { phase, done, failed, clients, began: None }
     }
 
     /// From here on it counts.
     pub fn measure(&mut self) {
         self.began = Some(Instant::now());
         self.phase.store(MEASURED, Ordering::Relaxed);
+    }
+
+    /// Whether an operation has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// How many operations have ended since it counts.
@@ -142,6 +150,7 @@ struct Client<S> {
     chooser: Arc<Chooser>,
     phase: Arc<AtomicU8>,
     done: Arc<AtomicU64>,
+    failed: Arc<AtomicBool>,
     random: SmallRng,
     value_bytes: usize,
 }
@@ -169,6 +178,7 @@ impl<S: Session> Client<S> {
                 }
                 Ok(_) => {}
                 Err(failed) => {
+                    self.failed.store(true, Ordering::Relaxed);
                     seen.failed += 1;
                     seen.failure.get_or_insert(failed);
                 }

@@ -103,13 +103,16 @@ impl Etcd {
 
     /// Where the leader is reached.
     pub async fn leader(&self) -> Result<String> {
+        let mut last = None;
         for endpoint in &self.endpoints {
-            // One that does not answer does not lead.
-            if leads(endpoint).await.unwrap_or(false) {
-                return Ok(endpoint.clone());
+            match leads(endpoint).await {
+                Ok(true) => return Ok(endpoint.clone()),
+                Ok(false) => {}
+                // One that does not answer does not lead.
+                Err(error) => last = Some(error),
             }
         }
-        Err("no member leads".into())
+        Err(last.unwrap_or_else(|| "no member leads".into()))
     }
 
     /// Sessions for so many clients: to the leader, or to all nodes in turn.

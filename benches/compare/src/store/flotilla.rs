@@ -65,14 +65,16 @@ impl Flotilla {
         Ok(all)
     }
 
-    /// As an application has it: one client of the library for many tasks, with one connection to each node.
+    /// As an application has it: one client of the library for many tasks, with one connection to each node. Each thread of
+    /// load has one.
     pub async fn stream(&self) -> Result<Vec<Stream>> {
         let addresses = self.cluster.nodes.iter().map(|node| node.client.clone());
         let config = ClientConfig { timeout: Duration::from_secs(30), ..ClientConfig::default() };
         Ok(vec![Stream(Client::connect(addresses, config).await?)])
     }
 
-    /// Unary calls, each to the leader of its range: with as many connections as other stores get.
+    /// Unary calls, each to the leader of its range: with as many connections as other stores get, or up to two more for
+    /// each thread of load, since a session has one to each node.
     pub async fn unary(&self, clients: usize) -> Result<Vec<Unary>> {
         let client = self.cluster.client().await?;
         let mut leaders = BTreeMap::new();

@@ -54,7 +54,7 @@ pub struct Volume {
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     clients: u64,
     /// How often everything is repeated
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     turns: u64,
     /// Of each of Flotilla's nodes: memory for RocksDB
     #[arg(long, default_value_t = 268_435_456)]
@@ -88,6 +88,15 @@ pub async fn volume(volume: &Volume) -> Result<()> {
         peers::check(&volume.peers, *system)?;
     }
     let mut report = Report::new(volume.clone());
+    let done = take_turns(volume, &mut report).await;
+    // Turns take long: what there is is shown, whatever became of the last one.
+    if !report.outcomes.is_empty() {
+        print!("{report}");
+    }
+    done
+}
+
+async fn take_turns(volume: &Volume, report: &mut Report) -> Result<()> {
     for turn in 1..=volume.turns {
         for system in &volume.systems {
             eprintln!("turn {turn} of {}, {}", volume.turns, system.name());
@@ -97,7 +106,6 @@ pub async fn volume(volume: &Volume) -> Result<()> {
             }
         }
     }
-    print!("{report}");
     Ok(())
 }
 

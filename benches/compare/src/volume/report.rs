@@ -36,7 +36,7 @@ impl Outcome {
     fn served(&self) -> Option<&Served> {
         match self.within.as_ref()? {
             Within::Served(served) => Some(served),
-            Within::Ended(_) => None,
+            Within::Ended(_) | Within::Failed(_) => None,
         }
     }
 }
@@ -106,9 +106,13 @@ impl Report {
                     writeln!(out, "\n{name}: beside the restart after {signal} something else took {cores:.2} cores.")?;
                 }
             }
-            if let Some(Within::Ended(node)) = of.within {
-                let mib = self.asked.limit_mib.unwrap_or_default();
-                writeln!(out, "\n{name}: the kernel ended node {node}, which needs more than {mib} MiB.")?;
+            let mib = self.asked.limit_mib.unwrap_or_default();
+            match &of.within {
+                Some(Within::Ended(node)) => {
+                    writeln!(out, "\n{name}: the kernel ended node {node}, which needs more than {mib} MiB.")?;
+                }
+                Some(Within::Failed(why)) => writeln!(out, "\n{name}: within {mib} MiB a node: {why}.")?,
+                Some(Within::Served(_)) | None => {}
             }
         }
         Ok(())

@@ -30,7 +30,8 @@ pub trait Servers {
     /// What was written for what since the nodes started, if they count it.
     async fn split(&self) -> Result<Option<Split>>;
 
-    /// Whether nothing is put off to a later time that would write or free memory.
+    /// Whether no work is put off to a later time, whatever is written until then. (What lies in a memtable is none: it is
+    /// in the write-ahead log, and is flushed when more comes.)
     async fn has_tidied_up(&self) -> Result<bool>;
 }
 

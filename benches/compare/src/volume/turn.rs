@@ -60,14 +60,16 @@ impl Written {
 impl Turn<'_> {
     pub async fn take<S: Servers>(&self, mut servers: S) -> Result<Outcome> {
         let load = self.load()?;
+        let puts =
+            self.volume.overwrites.checked_mul(load.keys).ok_or("--overwrites is too large: it is for each key")?;
         let filled = self.written("fill", &servers, async |sessions: &[Placed<S::Session>]| {
             fill_by(self.volume.clients, sessions, load).await?;
             Ok(load.keys)
         });
         let filled = filled.await?;
-        let overwritten = match self.volume.overwrites * load.keys {
+        let overwritten = match puts {
             0 => None,
-            puts => {
+            _ => {
                 let overwrite = async |sessions: &[Placed<S::Session>]| overwrite(sessions, load, puts).await;
                 Some(self.written("overwrites", &servers, overwrite).await?)
             }
@@ -128,7 +130,7 @@ impl Turn<'_> {
 async fn overwrite<S: Session>(sessions: &[Placed<S>], load: Load, puts: u64) -> Result<u64> {
     let mut running = Running::start(sessions, load);
     running.measure();
-    while running.so_far() < puts {
+    while running.so_far() < puts && !running.has_failed() {
         tokio::time::sleep(LOOK).await;
     }
     let seen = running.stop().await?;

@@ -30,6 +30,8 @@ pub enum Within {
     Served(Served),
     /// The kernel ended this node, from 1 on, for want of memory.
     Ended(usize),
+    /// It was not served to the end, for another reason.
+    Failed(String),
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -81,7 +83,8 @@ async fn unless_ended(groups: &Groups, work: impl Future<Output = Result<Served>
             return Ok(Within::Ended(node));
         }
         if let Ok(done) = done {
-            return done.map(Within::Served);
+            // What was measured before is not to be lost with it.
+            return Ok(done.map_or_else(|error| Within::Failed(error.to_string()), Within::Served));
         }
     }
 }
