@@ -5,7 +5,8 @@ mod supervisor;
 
 use std::process::ExitCode;
 
-#[cfg(feature = "jemalloc")]
+// Tests count what is allocated, with an allocator of their own.
+#[cfg(all(feature = "jemalloc", not(test)))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
