@@ -6,7 +6,7 @@ use flotilla_benches::cluster::Result;
 
 use crate::load::threads::Placed;
 use crate::load::{Load, Running, Seen};
-use crate::machine::{Spent, SyncCounter, resident_bytes};
+use crate::machine::{SyncCounter, Watch, Watched, resident_bytes};
 use crate::store::Session;
 
 /// What was measured; per operation where it says so.
@@ -57,20 +57,20 @@ pub async fn measure<S: Session>(
     let syncs = SyncCounter::start(processes);
     // Until it has looked at all threads.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let before = Spent::until_now(processes)?;
+    let watch = Watch::start(processes)?;
     running.measure();
     tokio::time::sleep(times.measure).await;
-    let spent = Spent::until_now(processes)?.since(before);
+    let watched = watch.end(processes)?;
     let counted = syncs.and_then(SyncCounter::stop);
     let seen = running.stop().await?;
-    summed_up(&seen, spent, counted, resident_bytes(processes)?)
+    summed_up(&seen, &watched, counted, resident_bytes(processes)?)
 }
 
-fn summed_up(seen: &Seen, spent: Spent, syncs: Option<f64>, resident_bytes: f64) -> Result<Measured> {
+fn summed_up(seen: &Seen, watched: &Watched, syncs: Option<f64>, resident_bytes: f64) -> Result<Measured> {
     if let Some(failure) = &seen.failure {
         return Err(format!("{} operations failed, the first one with: {failure}", seen.failed).into());
     }
-    let operations = seen.latencies.count() as f64;
+    let (operations, spent) = (seen.latencies.count() as f64, watched.spent);
     if operations < 1.0 {
         return Err("no operation ended while it was measured: raise --seconds".into());
     }
@@ -87,7 +87,7 @@ fn summed_up(seen: &Seen, spent: Spent, syncs: Option<f64>, resident_bytes: f64)
         waits: spent.waits / operations,
         resident_bytes,
         conflicts: seen.conflicts as f64 / operations,
-        others: spent.others(seen.seconds),
+        others: watched.others,
         load_cores: spent.own_us / 1e6 / seen.seconds,
     })
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use flotilla_benches::cluster::Result;
 use flotilla_benches::usage::{self, number_after};
@@ -58,10 +59,9 @@ impl Spent {
         }
     }
 
-    /// How many cores were busy with something else.
-    pub fn others(self, seconds: f64) -> f64 {
-        let others = self.machine_us - self.server_us - self.own_us + self.stolen_us;
-        (others / 1e6 / seconds).max(0.0)
+    /// What neither servers nor load took of the machine.
+    fn others_us(self) -> f64 {
+        self.machine_us - self.server_us - self.own_us + self.stolen_us
     }
 }
 
@@ -69,10 +69,10 @@ impl Spent {
 const KTHREADD: u32 = 2;
 
 /// CPU time of the kernel's own threads, by their ids: what they do for a disk that is measured disturbs nobody.
-pub struct Kernel(BTreeMap<u32, f64>);
+struct Kernel(BTreeMap<u32, f64>);
 
 impl Kernel {
-    pub fn until_now() -> Result<Self> {
+    fn until_now() -> Result<Self> {
         let mut spent = BTreeMap::new();
         for process in fs::read_dir("/proc")? {
             let Some(id) = process?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -87,8 +87,35 @@ impl Kernel {
     }
 
     /// Those that have ended in between are left out.
-    pub fn us_since(&self, earlier: &Self) -> f64 {
+    fn us_since(&self, earlier: &Self) -> f64 {
         self.0.iter().map(|(id, us)| us - earlier.0.get(id).unwrap_or(&0.0)).sum()
+    }
+}
+
+/// What servers spend from its start on, and what else the machine does meanwhile.
+pub struct Watch {
+    kernel: Kernel,
+    spent: Spent,
+    began: Instant,
+}
+
+/// What it saw.
+pub struct Watched {
+    pub spent: Spent,
+    pub seconds: f64,
+    /// Cores that something else was busy with: neither servers, load nor the kernel for their disk.
+    pub others: f64,
+}
+
+impl Watch {
+    pub fn start(processes: &[u32]) -> Result<Self> {
+        Ok(Self { kernel: Kernel::until_now()?, spent: Spent::until_now(processes)?, began: Instant::now() })
+    }
+
+    pub fn end(self, processes: &[u32]) -> Result<Watched> {
+        let (spent, seconds) = (Spent::until_now(processes)?.since(self.spent), self.began.elapsed().as_secs_f64());
+        let others_us = spent.others_us() - Kernel::until_now()?.us_since(&self.kernel);
+        Ok(Watched { spent, seconds, others: (others_us / 1e6 / seconds).max(0.0) })
     }
 }
 
@@ -203,5 +230,8 @@ mod tests {
         let spent = Spent::until_now(&[std::process::id()]).expect("readable").since(before);
         assert!(spent.machine_us >= 10_000.0, "{spent:?}");
         assert!(resident_bytes(&[std::process::id()]).expect("readable") > 1e6);
+        let own = [std::process::id()];
+        let watched = Watch::start(&own).expect("readable").end(&own).expect("readable");
+        assert!(watched.others >= 0.0 && watched.spent.server_us >= 0.0);
     }
 }

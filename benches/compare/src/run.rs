@@ -26,6 +26,8 @@ pub const OTHERS_MAX: f64 = 0.1;
 const TRIES: usize = 3;
 /// Puts, one after the other, that show how durable they are.
 const DURABLE_PUTS: u64 = 50;
+/// Of each of Flotilla's ranges, if there are as many nodes.
+const REPLICAS: usize = 3;
 /// How long, and by how many clients, a system that compiles itself as it runs is put to and got from before its first cell.
 const COMPILING: Duration = Duration::from_secs(5);
 const COMPILING_CLIENTS: usize = 64;
@@ -111,6 +113,11 @@ struct Servers {
 }
 
 impl Servers {
+    /// Of each key: ours has three, its peers one on each node.
+    fn replicas(&self) -> usize {
+        if self.system.is_flotilla() { self.nodes.min(REPLICAS) } else { self.nodes }
+    }
+
     fn in_words(&self) -> String {
         let ranges = if self.system.is_flotilla() { format!(", {} ranges", self.ranges) } else { String::new() };
         format!("{}, {} nodes{ranges}, values of {} B", self.system.name(), self.nodes, self.value_bytes)
@@ -292,7 +299,7 @@ impl Turn<'_> {
             eprintln!("  fsyncs cannot be counted here (perf is missing, or may not): durability is taken on trust");
             return Ok(());
         };
-        let majority = self.processes.len() / 2 + 1;
+        let majority = self.servers.replicas() / 2 + 1;
         if syncs < majority as f64 * DURABLE_PUTS as f64 {
             let name = self.servers.system.name();
             return Err(format!(

@@ -24,7 +24,7 @@ use figures::Measured;
 pub use network::answer;
 
 use crate::cell::Times;
-use crate::machine::{Kernel, Spent};
+use crate::machine::Watch;
 use crate::run::undisturbed;
 
 /// What everything is measured with: the sizes that `compare run` begins with.
@@ -143,21 +143,14 @@ pub async fn limits(limits: &Limits) -> Result<()> {
 /// Measures work of this process: it is told how long to go on, and says how much it did.
 fn in_process(times: Times, mut work: impl FnMut(Duration) -> Result<u64>) -> Result<Measured> {
     work(times.warm_up)?;
-    let kernel = Kernel::until_now()?;
-    let (spent, cpu, began) = (Spent::until_now(&[])?, Cpu::now(), Instant::now());
+    let (watch, cpu, began) = (Watch::start(&[])?, Cpu::now(), Instant::now());
     let count = work(times.measure)? as f64;
     let (seconds, cpu) = (began.elapsed().as_secs_f64(), Cpu::now().since(cpu));
-    let others = Spent::until_now(&[])?.since(spent).others(seconds);
-    let kernel = Kernel::until_now()?.us_since(&kernel) / 1e6 / seconds;
+    let others = watch.end(&[])?.others;
     if count < 1.0 {
         return Err("nothing was done while it was measured: raise --seconds".into());
     }
-    Ok(Measured {
-        per_second: count / seconds,
-        cpu_us: cpu.us / count,
-        server_us: None,
-        others: (others - kernel).max(0.0),
-    })
+    Ok(Measured { per_second: count / seconds, cpu_us: cpu.us / count, server_us: None, others })
 }
 
 /// One step after the other for so long; the sum of what they did.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flotilla_benches::cluster::Result;
 use tokio::process::Command;
@@ -11,7 +11,7 @@ use super::connections;
 use crate::cell::Measured;
 use crate::load::Load;
 use crate::load::workload::{Workload, key};
-use crate::machine::{Spent, SyncCounter, resident_bytes};
+use crate::machine::{SyncCounter, Watch, Watched, resident_bytes};
 
 /// Operations by which the rate is guessed.
 const TRIAL: u64 = 5_000;
@@ -32,9 +32,9 @@ impl Tool<'_> {
         let total = total.max(load.clients as u64);
         let syncs = SyncCounter::start(self.processes);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let (before, begun) = (Spent::until_now(self.processes)?, Instant::now());
+        let watch = Watch::start(self.processes)?;
         let output = self.run(load, total).await?;
-        let (spent, seconds) = (Spent::until_now(self.processes)?.since(before), begun.elapsed().as_secs_f64());
+        let Watched { spent, seconds, others } = watch.end(self.processes)?;
         let counted = syncs.and_then(SyncCounter::stop);
         let summary = Summary::read(&output)?;
         let per = |figure: f64| figure / total as f64;
@@ -52,7 +52,7 @@ impl Tool<'_> {
             resident_bytes: resident_bytes(self.processes)?,
             conflicts: 0.0,
             // What the tool takes counts as this process' children.
-            others: spent.others(seconds),
+            others,
             load_cores: spent.own_us / 1e6 / seconds,
         })
     }

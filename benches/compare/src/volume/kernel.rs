@@ -4,13 +4,10 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use flotilla_benches::cluster::Result;
 use flotilla_benches::usage::number_after;
 use serde::Serialize;
-
-use crate::machine::{Kernel, Spent};
 
 /// Memory that is resident, in bytes, by what it holds: what a database maps of its files is the page cache's, and can go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -48,33 +45,6 @@ pub fn bytes_read(processes: &[u32]) -> Result<f64> {
     let of =
         |process: &u32| Ok(number_after(&fs::read_to_string(format!("/proc/{process}/io"))?, "\nread_bytes:")? as f64);
     processes.iter().map(of).sum()
-}
-
-/// What servers spend from its start on, and what else the machine does meanwhile.
-pub struct Watch {
-    kernel: Kernel,
-    spent: Spent,
-    began: Instant,
-}
-
-/// What it saw.
-pub struct Watched {
-    pub spent: Spent,
-    pub seconds: f64,
-    /// Cores that something else was busy with: neither servers, load nor the kernel for their disk.
-    pub others: f64,
-}
-
-impl Watch {
-    pub fn start(processes: &[u32]) -> Result<Self> {
-        Ok(Self { kernel: Kernel::until_now()?, spent: Spent::until_now(processes)?, began: Instant::now() })
-    }
-
-    pub fn end(self, processes: &[u32]) -> Result<Watched> {
-        let (spent, seconds) = (Spent::until_now(processes)?.since(self.spent), self.began.elapsed().as_secs_f64());
-        let kernel = Kernel::until_now()?.us_since(&self.kernel) / 1e6 / seconds;
-        Ok(Watched { spent, seconds, others: (spent.others(seconds) - kernel).max(0.0) })
-    }
 }
 
 /// Bytes of the disk that files take; nothing may write to them meanwhile.
@@ -128,8 +98,6 @@ mod tests {
         let own = [std::process::id()];
         assert!(Resident::of(&own).expect("readable").anonymous > 0.0);
         assert!(bytes_read(&own).expect("readable") >= 0.0);
-        let watched = Watch::start(&own).expect("readable").end(&own).expect("readable");
-        assert!(watched.others >= 0.0 && watched.spent.server_us >= 0.0);
     }
 
     #[test]

@@ -11,10 +11,11 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::kernel::{Resident, Watch};
+use super::kernel::Resident;
 use super::servers::Servers;
 use crate::load::Load;
 use crate::load::workload::key;
+use crate::machine::Watch;
 use crate::store::{Done, Failed, Session};
 
 /// Keys that all must be served.

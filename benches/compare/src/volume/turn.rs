@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Volume;
 use super::groups::Groups;
-use super::kernel::{Resident, Watch, Watched};
+use super::kernel::Resident;
 use super::metrics::Split;
 use super::report::Outcome;
 use super::restart::restart;
@@ -17,7 +17,7 @@ use super::within::within;
 use crate::load::threads::{Placed, sessions};
 use crate::load::workload::Workload;
 use crate::load::{Load, Running, fill_by};
-use crate::machine::Spent;
+use crate::machine::{Spent, Watch, Watched};
 use crate::run::{OTHERS_MAX, too_busy};
 use crate::store::{Session, System};
 

@@ -8,12 +8,13 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::groups::Groups;
-use super::kernel::{Watch, bytes_on_disk, bytes_read, forget};
+use super::kernel::{bytes_on_disk, bytes_read, forget};
 use super::restart::{Restart, restart};
 use super::servers::Servers;
 use crate::load::threads::sessions;
 use crate::load::workload::Workload;
 use crate::load::{Load, Running};
+use crate::machine::Watch;
 use crate::run::undisturbed;
 
 const CLIENTS: usize = 64;
