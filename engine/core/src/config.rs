@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How long leases, elections and heartbeats take, and how much may be under way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Time between two ticks; a heartbeat goes out with each.
+    /// Time between two ticks.
     pub tick: Duration,
     /// Shortest election time-out, in ticks; the longest is just below twice this.
     pub election_ticks: usize,
@@ -159,6 +159,11 @@ impl Config {
     /// because it may have promised its silence to a leader before.
     pub fn vote_silence(&self) -> Duration {
         self.lease.mul_f64(1.0 + self.clock_drift)
+    }
+
+    /// A leader that has no news is heard of so often: every so many ticks.
+    pub fn heartbeat_ticks(&self) -> usize {
+        (self.election_ticks / 3).max(1)
     }
 
     /// The shortest election time-out.

@@ -35,7 +35,7 @@ use crate::load::workload::key;
 
 const NODES: u64 = 3;
 /// Ranges that puts are spread over: none but one, as many as `compare run` begins with, and many.
-pub const RANGES: [u32; 3] = [1, 16, 256];
+pub const RANGES: [u32; 4] = [1, 16, 256, 4_096];
 /// Ticks within which all ranges must be led.
 const TICKS_MAX: usize = 200;
 

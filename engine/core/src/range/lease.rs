@@ -32,6 +32,8 @@ pub(crate) struct Lease {
     floor: BootTime,
     acks: BTreeMap<u64, BootTime>,
     until: BootTime,
+    /// More was acknowledged since it was last drawn.
+    to_be_drawn: bool,
 }
 
 impl Lease {
@@ -68,12 +70,19 @@ impl Lease {
         if term == self.term && stamp >= self.floor {
             let newest = self.acks.entry(replica).or_default();
             *newest = stamp.max(*newest);
+            self.to_be_drawn = true;
         }
+    }
+
+    /// Whether [`Lease::renew`] may find it to run longer than before.
+    pub(crate) fn is_to_be_drawn(&self) -> bool {
+        self.to_be_drawn
     }
 
     /// Draws the lease anew from what `voters`, `own` among them, have acknowledged; in a joint configuration the
     /// old voters as well.
     pub(crate) fn renew(&mut self, now: BootTime, sets: [&[u64]; 2], own: u64, lease: Duration) {
+        self.to_be_drawn = false;
         if self.void {
             return;
         }

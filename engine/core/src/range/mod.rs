@@ -15,6 +15,7 @@ mod admit;
 mod barriers;
 mod change;
 mod expiry;
+mod heartbeat;
 mod install;
 #[cfg(feature = "mutants")]
 mod late;
@@ -174,6 +175,8 @@ pub(crate) struct Range {
     /// When it went on without its majority: hardly ever.
     recoveries: Vec<v1::RangeRecovery>,
     rest: Rest,
+    /// Where the log ended at the last tick.
+    last_at_tick: u64,
     #[cfg(feature = "mutants")]
     late: Vec<(u64, Vec<v1::WriteRequest>)>,
 }
@@ -252,6 +255,7 @@ impl Range {
             snapshot_age_ticks: 0,
             recoveries: boot.recoveries.recoveries.clone(),
             rest: Rest::default(),
+            last_at_tick: 0,
             #[cfg(feature = "mutants")]
             late: Vec::new(),
         };
@@ -444,6 +448,7 @@ impl Range {
             self.raft.raft.election_elapsed = 0;
         } else if self.leads() || !(silent || self.lets_others_lead(turn)) {
             self.raft.tick();
+            self.ping_if_missed(turn);
             self.draw_election_timeout(&turn.shared.config);
         } else {
             // No campaign; but the promise to the last leader heard runs out as ever, and others may be voted for.
@@ -473,8 +478,11 @@ impl Range {
     /// Whether anything is left to do for this range at the end of a turn.
     pub(crate) fn wants_turn(&self) -> bool {
         // A leader that is alone has nothing to send, but a lease to renew.
+        let renews = self.lease.is_to_be_drawn() || self.voters.len() == 1 || self.leader_due.is_some();
         self.raft.has_ready()
-            || self.leads()
+            || (self.leads() && renews)
+            || self.change.is_some()
+            || self.standstill.is_some()
             || !self.proposals.is_empty()
             || !self.barriers.is_empty()
             || self.transfer.is_some()

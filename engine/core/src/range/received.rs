@@ -6,13 +6,11 @@
 //!
 //! Here too: the stamps that leases are drawn from, and the silence that a restarted store owes.
 
-use flotilla_mutants::Mutant;
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Range, Turn};
 use crate::store::{Envelope, Event, SnapshotData};
-use crate::time::BootTime;
 use crate::wire;
 
 /// More senders than this are not remembered at once.
@@ -64,16 +62,10 @@ impl Range {
         }
         let heard = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
         if heard && term == self.term() && self.raft.raft.leader_id == from {
-            self.heard_of_sleep(stamp, sleep.filter(|_| kind == MessageType::MsgHeartbeat));
-            let known = if self.leader_stamp.0 == term { self.leader_stamp.1 } else { 0 };
-            self.leader_stamp = (term, stamp.max(known));
+            self.heard_leader(term, stamp, sleep.filter(|_| kind == MessageType::MsgHeartbeat));
         }
         if self.leads() && term == self.term() {
-            self.heard.insert(from, turn.now);
-        }
-        if self.leads() && term == self.term() && ack_stamp > 0 {
-            let heard = if Mutant::LeaseFromReceipt.is_on() { turn.now } else { BootTime(ack_stamp) };
-            self.lease.acknowledged(from, term, heard);
+            self.heard_follower(turn.now, from, ack_stamp);
         }
         Ok(())
     }

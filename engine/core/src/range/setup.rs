@@ -16,7 +16,7 @@ pub(super) fn raft_config(config: &Config, replica: u64, boot: &RangeBoot) -> ra
     raft::Config {
         id: replica,
         election_tick: config.election_ticks,
-        heartbeat_tick: 1,
+        heartbeat_tick: config.heartbeat_ticks(),
         applied: boot.applied.index,
         max_size_per_msg: config.message_bytes_max,
         max_inflight_msgs: config.inflight_messages_max,

@@ -50,8 +50,8 @@ use crate::membership;
 use crate::store::Envelope;
 use crate::time::BootTime;
 
-/// Others have acknowledged everything within so many ticks.
-const HEARD_TICKS: u32 = 3;
+/// Others have acknowledged everything since the last heartbeat but so many ticks.
+const HEARD_TICKS: usize = 2;
 /// A range does not fall asleep for less than so many times as long as it was idle before.
 const WORTH_IDLE: u32 = 2;
 /// A replica that found no leader within so many election time-outs finds none soon.
@@ -186,7 +186,9 @@ impl Range {
         {
             return None;
         }
-        let recent = turn.shared.config.tick * HEARD_TICKS;
+        let config = &turn.shared.config;
+        let ticks = u32::try_from(config.heartbeat_ticks() + HEARD_TICKS).unwrap_or(u32::MAX);
+        let recent = config.tick.saturating_mul(ticks);
         let mut absent = Vec::new();
         for of in self.descriptor.replicas.iter().filter(|of| of.replica_id != self.replica) {
             let heard = self.heard.get(&of.replica_id).copied().unwrap_or_default();

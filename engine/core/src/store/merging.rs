@@ -9,7 +9,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 
 use super::{Destroy, Effects, Envelope, Merge, Store};
 use crate::merges;
-use crate::range::{Asker, Range};
+use crate::range::Asker;
 use crate::time::BootTime;
 
 /// How far the ranges that took each other in are followed.
@@ -126,7 +126,7 @@ impl Store {
         // It had a replica here that got past the epoch in question, and has gone since. Had it taken the source in, the
         // source's replica here would have ended with that.
         let went_past = self.tombstones.get(&target).and_then(|gone| gone.epoch).zip(frozen.target_epoch);
-        let here = self.ranges.get(&source).filter(|range| !range.is_doomed()).and_then(Range::frozen);
+        let here = self.ranges.get(&source).filter(|range| !range.is_doomed()).and_then(|range| range.frozen());
         let stands = here.is_some_and(|here| here.index == frozen.index);
         if stands && went_past.is_some_and(|(gone, named)| merges::is_past(gone, named)) {
             return told(false);
@@ -236,9 +236,10 @@ impl Store {
     /// snapshot of the range that has both by now, and that snapshot will not be put in place. No two wait for each
     /// other: a target's span lies before its source's.
     pub(super) fn goes_after_target(&self, id: RangeId) -> bool {
-        let target = self.ranges.get(&id).and_then(Range::frozen).map(|frozen| RangeId(frozen.target_range_id));
+        let target =
+            self.ranges.get(&id).and_then(|range| range.frozen()).map(|frozen| RangeId(frozen.target_range_id));
         let target = target.and_then(|target| self.ranges.get(&target));
-        target.is_some_and(Range::is_doomed) && self.is_needed(id)
+        target.is_some_and(|range| range.is_doomed()) && self.is_needed(id)
     }
 
     /// The range that some replicas were held for has none here any more.
@@ -299,7 +300,7 @@ impl Store {
 
     /// A snapshot was brought: what its range has taken in stands still, to end with it.
     pub(super) fn hold_for(&mut self, now: BootTime, id: RangeId, sources: Vec<RangeId>, effects: &mut Effects) {
-        if !self.ranges.get(&id).is_some_and(Range::brings_snapshot) {
+        if !self.ranges.get(&id).is_some_and(|range| range.brings_snapshot()) {
             return;
         }
         for source in &sources {
@@ -317,7 +318,7 @@ impl Store {
         if sources.is_empty() {
             return;
         }
-        let quiet = |source: &RangeId| self.ranges.get(source).is_none_or(Range::is_quiet);
+        let quiet = |source: &RangeId| self.ranges.get(source).is_none_or(|range| range.is_quiet());
         if !sources.iter().all(quiet) {
             return;
         }

@@ -35,11 +35,11 @@ impl Store {
             }
         };
         if let Some(before) = self.ranges.remove(&id) {
-            range.succeed(before, sequence);
+            range.succeed(*before, sequence);
         }
         range.lead_if_alone(boot);
         effects.views.push(range.view().clone());
-        self.ranges.insert(id, range);
+        self.ranges.insert(id, Box::new(range));
         self.dirty.insert(id);
         self.recovering.push((sequence, id, token));
     }

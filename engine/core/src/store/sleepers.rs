@@ -23,7 +23,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use super::liveness::Heard;
 use super::{Beat, Effects, Envelope, Store};
 use crate::config::Config;
-use crate::range::{Range, Reaches, Sleeper};
+use crate::range::{Reaches, Sleeper};
 use crate::read;
 use crate::time::BootTime;
 
@@ -133,7 +133,7 @@ impl Store {
 
     /// A range as its replica here has it, asleep or not.
     pub(super) fn descriptor_here(&self, id: RangeId) -> Option<&v1::RangeDescriptor> {
-        let awake = self.ranges.get(&id).map(Range::descriptor);
+        let awake = self.ranges.get(&id).map(|range| range.descriptor());
         awake.or_else(|| self.sleepers.get(id).map(|range| &**range.descriptor()))
     }
 
@@ -187,7 +187,7 @@ impl Store {
         let Some(sleeper) = self.sleepers.remove(id) else { return false };
         match sleeper.wake(&mut self.shared, now, self.last_sequence + 1, alone) {
             Ok(range) => {
-                self.ranges.insert(id, range);
+                self.ranges.insert(id, Box::new(range));
                 self.dirty.insert(id);
             }
             Err(what) => effects.fatal = Some(what),

@@ -103,7 +103,10 @@ impl Store {
 
     fn route(&mut self, now: BootTime, id: RangeId, envelope: Envelope, effects: &mut Effects) -> Result<(), String> {
         let to = envelope.message.to_replica;
-        let Some(range) = self.ranges.get(&id) else { return self.message_to_unknown(now, id, envelope, effects) };
+        let Some(range) = self.ranges.get_mut(&id) else { return self.message_to_unknown(now, id, envelope, effects) };
+        if range.takes_beat(now, &self.shared, &envelope, &mut effects.messages) {
+            return Ok(());
+        }
         let own = range.replica();
         if to < own {
             effects.messages.extend(self.gone_here(id, &envelope));
@@ -208,7 +211,7 @@ impl Store {
         if let Some((_, other)) = others.find(|(_, other)| overlap(other, descriptor)) {
             return Err(format!("the snapshot overlaps with range {}, which is here", other.range_id));
         }
-        let under_way = |other: &RangeId| self.ranges.get(other).is_some_and(Range::brings_snapshot);
+        let under_way = |other: &RangeId| self.ranges.get(other).is_some_and(|range| range.brings_snapshot());
         let mut claimed = self.claims.iter().filter(|(other, _)| **other != id && under_way(other));
         match claimed.find(|(_, spans)| spans.iter().any(|span| overlap(span, descriptor))) {
             Some((other, _)) => Err(format!("the snapshot overlaps with what is being put in place of range {other}")),
@@ -220,8 +223,8 @@ impl Store {
     /// it. They are no replicas here any more long before: another snapshot's data would go with theirs (seed 106).
     fn claim(&mut self, id: RangeId, span: Arc<v1::RangeDescriptor>, ends: &[RangeId]) {
         let Self { claims, ranges, .. } = self;
-        claims.retain(|of, _| ranges.get(of).is_some_and(Range::brings_snapshot));
-        if !self.ranges.get(&id).is_some_and(Range::brings_snapshot) {
+        claims.retain(|of, _| ranges.get(of).is_some_and(|range| range.brings_snapshot()));
+        if !self.ranges.get(&id).is_some_and(|range| range.brings_snapshot()) {
             return;
         }
         let ended = ends.iter().filter_map(|of| self.descriptor_here(*of)).map(|of| Arc::new(of.clone()));
@@ -318,7 +321,7 @@ impl Store {
         let descriptor = Arc::new(header.descriptor.unwrap_or_default());
         let boot = RangeBoot::blank(Arc::clone(&descriptor));
         let range = Range::new(&mut self.shared, &boot, now)?;
-        self.ranges.insert(id, range);
+        self.ranges.insert(id, Box::new(range));
         self.with(now, id, effects, |range, turn| range.message(turn, envelope));
         self.claim(id, descriptor, &ends);
         self.hold_for(now, id, ends, effects);
@@ -381,7 +384,7 @@ impl Store {
             };
             effects.views.push(range.view().clone());
             effects.events.push(Event::Born { descriptor: boot.descriptor.clone() });
-            self.ranges.insert(id, range);
+            self.ranges.insert(id, Box::new(range));
             self.with(now, id, effects, |range, turn| range.begin(turn, campaigns, bytes, load));
             for envelope in self.unknown.take(id) {
                 self.message(now, envelope, effects);

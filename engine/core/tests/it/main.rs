@@ -8,6 +8,7 @@ mod determinism;
 mod disk;
 mod elections;
 mod gray;
+mod heartbeats;
 mod hostile;
 mod hostile_ranges;
 mod hot;

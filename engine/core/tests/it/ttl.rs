@@ -95,7 +95,8 @@ fn a_key_ends_on_all_replicas_when_its_ttl_is_over() {
     cluster.put(1, 2, "other", "stays");
     let gone = cluster.until_gone("key", sent);
     assert!((3_000..4_000).contains(&gone), "gone after {gone} ms");
-    cluster.tick();
+    // The others hear of it with the next heartbeat.
+    (0..cluster.config.heartbeat_ticks()).for_each(|_| cluster.tick());
     assert!(!cluster.is_there("key") && cluster.is_there("other"));
     for id in 1..=3 {
         assert_eq!(cluster.indexed(id), 0);
