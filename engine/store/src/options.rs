@@ -38,6 +38,9 @@ const OUT_OF_REACH: i32 = 1 << 20;
 const INFO_LOG_BYTES: usize = 4 * MIB;
 const INFO_LOG_FILES: usize = 4;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// Entries of one range come in the order of their keys, those of many ranges mixed: for each range the memtable of `log`
+/// remembers where the last one went. The prefix is what a range's entries share ([`flotilla_engine::keys`]).
+const LOG_HINTS: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.FixedPrefix.9";
 /// Part of the table format: tables remember the name, and filters of another one are not used.
 const PREFIX_EXTRACTOR: &str = "flotilla.user-key.1";
 
@@ -76,11 +79,14 @@ pub(crate) fn build(options: &Options, info_log: &Path, create: bool) -> Result<
     let memory = usize::try_from(options.memory_bytes.max(MEMORY_BYTES_MIN)).unwrap_or(usize::MAX);
     let cache = Cache::new_lru_cache(memory);
     let database = database_options(options, memory, &cache, info_log, create)?;
-    let mut families: Vec<_> = Family::ALL
-        .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, memory, &cache)))
-        .into();
-    // RocksDB insists on it; nothing is kept there.
-    families.push(ColumnFamilyDescriptor::new("default", family_options(Family::Meta, memory, &cache)));
+    let mut families = Vec::new();
+    // RocksDB insists on the default one; nothing is kept there.
+    for (family, name) in
+        Family::ALL.map(|family| (family, family.name())).into_iter().chain([(Family::Meta, "default")])
+    {
+        let begun = if family == Family::Log { from_string(LOG_HINTS)? } else { RocksOptions::default() };
+        families.push(ColumnFamilyDescriptor::new(name, family_options(begun, family, memory, &cache)));
+    }
     Ok(Built { database, families, cache })
 }
 
@@ -100,10 +106,7 @@ fn database_options(
     info_log: &Path,
     create: bool,
 ) -> Result<RocksOptions, OpenError> {
-    // These have no setter. First, because the call starts from fresh options.
-    let mut database = RocksOptions::default()
-        .get_options_from_string("max_bgerror_resume_count=0")
-        .map_err(|error| OpenError::Io { cause: error.to_string() })?;
+    let mut database = from_string("max_bgerror_resume_count=0")?;
     database.create_if_missing(create);
     database.create_missing_column_families(create);
 
@@ -145,8 +148,7 @@ fn database_options(
     Ok(database)
 }
 
-fn family_options(family: Family, memory: usize, cache: &Cache) -> RocksOptions {
-    let mut options = RocksOptions::default();
+fn family_options(mut options: RocksOptions, family: Family, memory: usize, cache: &Cache) -> RocksOptions {
     options.set_write_buffer_size(write_buffer_bytes(family, memory));
     options.set_max_write_buffer_number(8);
     options.set_level_zero_slowdown_writes_trigger(OUT_OF_REACH);
@@ -173,12 +175,20 @@ fn family_options(family: Family, memory: usize, cache: &Cache) -> RocksOptions 
     options
 }
 
+/// Fresh options with settings that have no setter.
+fn from_string(settings: &str) -> Result<RocksOptions, OpenError> {
+    RocksOptions::default()
+        .get_options_from_string(settings)
+        .map_err(|error| OpenError::Io { cause: error.to_string() })
+}
+
 /// Settings of table files that are written to be ingested into the family `state`.
 pub(crate) fn table_options() -> &'static RocksOptions {
     static OPTIONS: OnceLock<RocksOptions> = OnceLock::new();
     // Only what shapes a file matters; nothing goes through this cache.
     OPTIONS.get_or_init(|| {
-        let mut options = family_options(Family::State, MEMORY_BYTES_MIN as usize, &Cache::new_lru_cache(KIB));
+        let (begun, cache) = (RocksOptions::default(), Cache::new_lru_cache(KIB));
+        let mut options = family_options(begun, Family::State, MEMORY_BYTES_MIN as usize, &cache);
         options.set_bytes_per_sync(MIB as u64);
         options
     })
