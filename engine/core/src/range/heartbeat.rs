@@ -109,6 +109,12 @@ impl Range {
         true
     }
 
+    /// Whether this leader's lease may run longer than it was last drawn. One that is alone has nobody to hear, and renews it
+    /// with each turn.
+    pub(super) fn renews_lease(&self) -> bool {
+        self.leads() && (self.lease.is_to_be_drawn() || self.voters.len() == 1)
+    }
+
     /// The leader of this term was heard.
     pub(super) fn heard_leader(&mut self, term: u64, stamp: u64, sleep: Option<(u64, (u64, u64))>) {
         self.heard_of_sleep(stamp, sleep);

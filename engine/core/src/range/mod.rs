@@ -477,10 +477,9 @@ impl Range {
 
     /// Whether anything is left to do for this range at the end of a turn.
     pub(crate) fn wants_turn(&self) -> bool {
-        // A leader that is alone has nothing to send, but a lease to renew.
-        let renews = self.lease.is_to_be_drawn() || self.voters.len() == 1 || self.leader_due.is_some();
         self.raft.has_ready()
-            || (self.leads() && renews)
+            || self.renews_lease()
+            || self.leader_due.is_some()
             || self.change.is_some()
             || self.standstill.is_some()
             || !self.proposals.is_empty()

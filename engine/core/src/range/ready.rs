@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_mutants::Mutant;
-use flotilla_proto::v1;
+use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{SnapshotStatus, StateRole};
 
@@ -45,7 +45,7 @@ impl Range {
         self.draw_election_timeout(&turn.shared.config);
         self.collect_reads_of_old(turn);
         self.raft.mut_store().shrink_cache(self.applied.0, turn.shared.config.cache_bytes_max);
-        if self.leads() {
+        if self.renews_lease() {
             let sets = [&self.voters[..], &self.old_voters[..]];
             let config = &turn.shared.config;
             let no_drift = Mutant::LeaseWithoutDrift.is_on();
@@ -319,12 +319,19 @@ impl Range {
         }
         let leased = self.serves() && !self.holds_lease_back();
         let lease_until = if leased { self.lease.until() } else { BootTime::default() };
-        let view = ReadView {
+        let (term, leader) = (self.term(), self.leader());
+        if term != self.view.term || leader != self.view.leader {
+            turn.effects.events.push(Event::LeaderChanged { range: self.id, term, leader });
+        }
+        if !std::mem::take(&mut self.view_is_gone) && !self.is_news(leader, lease_until) {
+            return;
+        }
+        self.view = Arc::new(ReadView {
             own_node: turn.shared.node,
             descriptor: self.descriptor.clone(),
             siblings: self.siblings.clone(),
-            term: self.term(),
-            leader: self.leader(),
+            term,
+            leader,
             serves: self.serves(),
             asleep: self.rest.asleep,
             lease_until,
@@ -332,26 +339,25 @@ impl Range {
             incarnation: self.incarnation,
             tally: self.load.as_ref().map(|load| load.tally.clone()),
             frozen: self.frozen().is_some(),
-        };
-        let changed_leader = view.term != self.view.term || view.leader != self.view.leader;
-        if changed_leader {
-            let leader = view.leader;
-            turn.effects.events.push(Event::LeaderChanged { range: self.id, term: view.term, leader });
-        }
-        if std::mem::take(&mut self.view_is_gone) || self.is_news(&view) {
-            self.view = Arc::new(view);
-            turn.effects.views.push(self.view.clone());
-        }
+        });
+        turn.effects.views.push(self.view.clone());
     }
 
-    /// Whether readers must hear of this view. A lease that runs a little longer can wait: it is
-    /// drawn anew many times before it ends.
-    fn is_news(&self, view: &ReadView) -> bool {
-        let longer = view.lease_until.since(self.view.lease_until);
-        let only_a_little = view.lease_until >= self.view.lease_until && longer < LEASE_STEP;
+    /// Whether readers must hear of this leader and lease, or of anything else that their view lacks. A lease that runs a little
+    /// longer can wait: it is drawn anew many times before it ends. Asked at the end of each turn, so that nothing is
+    /// cloned for it, and what is shared is compared by where it lies.
+    fn is_news(&self, leader: Option<NodeId>, lease_until: BootTime) -> bool {
+        let view = &*self.view;
+        let longer = lease_until.since(view.lease_until);
+        let only_a_little = lease_until >= view.lease_until && longer < LEASE_STEP;
+        let serves = self.serves();
         // Where the range is not led, its time is not of that much interest.
-        let clock = if view.serves { view.clock } else { self.view.clock };
-        let rest = ReadView { lease_until: self.view.lease_until, clock, ..view.clone() };
-        rest != *self.view || !only_a_little
+        let same_time = !serves || view.clock == self.range_clock();
+        let same_shared = Arc::ptr_eq(&view.descriptor, &self.descriptor)
+            && Arc::ptr_eq(&view.siblings, &self.siblings)
+            && view.tally.as_ref().map(Arc::as_ptr) == self.load.as_ref().map(|load| Arc::as_ptr(&load.tally));
+        let seen = (view.term, view.leader, view.serves, view.asleep, view.incarnation, view.frozen);
+        let is = (self.term(), leader, serves, self.rest.asleep, self.incarnation, self.frozen().is_some());
+        !(only_a_little && same_time && same_shared && seen == is)
     }
 }
