@@ -212,10 +212,11 @@ impl Sleeper {
         self.leads && shared.could_lead(now, self.voting_nodes().filter(|node| *node != shared.node))
     }
 
-    /// Whether it leads, for all it knows, and most of those who vote are not alive.
-    pub(crate) fn leads_nobody(&self, shared: &Shared) -> bool {
-        let alive = |node: &NodeId| *node == shared.node || shared.liveness.is_live(*node);
-        self.leads && self.voting_nodes().filter(alive).count() * 2 <= self.voting_nodes().count()
+    /// Whether it leads, for all it knows, and not all of those who vote are alive. A replica may be gone from a node that
+    /// lives, so that even one that is missing may be one too many.
+    pub(crate) fn is_in_doubt(&self, shared: &Shared) -> bool {
+        let alive = |node: NodeId| node == shared.node || shared.liveness.is_live(node);
+        self.leads && !self.voting_nodes().all(alive)
     }
 
     /// The node of the leader that it follows.

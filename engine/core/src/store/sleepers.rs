@@ -226,9 +226,9 @@ impl Store {
         }
     }
 
-    /// Leaders that sleep without a living majority, as far as is known here.
+    /// Leaders that may sleep without a majority, as far as is known here.
     pub(super) fn rouse_in_doubt(&mut self, now: BootTime, effects: &mut Effects) {
-        for id in self.sleepers.with_replica_on(|sleeper| sleeper.leads_nobody(&self.shared)) {
+        for id in self.sleepers.with_replica_on(|sleeper| sleeper.is_in_doubt(&self.shared)) {
             self.rouse(now, id, false, effects);
         }
     }

@@ -182,16 +182,34 @@ fn a_leader_that_lost_its_majority_in_its_sleep_is_recovered() {
     assert_eq!(records(&mut cluster, leader), 1);
 }
 
-/// Who asks while the majority lives wakes nobody.
+/// Who asks while all nodes live wakes nobody; where one is dead the leader makes sure, and sleeps again.
 #[test]
-fn a_survey_of_a_range_that_is_well_wakes_nobody() {
+fn a_survey_of_a_range_that_is_well_wakes_nobody_for_long() {
     let (mut cluster, leader) = asleep();
     (1..=3).for_each(|id| drop(cluster.turn(id, vec![Input::Survey])));
     assert!(all_asleep(&cluster));
     cluster.cut_off.insert(others(leader)[0]);
     ticks(&mut cluster, 30);
     cluster.turn(leader, vec![Input::Survey]);
+    assert!(!sleeps(&cluster, leader));
+    cluster.tick_until(|cluster| sleeps(cluster, leader));
+    assert!(cluster.summary(leader).leads);
+}
+
+/// Its keyspace was dropped, and placement had told one node only when the majority of the system range was lost: the node
+/// lives, and the replica there is gone (seed 87074).
+#[test]
+fn a_leader_whose_majority_was_removed_in_its_sleep_is_in_nobodys_way() {
+    let (mut cluster, leader) = asleep();
+    let [dead, without] = others(leader);
+    cluster.cut_off.insert(dead);
+    ticks(&mut cluster, 30);
+    cluster.turn(without, vec![Input::Remove { range: RANGE, replica_id: without }]);
+    cluster.tick_until(|cluster| cluster.summary_of(without, RANGE).is_none());
     assert!(sleeps(&cluster, leader));
+    cluster.turn(leader, vec![Input::Survey]);
+    cluster.tick_until(|cluster| !cluster.summary(leader).hears_leader);
+    plan_order(&cluster, &[dead], &[leader, without]);
 }
 
 /// The order reaches a replica that sleeps, its turn to wake not yet come.
