@@ -15,7 +15,7 @@ use crate::machine::SyncCounter;
 use crate::peers;
 use crate::results::{Results, Which};
 use crate::store::etcd::Etcd;
-use crate::store::flotilla::Flotilla;
+use crate::store::flotilla::{Flotilla, REPLICAS};
 use crate::store::tool::Tool;
 use crate::store::zookeeper::{Manner, Zookeeper};
 use crate::store::{Session, System};
@@ -26,8 +26,6 @@ pub const OTHERS_MAX: f64 = 0.1;
 const TRIES: usize = 3;
 /// Puts, one after the other, that show how durable they are.
 const DURABLE_PUTS: u64 = 50;
-/// Of each of Flotilla's ranges, if there are as many nodes.
-const REPLICAS: usize = 3;
 /// How long, and by how many clients, a system that compiles itself as it runs is put to and got from before its first cell.
 const COMPILING: Duration = Duration::from_secs(5);
 const COMPILING_CLIENTS: usize = 64;

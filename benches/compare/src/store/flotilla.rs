@@ -1,6 +1,6 @@
 //! Three processes of ours, and two ways to speak to them: the client library's streams, and unary calls.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,16 @@ use bytes::Bytes;
 use flotilla_benches::cluster::{Cluster, Result, user_ranges};
 use flotilla_proto::v1::kv_client::KvClient;
 use flotilla_proto::v1::{self, compare_and_swap::Expect as Expected};
-use flotilla_router::{Client, ClientConfig, Expect, ScanOptions};
+use flotilla_proto::{NodeId, RangeId};
+use flotilla_router::{Client, ClientConfig, Expect, ScanOptions, SplitAt};
 use tonic::transport::{Channel, Endpoint};
 
 use super::{Done, Failed, Session, connections};
+
+/// A cluster is born with so many ranges at most.
+const BORN_MAX: u32 = 256;
+/// Of each range, if there are as many nodes.
+pub const REPLICAS: usize = 3;
 
 /// The cluster, and how it is reached.
 pub struct Flotilla {
@@ -20,11 +26,38 @@ pub struct Flotilla {
 }
 
 impl Flotilla {
-    /// The defaults, born with so many ranges.
+    /// The defaults, with so many ranges: born with them, or split off, where there are many: a range that is born comes to
+    /// the other nodes as a snapshot, one that is split off is there.
     pub async fn start(binary: &Path, dir: &Path, nodes: usize, ranges: u32) -> Result<Self> {
-        let ranges = ranges.to_string();
-        let flags = ["--initial-ranges", &ranges];
-        Ok(Self::of(Cluster::start(binary, dir, nodes, &flags).await?))
+        if ranges > BORN_MAX && !ranges.is_multiple_of(BORN_MAX) {
+            return Err(format!("{ranges} ranges: beyond {BORN_MAX} only multiples of it are made").into());
+        }
+        let born = ranges.min(BORN_MAX).to_string();
+        let started = Self::of(Cluster::start(binary, dir, nodes, &["--initial-ranges", &born]).await?);
+        if ranges > BORN_MAX {
+            started.split(ranges).await?;
+            started.cluster.wait_whole(nodes.min(REPLICAS)).await?;
+        }
+        Ok(started)
+    }
+
+    /// Splits each range that the cluster was born with into as many as the others, at what would be borders had it been born
+    /// with all of them.
+    async fn split(&self, ranges: u32) -> Result<()> {
+        let client = self.cluster.client().await?;
+        let layout = flotilla_placement::layout("even", &[(NodeId(1), String::new())], ranges, 1)?;
+        let borders: BTreeSet<Bytes> = layout.ranges.into_iter().map(|range| range.start).collect();
+        let parts = (ranges / BORN_MAX) as usize;
+        for route in user_ranges(&client).await? {
+            let range = route.descriptor.ok_or("a range has no descriptor")?;
+            let within = |border: &&Bytes| **border > range.start && (range.end.is_empty() || **border < range.end);
+            let mut at: Vec<Bytes> = borders.iter().filter(within).cloned().collect();
+            // Where the range's own start is written with fewer digits, that border comes again.
+            let surplus = (at.len() + 1).checked_sub(parts).ok_or("borders of many ranges lie unevenly")?;
+            at.drain(..surplus);
+            client.split_range(RangeId(range.range_id), SplitAt::Keys(at)).await?;
+        }
+        Ok(())
     }
 
     /// One that runs.
