@@ -172,8 +172,8 @@ impl Store {
     }
 
     fn awake_summaries(&self) -> impl Iterator<Item = RangeSummary> + '_ {
-        let lives = |range: &&Box<Range>| !range.is_unborn() && !range.is_merged_away();
-        self.ranges.values().filter(lives).map(|range| RangeSummary {
+        let lives = |range: &&Range| !range.is_unborn() && !range.is_merged_away();
+        self.ranges.values().map(Box::as_ref).filter(lives).map(|range| RangeSummary {
             is_lasting: !self.newborn.contains_key(&RangeId(range.descriptor().range_id)),
             ..range.summary(self.last_tick, &self.shared.config)
         })
