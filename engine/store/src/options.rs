@@ -39,7 +39,8 @@ const INFO_LOG_BYTES: usize = 4 * MIB;
 const INFO_LOG_FILES: usize = 4;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// Entries of one range come in the order of their keys, those of many ranges mixed: for each range the memtable of `log`
-/// remembers where the last one went. The prefix is what a range's entries share ([`flotilla_engine::keys`]).
+/// remembers where the last one went, in some 300 bytes that count as its own. The prefix is what a range's entries share
+/// ([`flotilla_engine::keys`]).
 const LOG_HINTS: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.FixedPrefix.9";
 /// Part of the table format: tables remember the name, and filters of another one are not used.
 const PREFIX_EXTRACTOR: &str = "flotilla.user-key.1";
