@@ -27,7 +27,9 @@ if [ ! -x "$OLD" ]; then
     trap remove EXIT
     git worktree add --quiet --detach "$TREE" "$REV"
     echo "building $(git log -1 --format='%h (%cs: %s)' "$REV")"
-    (cd "$TREE" && "$CARGO" build --release --locked --quiet --package flotilla --bin flotilla)
+    # With this tree's flags, or RocksDB would be built a second time for the older ones.
+    FLAGS=$PWD/.cargo/config.toml
+    (cd "$TREE" && "$CARGO" --config "$FLAGS" build --release --locked --quiet --package flotilla --bin flotilla)
     cp "$TARGET/release/flotilla" "$OLD.part"
     mv "$OLD.part" "$OLD"
     remove

@@ -1,6 +1,7 @@
 //! The one binary: node, client commands, local cluster.
 
 mod cli;
+mod processor;
 mod supervisor;
 
 use std::process::ExitCode;
@@ -11,5 +12,9 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    if let Err(lacks) = processor::check() {
+        eprintln!("error: {lacks}");
+        return ExitCode::FAILURE;
+    }
     cli::main()
 }
