@@ -316,8 +316,8 @@ impl Connection {
         let all_max = self.config.in_flight_max.saturating_sub(in_flight.answers.len());
         let mut requests = Vec::with_capacity(self.pending.len().min(all_max));
         while bytes < BATCH_BYTES && requests.len() < all_max {
-            let (first, last) = (left.writes == room.writes, self.windows.writes.is_cut());
-            let Some(queued) = self.pending.pop(left.reads > 0, left.writes > 0, last, first) else { break };
+            let (first, busy) = (left.writes == room.writes, self.windows.writes.is_cut());
+            let Some(queued) = self.pending.pop(left.reads > 0, left.writes > 0, busy, first) else { break };
             bytes += queued.request().encoded_len();
             let is_write = queued.is_write();
             if let Some((request, answer)) = queued.take() {

@@ -1,5 +1,6 @@
-//! Requests that wait to be sent on a connection: in order, or those whose callers wait longest first. Of writes `Window` says when, and
-//! why; of reads it is so while the first of them has waited for longer than [`LATE`]: the node takes them more slowly than they come.
+//! Requests that wait to be sent on a connection: in order, or those whose callers wait longest first. Of writes it is so while the node is busy
+//! (`Window` says when, and why) and half of the first one's time is over: as long as all are served in time, turns are fair. Of reads it is so
+//! while the first of them has waited for longer than [`LATE`]: the node takes them more slowly than they come.
 //! Reads never wait for writes that a busy node would refuse.
 
 use std::collections::BTreeMap;
@@ -20,11 +21,13 @@ type Key = (Instant, u64);
 /// See the module.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// With the time when each came.
-    reads: BTreeMap<Key, (Instant, Queued)>,
-    writes: BTreeMap<Key, Queued>,
+    reads: Queue,
+    writes: Queue,
     serial: u64,
 }
+
+/// With the time when each came.
+type Queue = BTreeMap<Key, (Instant, Queued)>;
 
 impl Waiting {
     pub(super) fn push(&mut self, queued: Queued) {
@@ -33,31 +36,29 @@ impl Waiting {
         self.serial += 1;
         let now = Instant::now();
         let key = (now + Duration::from_millis(timeout_ms), self.serial);
-        if queued.is_write() {
-            self.writes.insert(key, queued);
-        } else {
-            self.reads.insert(key, (now, queued));
-        }
+        let queue = if queued.is_write() { &mut self.writes } else { &mut self.reads };
+        queue.insert(key, (now, queued));
     }
 
-    /// The next one, if there is room for its kind. While the node is busy (`last`) that write whose time is over last, and a read before any
-    /// but the batch's first write (`first`): the window grows by what it lets through.
-    pub(super) fn pop(&mut self, room_for_read: bool, room_for_write: bool, last: bool, first: bool) -> Option<Queued> {
+    /// The next one, if there is room for its kind. While the node is `busy` a read goes before any but the batch's first write (`first`): the
+    /// window grows by what it lets through.
+    pub(super) fn pop(&mut self, room_for_read: bool, room_for_write: bool, busy: bool, first: bool) -> Option<Queued> {
         let read = self.reads.first_key_value().map(|(key, _)| *key).filter(|_| room_for_read);
         let write = self.writes.first_key_value().map(|(key, _)| *key).filter(|_| room_for_write);
         match (read, write) {
-            (Some(read), Some(write)) if if last { !first } else { read < write } => self.pop_read(),
+            (Some(read), Some(write)) if if busy { !first } else { read < write } => self.pop_read(),
             (Some(_), None) => self.pop_read(),
-            (_, Some(_)) if last => self.writes.pop_last().map(|(_, queued)| queued),
-            (_, Some(write)) => self.writes.remove(&write),
+            (_, Some(_)) => self.pop_write(busy),
             (None, None) => None,
         }
     }
 
     fn pop_read(&mut self) -> Option<Queued> {
-        let late = self.reads.first_key_value().is_some_and(|(_, (came, _))| came.elapsed() > LATE);
-        let next = if late { self.reads.pop_last() } else { self.reads.pop_first() };
-        next.map(|(_, (_, queued))| queued)
+        pop(&mut self.reads, |_, waited| waited > LATE)
+    }
+
+    fn pop_write(&mut self, busy: bool) -> Option<Queued> {
+        pop(&mut self.writes, |left, waited| busy && waited > left)
     }
 
     /// Whether one of them can be sent.
@@ -67,13 +68,14 @@ impl Waiting {
 
     /// Lets those go whose callers have gone.
     pub(super) fn clean(&mut self) {
-        self.reads.retain(|_, (_, queued)| !queued.is_given_up());
-        self.writes.retain(|_, queued| !queued.is_given_up());
+        for queue in [&mut self.reads, &mut self.writes] {
+            queue.retain(|_, (_, queued)| !queued.is_given_up());
+        }
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Queued> {
         let (reads, writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
-        reads.into_values().map(|(_, queued)| queued).chain(writes.into_values())
+        reads.into_values().chain(writes.into_values()).map(|(_, queued)| queued)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -83,6 +85,16 @@ impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
         self.reads.is_empty() && self.writes.is_empty()
     }
+}
+
+/// The first, or the last if the first, by what is left of its time and how long it has waited, is late.
+fn pop(queue: &mut Queue, is_late: impl Fn(Duration, Duration) -> bool) -> Option<Queued> {
+    let now = Instant::now();
+    let late = queue.first_key_value().is_some_and(|((end, _), (came, _))| {
+        is_late(end.saturating_duration_since(now), now.saturating_duration_since(*came))
+    });
+    let next = if late { queue.pop_last() } else { queue.pop_first() };
+    next.map(|(_, (_, queued))| queued)
 }
 
 #[cfg(test)]
@@ -137,12 +149,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn writes_to_a_busy_node_go_in_order_and_the_newest_first_once_half_of_the_time_is_over() {
+        let (mut waiting, _callers) = queue((1..=6).map(write));
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(1));
+        tokio::time::advance(Duration::from_millis(4_999)).await;
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(2));
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(6));
+        assert_eq!(id(waiting.pop(true, true, false, true)), Some(3), "the node is well again");
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(5));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_has_room_passes_what_has_none() {
-        let (mut waiting, _callers) = queue([write(1), read(2), write(3)]);
+        let (mut waiting, _callers) = queue([write(1), read(2)]);
         assert!(waiting.has_next(true, false) && waiting.has_next(false, true) && !waiting.has_next(false, false));
         assert_eq!(id(waiting.pop(true, false, true, true)), Some(2));
-        assert_eq!(id(waiting.pop(true, true, true, true)), Some(3), "the node is busy: the one that waits longest");
-        assert_eq!(id(waiting.pop(true, true, false, true)), Some(1));
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(1));
     }
 
     #[tokio::test(start_paused = true)]
