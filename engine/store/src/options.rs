@@ -8,9 +8,13 @@
 //!   before it installs a flushed table, so that no table is ahead of the WAL. Atomic flush would
 //!   only couple the families: each flush of `state` would flush `log` too, and entries that
 //!   truncation was about to delete in memory would reach the disk.
-//! - **No write stalls by RocksDB.** It has one write controller for all families, and a stalled
-//!   `state` would stall `log`, and with it votes and elections. Triggers are out of reach;
-//!   admission control watches [`crate::Properties`] instead.
+//! - **No write stalls for level-0 files or pending compactions.** RocksDB has one write controller for all
+//!   families, and a stalled `state` would stall `log`, and with it votes and elections. Their triggers are out
+//!   of reach. What stays is the bound of memory: behind eight memtables of a family that wait for their flush
+//!   all writes stop, until the disk has taken one.
+//! - **No limit for the rate of flushes and compactions.** RocksDB knows one for both, and flushes that are
+//!   slower than what comes in stop all writes: at 64 MiB/s values of 256 KiB waited for a second
+//!   (docs/decisions/0041-flushes-are-not-held-back.md). Instead they wait for each megabyte to reach the disk.
 //! - **PointInTime recovery** plus our own audit, which knows what had been synced (`wal_audit`).
 //!   `track_and_verify_wals_in_manifest` makes RocksDB notice closed WALs that are missing.
 //! - **No resuming after background errors**: the first failure stops the store.
@@ -42,6 +46,9 @@ const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// remembers where the last one went, in some 300 bytes that count as its own. The prefix is what a range's entries share
 /// ([`flotilla_engine::keys`]).
 const LOG_HINTS: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.FixedPrefix.9";
+/// The first error of a flush or compaction stops the store; and a table that is being written has at most a megabyte on its way to the
+/// disk, or the log's next sync would wait behind all of it.
+const DATABASE: &str = "max_bgerror_resume_count=0;strict_bytes_per_sync=true";
 /// Part of the table format: tables remember the name, and filters of another one are not used.
 const PREFIX_EXTRACTOR: &str = "flotilla.user-key.1";
 
@@ -54,18 +61,11 @@ pub struct Options {
     pub max_open_files: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
-    /// Limit for what flushes and compactions write; 0: none.
-    pub compaction_bytes_per_second: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            memory_bytes: 512 * MIB as u64,
-            max_open_files: 4096,
-            background_jobs: 2,
-            compaction_bytes_per_second: 64 * MIB as u64,
-        }
+        Self { memory_bytes: 512 * MIB as u64, max_open_files: 4096, background_jobs: 2 }
     }
 }
 
@@ -107,7 +107,7 @@ fn database_options(
     info_log: &Path,
     create: bool,
 ) -> Result<RocksOptions, OpenError> {
-    let mut database = from_string("max_bgerror_resume_count=0")?;
+    let mut database = from_string(DATABASE)?;
     database.create_if_missing(create);
     database.create_missing_column_families(create);
 
@@ -127,10 +127,6 @@ fn database_options(
     ));
     database.set_max_open_files(options.max_open_files);
     database.set_max_background_jobs(options.background_jobs);
-    if options.compaction_bytes_per_second > 0 {
-        let rate = i64::try_from(options.compaction_bytes_per_second).unwrap_or(i64::MAX);
-        database.set_ratelimiter(rate, 100_000, 10);
-    }
     let mut env = Env::new().map_err(|error| OpenError::Io { cause: error.to_string() })?;
     env.lower_thread_pool_cpu_priority();
     env.lower_thread_pool_io_priority();
