@@ -4,13 +4,15 @@
 //! caller; only one of the two can happen, so [`CallOutcome::NotSent`] is always true.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flotilla_proto::{NodeId, v1};
 use flotilla_tls::Tls;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::connection;
@@ -60,10 +62,10 @@ struct Node {
     queue: Option<mpsc::Sender<Queued>>,
 }
 
-/// A request on its way to the connection.
+/// A request on its way to the connection. Small, for queues move what is in them.
 #[derive(Debug)]
 pub(super) struct Queued {
-    request: v1::Request,
+    request: Box<v1::Request>,
     taken: Arc<AtomicBool>,
     answer: oneshot::Sender<CallOutcome>,
 }
@@ -73,13 +75,13 @@ pub(super) type Answer = oneshot::Sender<CallOutcome>;
 
 impl Queued {
     pub(super) fn new(request: v1::Request, taken: Arc<AtomicBool>, answer: Answer) -> Self {
-        Self { request, taken, answer }
+        Self { request: Box::new(request), taken, answer }
     }
 
     /// The request, to be sent now; `None` if its caller has gone or withdrawn it.
     pub(super) fn take(self) -> Option<(v1::Request, Answer)> {
         let gone = self.answer.is_closed() || self.taken.swap(true, Ordering::AcqRel);
-        (!gone).then_some((self.request, self.answer))
+        (!gone).then_some((*self.request, self.answer))
     }
 
     pub(super) fn is_write(&self) -> bool {
@@ -118,6 +120,20 @@ impl GrpcTransport {
         self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `None`: the node's address is not known.
+    fn begin(&self, node: NodeId, request: v1::Request) -> Option<Begun> {
+        let timeout_ms = request.body.as_ref().and_then(header_of).map_or(0, |header| header.timeout_ms);
+        let expires = Instant::now() + Duration::from_millis(timeout_ms);
+        let queue = self.queue(node)?;
+        let taken = Arc::new(AtomicBool::new(false));
+        let (answer, outcome) = oneshot::channel();
+        let refused = match queue.try_send(Queued::new(request, Arc::clone(&taken), answer)) {
+            Ok(()) => None,
+            Err(TrySendError::Full(queued) | TrySendError::Closed(queued)) => Some(Box::new((queue, queued))),
+        };
+        Some(Begun { node, expires, taken, outcome, refused })
+    }
+
     /// The queue to a node; its connection starts with the first request.
     fn queue(&self, id: NodeId) -> Option<mpsc::Sender<Queued>> {
         let mut nodes = self.nodes();
@@ -138,29 +154,48 @@ impl GrpcTransport {
     }
 }
 
-impl Transport for GrpcTransport {
-    async fn call(&self, node: NodeId, request: v1::Request) -> CallOutcome {
-        let timeout_ms = request.body.as_ref().and_then(header_of).map_or(0, |header| header.timeout_ms);
-        let expires = Instant::now() + Duration::from_millis(timeout_ms);
-        let Some(queue) = self.queue(node) else {
-            return CallOutcome::NoAddress;
-        };
-        let taken = Arc::new(AtomicBool::new(false));
-        let (answer, mut outcome) = oneshot::channel();
-        let queued = Queued::new(request, Arc::clone(&taken), answer);
-        match timeout_at(expires, queue.send(queued)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return CallOutcome::NotSent(format!("the connection to node {} has ended", node.0)),
-            Err(_) => return CallOutcome::NotSent(format!("the queue to node {} is full", node.0)),
-        }
-        let answered = match timeout_at(expires, &mut outcome).await {
-            Ok(answered) => answered,
-            Err(_) if !taken.swap(true, Ordering::AcqRel) => {
-                return CallOutcome::NotSent(format!("no connection to node {} was ready in time", node.0));
+/// A request that is in its node's queue, or waits to be let in.
+struct Begun {
+    node: NodeId,
+    expires: Instant,
+    taken: Arc<AtomicBool>,
+    outcome: oneshot::Receiver<CallOutcome>,
+    /// On the heap, for a full queue is rare.
+    refused: Option<Box<(mpsc::Sender<Queued>, Queued)>>,
+}
+
+impl Begun {
+    async fn outcome(mut self) -> CallOutcome {
+        let (node, expires) = (self.node.0, self.expires);
+        if let Some(refused) = self.refused.take() {
+            let (queue, queued) = *refused;
+            match Box::pin(timeout_at(expires, queue.send(queued))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return CallOutcome::NotSent(format!("the connection to node {node} has ended")),
+                Err(_) => return CallOutcome::NotSent(format!("the queue to node {node} is full")),
             }
-            Err(_) => outcome.await,
+        }
+        let answered = match timeout_at(expires, &mut self.outcome).await {
+            Ok(answered) => answered,
+            Err(_) if !self.taken.swap(true, Ordering::AcqRel) => {
+                return CallOutcome::NotSent(format!("no connection to node {node} was ready in time"));
+            }
+            Err(_) => self.outcome.await,
         };
-        answered.unwrap_or_else(|_| CallOutcome::Broken(format!("the connection to node {} has ended", node.0)))
+        answered.unwrap_or_else(|_| CallOutcome::Broken(format!("the connection to node {node} has ended")))
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn call(&self, node: NodeId, request: v1::Request) -> impl Future<Output = CallOutcome> + Send {
+        // Queued here: the future of an `async fn` would have room for the request as long as it lasts.
+        let begun = self.begin(node, request);
+        async move {
+            match begun {
+                Some(call) => call.outcome().await,
+                None => CallOutcome::NoAddress,
+            }
+        }
     }
 
     /// What is under way there goes on: the answers are refusals, and tell what became of it.

@@ -99,52 +99,64 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Carries a request out, within the header's `timeout_ms` (0: 5 s). The header's range id and
+    /// Carries a request out, within the header's `timeout_ms` from now on (0: 5 s). The header's range id and
     /// epoch are ignored. Errors: any of [`flotilla_proto::Error`]; one that is not
     /// [`Ambiguous`](flotilla_proto::Error::Ambiguous) means that surely nothing was applied.
-    pub async fn call(&self, body: v1::request::Body) -> Result<v1::response::Body> {
-        let timeout_ms = header_of(&body).map_or(0, |header| header.timeout_ms);
+    ///
+    /// The future is small: each layer above copies it, and a thousand of them should fit into a processor's cache. Hence the
+    /// call and all that is rare are on the heap, and the request is in nothing but the call.
+    pub fn call(&self, body: v1::request::Body) -> impl Future<Output = Result<v1::response::Body>> + Send {
+        let (timeout_ms, named) = header_of(&body).map_or((0, 0), |header| (header.timeout_ms, header.cluster_id));
         let timeout_ms = if timeout_ms == 0 { TIMEOUT_MS_DEFAULT } else { timeout_ms };
         let now = self.now();
         let deadline = now.saturating_add(Duration::from_millis(timeout_ms));
-        let (name, named) = header_of(&body).map_or(("", 0), |header| (&header.keyspace, header.cluster_id));
-        cluster::check(self.cluster(named), named)?;
-        let known = self.keyspaces().find(name);
-        let keyspace = match known {
-            Some(keyspace) => keyspace,
-            None => self.look_for(name, deadline).await?,
-        };
-        let mut call = Call::new(body, now, deadline);
+        let call = Box::new(Call::new(body, now, deadline));
+        async move {
+            cluster::check(self.cluster(named), named)?;
+            let known = self.keyspaces().find(call.keyspace());
+            let keyspace = match known {
+                Some(keyspace) => keyspace,
+                None => Box::pin(self.look_for(call.keyspace(), deadline)).await?,
+            };
+            self.drive(call, keyspace, deadline).await
+        }
+    }
+
+    async fn drive(&self, mut call: Box<Call>, keyspace: KeyspaceId, deadline: Time) -> Result<v1::response::Body> {
         let mut sending: Vec<Sent<'_>> = Vec::with_capacity(1);
         let mut refreshing: Option<Refreshing<'_>> = None;
         loop {
-            let step = call.next(self.now(), self.keyspaces().routes(keyspace), self.rand());
-            match step {
+            let until = match call.next(self.now(), self.keyspaces().routes(keyspace), self.rand()) {
                 Step::Done(result) => return result,
                 Step::Send { node, request } => {
                     let id = request.id;
                     sending.push(Sent { id, node, answer: Box::pin(self.shared.transport.call(node, request)) });
+                    continue;
                 }
                 Step::RefreshRoutes(places) => {
                     let name = call.keyspace().to_string();
                     refreshing = Some(Box::pin(async move { self.refresh(&name, &places).await }));
+                    continue;
                 }
-                Step::WaitUntil(time) => match self.wait(&mut sending, &mut refreshing, time).await {
-                    Event::Time => {}
-                    Event::Outcome(id, node, outcome) => {
-                        if is_foreign(&outcome) {
-                            self.shared.transport.disown(node);
-                        }
-                        let mut keyspaces = self.keyspaces();
-                        call.on_outcome(self.now(), keyspaces.routes_mut(keyspace), self.rand(), id, outcome);
+                Step::WaitUntil(until) => until,
+            };
+            let is_still = match self.wait(&mut sending, &mut refreshing, until).await {
+                Event::Time => continue,
+                Event::Outcome(id, node, outcome) => {
+                    if is_foreign(&outcome) {
+                        self.shared.transport.disown(node);
                     }
-                    Event::Routes(result) => {
-                        call.on_routes(self.now(), self.rand(), result);
-                        if !self.is_still(call.keyspace(), keyspace, deadline).await {
-                            call.abandon(&Error::KeyspaceNotFound { name: call.keyspace().to_string() });
-                        }
-                    }
-                },
+                    let mut keyspaces = self.keyspaces();
+                    call.on_outcome(self.now(), keyspaces.routes_mut(keyspace), self.rand(), id, outcome);
+                    continue;
+                }
+                Event::Routes(result) => {
+                    call.on_routes(self.now(), self.rand(), result);
+                    Box::pin(self.is_still(call.keyspace(), keyspace, deadline))
+                }
+            };
+            if !is_still.await {
+                call.abandon(&Error::KeyspaceNotFound { name: call.keyspace().to_string() });
             }
         }
     }
@@ -384,6 +396,8 @@ mod tests {
 
     use flotilla_proto::ids::DEFAULT_KEYSPACE;
 
+    use super::super::endpoints::Endpoints;
+    use super::super::grpc::{GrpcConfig, GrpcTransport};
     use super::*;
 
     /// Every key is a range, and every node leads all.
@@ -446,5 +460,21 @@ mod tests {
         let letters = &router.shared.source;
         assert!(letters.asked.load(Ordering::Relaxed) <= 4, "{} questions", letters.asked.load(Ordering::Relaxed));
         assert!((500..=1_010).contains(&letters.keys.load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn the_future_of_a_call_is_small() {
+        let endpoints =
+            Endpoints::new(vec!["127.0.0.1:1".into()], Duration::from_secs(1), 0, None).expect("an address");
+        let router = Router::new(GrpcTransport::new(GrpcConfig::default()), endpoints, RouterConfig::default());
+        let of_a_call = size_of_val(&router.call(v1::request::Body::Get(v1::GetRequest::default())));
+        let of_a_request = size_of_val(&router.transport().call(NodeId(1), v1::Request::default()));
+        let of_a_get = size_of_val(&router.get(v1::GetRequest::default()));
+        let of_a_put = size_of_val(&router.put(v1::PutRequest::default()));
+        let sizes = [of_a_call, of_a_request, of_a_get, of_a_put];
+        assert!(
+            sizes.iter().all(|bytes| *bytes <= 1_024),
+            "bytes of a call, a request to a node, a get, a put: {sizes:?}"
+        );
     }
 }
