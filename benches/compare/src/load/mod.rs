@@ -4,8 +4,8 @@
 pub mod threads;
 pub mod workload;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use tokio::task::JoinSet;
 
 use crate::store::{Failed, Session};
-use threads::Placed;
+use threads::{Placed, THREADS};
 use workload::{Chooser, Operation, Workload, key, value};
 
 /// Keys are written at first by so many.
@@ -68,7 +68,7 @@ pub async fn fill<S: Session>(sessions: &[Placed<S>], load: Load) -> Result<()> 
 pub async fn fill_by<S: Session>(clients: u64, sessions: &[Placed<S>], load: Load) -> Result<()> {
     let mut tasks = JoinSet::new();
     for at in 0..clients {
-        let Placed { session, thread } = sessions[at as usize % sessions.len()].clone();
+        let Placed { session, thread, .. } = sessions[at as usize % sessions.len()].clone();
         let writes = async move {
             let mut random = SmallRng::seed_from_u64(load.seed ^ at);
             for number in (at..load.keys).step_by(clients as usize) {
@@ -89,7 +89,9 @@ pub struct Running {
     phase: Arc<AtomicU8>,
     done: Arc<AtomicU64>,
     failed: Arc<AtomicBool>,
-    clients: JoinSet<Seen>,
+    /// By thread: a thousand clients' own would take the servers' place in the processor's caches.
+    seen: [Arc<Mutex<Seen>>; THREADS],
+    clients: JoinSet<()>,
     began: Option<Instant>,
 }
 
@@ -98,22 +100,23 @@ impl Running {
     pub fn start<S: Session>(sessions: &[Placed<S>], load: Load) -> Self {
         let phase = Arc::new(AtomicU8::new(WARMS_UP));
         let (chooser, done) = (Chooser::new(load.workload, load.keys), Arc::new(AtomicU64::new(0)));
-        let failed = Arc::new(AtomicBool::new(false));
+        let (failed, seen) = (Arc::new(AtomicBool::new(false)), <[Arc<Mutex<Seen>>; THREADS]>::default());
         let mut clients = JoinSet::new();
         for at in 0..load.clients {
-            let Placed { session, thread } = sessions[at % sessions.len()].clone();
+            let Placed { session, thread, number } = sessions[at % sessions.len()].clone();
             let client = Client {
                 session,
                 chooser: Arc::clone(&chooser),
                 phase: Arc::clone(&phase),
                 done: Arc::clone(&done),
                 failed: Arc::clone(&failed),
+                seen: Arc::clone(&seen[number]),
                 random: SmallRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(at as u64)),
                 value_bytes: load.value_bytes,
             };
             clients.spawn_on(client.run(), &thread);
         }
-        Self { phase, done, failed, clients, began: None }
+        Self { phase, done, failed, seen, clients, began: None }
     }
 
     /// From here on it counts.
@@ -136,12 +139,19 @@ impl Running {
     pub async fn stop(mut self) -> Result<Seen> {
         self.phase.store(OVER, Ordering::Relaxed);
         let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
-        let mut seen = Seen { seconds, ..Seen::default() };
-        while let Some(of_one) = self.clients.join_next().await {
-            seen.add(&of_one?);
+        while let Some(over) = self.clients.join_next().await {
+            over?;
         }
-        Ok(seen)
+        let mut all = Seen { seconds, ..Seen::default() };
+        for seen in &self.seen {
+            all.add(&lock(seen));
+        }
+        Ok(all)
     }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One client: one operation after the other.
@@ -151,13 +161,14 @@ struct Client<S> {
     phase: Arc<AtomicU8>,
     done: Arc<AtomicU64>,
     failed: Arc<AtomicBool>,
+    /// Of all clients of its thread.
+    seen: Arc<Mutex<Seen>>,
     random: SmallRng,
     value_bytes: usize,
 }
 
 impl<S: Session> Client<S> {
-    async fn run(mut self) -> Seen {
-        let mut seen = Seen::default();
+    async fn run(mut self) {
         loop {
             let operation = self.chooser.next(&mut self.random);
             let value = match operation {
@@ -168,8 +179,9 @@ impl<S: Session> Client<S> {
             let done = self.perform(operation, value).await;
             let phase = self.phase.load(Ordering::Relaxed);
             if phase == OVER {
-                return seen;
+                return;
             }
+            let mut seen = lock(&self.seen);
             match done {
                 Ok(held) if phase == MEASURED => {
                     seen.latencies.add(begun.elapsed());

@@ -13,7 +13,7 @@ use flotilla_benches::cluster::Result;
 use tokio::runtime::{Builder, Handle};
 
 /// As many as the smallest machine that is measured on has cores.
-const THREADS: usize = 2;
+pub const THREADS: usize = 2;
 
 /// They last as long as the process.
 static THREADS_OF_LOAD: LazyLock<std::io::Result<Vec<Handle>>> =
@@ -31,6 +31,8 @@ fn start() -> std::io::Result<Handle> {
 pub struct Placed<S> {
     pub session: S,
     pub thread: Handle,
+    /// Which of the threads it is.
+    pub number: usize,
 }
 
 /// Makes sessions for so many clients, an equal share of them on each thread; clients that take turns with the sessions
@@ -38,10 +40,11 @@ pub struct Placed<S> {
 pub async fn sessions<S>(clients: usize, make: impl AsyncFn(usize) -> Result<Vec<S>>) -> Result<Vec<Placed<S>>> {
     let threads = THREADS_OF_LOAD.as_ref().map_err(|error| format!("cannot start threads: {error}"))?;
     let mut of_threads = Vec::new();
-    for (at, thread) in threads.iter().enumerate().take(clients) {
-        let share = (clients - at).div_ceil(threads.len().min(clients));
+    for (number, thread) in threads.iter().enumerate().take(clients) {
+        let share = (clients - number).div_ceil(threads.len().min(clients));
         let made = within(thread, make(share)).await?;
-        of_threads.push(made.into_iter().map(|session| Placed { session, thread: thread.clone() }));
+        let thread = thread.clone();
+        of_threads.push(made.into_iter().map(move |session| Placed { session, thread: thread.clone(), number }));
     }
     let mut in_turn = Vec::new();
     loop {
