@@ -126,7 +126,7 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
         let mut sending: Vec<Sent<'_>> = Vec::with_capacity(1);
         let mut refreshing: Option<Refreshing<'_>> = None;
         loop {
-            let until = match call.next(self.now(), self.keyspaces().routes(keyspace), self.rand()) {
+            let until = match self.next(&mut call, keyspace) {
                 Step::Done(result) => return result,
                 Step::Send { node, request } => {
                     let id = request.id;
@@ -159,6 +159,11 @@ impl<T: Transport, R: RouteSource> Router<T, R> {
                 call.abandon(&Error::KeyspaceNotFound { name: call.keyspace().to_string() });
             }
         }
+    }
+
+    /// What the call wants next. By itself: the routes' lock is not held while it is done.
+    fn next(&self, call: &mut Call, keyspace: KeyspaceId) -> Step {
+        call.next(self.now(), self.keyspaces().routes(keyspace), self.rand())
     }
 
     /// Takes news of ranges, leaders and nodes in.

@@ -9,8 +9,8 @@ use crate::core::{CallOutcome, Places};
 /// A way to the nodes.
 pub trait Transport: Send + Sync + 'static {
     /// Sends one request, and says what came of it. The header's `timeout_ms` is always set: a
-    /// request that could not be sent within it is [`CallOutcome::NotSent`]. Dropping the future
-    /// before the request was sent cancels it.
+    /// request that could not be sent within it is [`CallOutcome::NotSent`]. It may be sent before the
+    /// future is polled; dropping the future before the request was sent cancels it. Called within a tokio runtime.
     fn call(&self, node: NodeId, request: v1::Request) -> impl Future<Output = CallOutcome> + Send;
 
     /// What listens at this node's address belongs to another cluster: the address is not used for a while, unless it

@@ -1,6 +1,6 @@
-//! Requests that wait to be sent on a connection: in order, or those whose callers wait longest first. Of writes it is so while the node is busy
-//! (`Window` says when, and why) and half of the first one's time is over: as long as all are served in time, turns are fair. Of reads it is so
-//! while the first of them has waited for longer than [`LATE`]: the node takes them more slowly than they come.
+//! Requests that wait to be sent on a connection: in the order of their deadlines, or the latest first. Of writes it is so while the node is busy
+//! (`Window` says when, and why) and half of the first one's time is over, of what this attempt has: as long as all are served in time, they go as
+//! they came. Of reads it is so while the first of them has waited for longer than [`LATE`]: the node takes them more slowly than they come.
 //! Reads never wait for writes that a busy node would refuse.
 
 use std::collections::BTreeMap;
@@ -87,8 +87,12 @@ impl Waiting {
     }
 }
 
-/// The first, or the last if the first, by what is left of its time and how long it has waited, is late.
+/// The first, or the last if the first, by what is left of its time and how long it has waited, is late. Where the first ones' callers have gone,
+/// that says nothing of the others.
 fn pop(queue: &mut Queue, is_late: impl Fn(Duration, Duration) -> bool) -> Option<Queued> {
+    while queue.first_key_value().is_some_and(|(_, (_, queued))| queued.is_given_up()) {
+        queue.pop_first();
+    }
     let now = Instant::now();
     let late = queue.first_key_value().is_some_and(|((end, _), (came, _))| {
         is_late(end.saturating_duration_since(now), now.saturating_duration_since(*came))
@@ -158,6 +162,17 @@ mod tests {
         assert_eq!(id(waiting.pop(true, true, true, true)), Some(6));
         assert_eq!(id(waiting.pop(true, true, false, true)), Some(3), "the node is well again");
         assert_eq!(id(waiting.pop(true, true, true, true)), Some(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_write_whose_caller_has_gone_turns_no_order() {
+        let mut short = write(1);
+        let Some(v1::request::Body::Write(batch)) = &mut short.body else { panic!("not a write") };
+        batch.header = Some(v1::RequestHeader { timeout_ms: 1_000, ..Default::default() });
+        let (mut waiting, mut callers) = queue([short, write(2), write(3)]);
+        tokio::time::advance(Duration::from_millis(600)).await;
+        callers.remove(0);
+        assert_eq!(id(waiting.pop(true, true, true, true)), Some(2));
     }
 
     #[tokio::test(start_paused = true)]

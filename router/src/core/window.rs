@@ -5,8 +5,9 @@
 //! holds back by itself, as TCP does (Jacobson 1988; RFC 5681): the window shrinks by a part when the node says that it is busy, once
 //! for all that was under way then, and grows in each [`PERIOD`] in which the node did not. What does not fit waits where it costs the node nothing.
 //!
-//! While the window is what holds requests back, and the first of them has waited for half of its time, the newest goes first: under overload a
-//! queue that is served in order serves only those whose callers are about to give up (Maurer, "Fail at Scale", ACM Queue 2015, on adaptive LIFO).
+//! While the window is what holds writes back, and the first of them has waited for half of its time, the newest goes first (reads: once the first
+//! has waited for a tenth of a second): under overload a queue that is served in order serves only those whose callers are about to give up (Maurer,
+//! "Fail at Scale", ACM Queue 2015, on adaptive LIFO).
 
 use std::time::Duration;
 
