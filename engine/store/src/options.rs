@@ -46,6 +46,9 @@ const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// remembers where the last one went, in some 300 bytes that count as its own. The prefix is what a range's entries share
 /// ([`flotilla_engine::keys`]).
 const LOG_HINTS: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.FixedPrefix.9";
+/// The apply stage writes a batch's data in the order of the keys: the memtable of `state` begins its search where the last one of the
+/// same kind (data, range states, expiry) ended.
+const STATE_HINTS: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.FixedPrefix.1";
 /// The first error of a flush or compaction stops the store; and a table that is being written has at most a megabyte on its way to the
 /// disk, or the log's next sync would wait behind all of it.
 const DATABASE: &str = "max_bgerror_resume_count=0;strict_bytes_per_sync=true";
@@ -85,7 +88,11 @@ pub(crate) fn build(options: &Options, info_log: &Path, create: bool) -> Result<
     for (family, name) in
         Family::ALL.map(|family| (family, family.name())).into_iter().chain([(Family::Meta, "default")])
     {
-        let begun = if family == Family::Log { from_string(LOG_HINTS)? } else { RocksOptions::default() };
+        let begun = match family {
+            Family::Log => from_string(LOG_HINTS)?,
+            Family::State => from_string(STATE_HINTS)?,
+            Family::Meta => RocksOptions::default(),
+        };
         families.push(ColumnFamilyDescriptor::new(name, family_options(begun, family, memory, &cache)));
     }
     Ok(Built { database, families, cache })

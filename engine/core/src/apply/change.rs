@@ -249,7 +249,7 @@ fn begin_child<S: Storage>(
     if tombstone.is_some_and(|tombstone| own <= tombstone.replica_id) {
         // It was removed before it began: what it would have held goes.
         for (start, end) in keys::range_spans(KeyspaceId(descriptor.keyspace_id), &descriptor.start, &descriptor.end) {
-            pass.batch.delete_range(Family::State, &start, &end);
+            pass.delete_span(&start, &end);
         }
         return Ok(false);
     }

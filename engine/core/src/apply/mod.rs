@@ -202,7 +202,7 @@ impl ApplyStage {
                 ApplyWork::Entries(entries) => done.push(self.apply_entries(&mut pass, task.range, entries, show)?),
             }
         }
-        flush(&mut pass)?;
+        pass.flush()?;
         Ok(done)
     }
 
@@ -228,7 +228,7 @@ impl ApplyStage {
         if range.removed {
             return Ok(done);
         }
-        let mut before = pass.batch.size_bytes();
+        let mut before = pass.size_bytes();
         let (mut born, mut ended) = (Vec::new(), Vec::new());
         for entry in entries {
             let changed = range.apply(pass, node, id, entry, &mut done)?;
@@ -237,8 +237,8 @@ impl ApplyStage {
                 Some(RangeChange::Split { children, .. }) => born.extend(children),
                 Some(RangeChange::Checksum { check_id }) => {
                     range.write_applied(pass, id)?;
-                    done.bytes += (pass.batch.size_bytes() - before) as u64;
-                    flush(pass)?;
+                    done.bytes += (pass.size_bytes() - before) as u64;
+                    pass.flush()?;
                     before = 0;
                     let (descriptor, index) = (range.descriptor.clone(), range.applied.index);
                     show(pass.storage, Checkpoint { check_id, descriptor, index });
@@ -258,7 +258,7 @@ impl ApplyStage {
             }
         }
         range.write_applied(pass, id)?;
-        done.bytes += pass.batch.size_bytes().saturating_sub(before) as u64;
+        done.bytes += pass.size_bytes().saturating_sub(before) as u64;
         (done.index, done.term, done.checksum) = (range.applied.index, range.applied.term, range.applied.checksum);
         done.expiry = range.expiry_applied(pass);
         #[cfg(feature = "mutants")]
@@ -282,15 +282,6 @@ impl ApplyStage {
         }
         Ok(done)
     }
-}
-
-/// Writes what a pass has gathered.
-fn flush<S: Storage>(pass: &mut Pass<'_, S>) -> Result<(), StorageError> {
-    if pass.batch.is_empty() {
-        return Ok(());
-    }
-    pass.overlay.clear();
-    pass.storage.write(std::mem::replace(&mut pass.batch, pass.storage.batch()))
 }
 
 impl RangeApply {

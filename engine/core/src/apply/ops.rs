@@ -1,7 +1,8 @@
 //! The operations of a command: conditions are evaluated against the state as it stands, and what holds is
 //! written.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use flotilla_mutants::Mutant;
@@ -18,34 +19,61 @@ use crate::storage::{Family, Storage, StorageError, WriteBatch};
 /// One call of [`super::ApplyStage::apply`]: the batch it fills, and what later operations must see of it.
 pub(super) struct Pass<'a, S: Storage> {
     pub storage: &'a S,
+    /// All but the data.
     pub batch: S::Batch,
-    /// What the batch holds for keys (as on disk): reads look here first. Point access only, so the
-    /// map's order never matters.
-    pub overlay: HashMap<Vec<u8>, Option<Stored>>,
+    /// The data that is still to go into the batch, by its key on disk: reads look here first. In order, because what is near
+    /// in the batch is then near in the memtable, whose search for a place begins where the last one ended.
+    data: BTreeMap<Vec<u8>, Option<Stored>>,
+    /// About as many bytes as `data` has had.
+    data_bytes: usize,
     /// What the present task has changed in the expiry index.
     pub expiry: Vec<ExpiryChange>,
 }
 
 impl<'a, S: Storage> Pass<'a, S> {
     pub(super) fn new(storage: &'a S) -> Self {
-        Self { storage, batch: storage.batch(), overlay: HashMap::new(), expiry: Vec::new() }
+        Self { storage, batch: storage.batch(), data: BTreeMap::new(), data_bytes: 0, expiry: Vec::new() }
     }
 
     pub(super) fn current(&self, key: &[u8]) -> Result<Option<Stored>, StorageError> {
-        if let Some(known) = self.overlay.get(key) {
+        if let Some(known) = self.data.get(key) {
             return Ok(known.clone());
         }
         self.storage.get(Family::State, key)?.map(record::decode_value).transpose()
     }
 
     pub(super) fn write(&mut self, key: Vec<u8>, change: Option<Stored>) {
-        match &change {
-            Some(Stored { version, deadline_ms, value }) => {
-                self.batch.put(Family::State, &key, &record::encode_value(*version, *deadline_ms, value));
-            }
-            None => self.batch.delete(Family::State, &key),
+        self.data_bytes += key.len() + change.as_ref().map_or(0, |stored| stored.value.len());
+        self.data.insert(key, change);
+    }
+
+    /// Deletes all keys of the family `state` in `[start, end)`, those that this pass has written among them.
+    pub(super) fn delete_span(&mut self, start: &[u8], end: &[u8]) {
+        self.batch.delete_range(Family::State, start, end);
+        if start < end {
+            let written = (Bound::Included(start), Bound::Excluded(end));
+            self.data.range_mut::<[u8], _>(written).for_each(|(_, change)| *change = None);
         }
-        self.overlay.insert(key, change);
+    }
+
+    /// About how many bytes the pass has written so far.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.batch.size_bytes() + self.data_bytes
+    }
+
+    /// Writes what was gathered: one batch.
+    pub(super) fn flush(&mut self) -> Result<(), StorageError> {
+        let mut batch = std::mem::replace(&mut self.batch, self.storage.batch());
+        for (key, change) in std::mem::take(&mut self.data) {
+            match change {
+                Some(Stored { version, deadline_ms, value }) => {
+                    batch.put(Family::State, &key, &record::encode_value(version, deadline_ms, &value));
+                }
+                None => batch.delete(Family::State, &key),
+            }
+        }
+        self.data_bytes = 0;
+        if batch.is_empty() { Ok(()) } else { self.storage.write(batch) }
     }
 }
 

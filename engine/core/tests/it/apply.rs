@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use flotilla_engine::apply::{ApplyError, ApplyRefusal, ApplyStage, ApplyTask, ApplyWork, RangeChange};
 use flotilla_engine::command::{self, CommandError};
-use flotilla_engine::{bootstrap, keys, recover};
+use flotilla_engine::keys::RangeRecord;
+use flotilla_engine::storage::{Family, Storage, WriteBatch};
+use flotilla_engine::{bootstrap, keys, record, recover};
 use flotilla_proto::v1::compare_and_swap::Expect;
 use flotilla_proto::{NodeId, v1};
 use raft::eraftpb::{Entry, EntryType};
@@ -255,6 +257,36 @@ fn both_halves_of_a_split_go_on_from_the_time_and_the_bound_of_the_whole() {
         assert_eq!(done[0].expiry.next_expiry_ms, bound, "a key stays until its time is past");
     }
     assert_eq!(stage_index(&stage.disk), before[..1]);
+}
+
+/// A child that was removed from here before it began leaves nothing, neither of what was written long ago nor of what the pass that splits
+/// has written just before.
+#[test]
+fn nothing_stays_of_a_child_that_was_removed_before() {
+    let child = flotilla_proto::RangeId(9);
+    let stages = [true, false].map(|together| {
+        let mut stage = fresh();
+        stage.op(put_ttl("z", "old", 1_000));
+        let mut batch = stage.disk.batch();
+        let tombstone = v1::Tombstone { replica_id: 1, ..Default::default() };
+        let key = keys::range_record(child, RangeRecord::Tombstone);
+        batch.put(Family::State, &key, &record::encode(&tombstone));
+        stage.disk.write(batch).expect("the disk is well");
+        let children = vec![v1::SplitChild { range_id: child.0, start: "m".into() }];
+        let split = v1::Command { change: Some(v1::command::Change::Split(v1::Split { children })), ..command(vec![]) };
+        let writes = [put("a", "1"), put("y", "2"), put_ttl("z", "3", 1_000), delete("z")];
+        let commands = writes.map(|op| command(vec![request(vec![op])])).into_iter().chain([split]);
+        let entries: Vec<Entry> = commands.map(|command| stage.entry(command::encode(&command))).collect();
+        for entries in entries.chunks(if together { entries.len() } else { 1 }) {
+            let task = Stage::task(entries.to_vec());
+            stage.stage.apply(&stage.disk, task, &mut |_, _| {}).expect("it can be applied");
+        }
+        stage.disk.contents()
+    });
+    assert_eq!(stages[0], stages[1], "however entries are cut into passes");
+    let left: Vec<Bytes> = stages[0].keys().filter_map(|(_, key)| keys::user_key(key)).collect();
+    assert_eq!(left, ["a"]);
+    assert!(!stages[0].keys().any(|(_, key)| keys::expiry_user_key(key).is_some()));
 }
 
 fn stage_index(disk: &MemDisk) -> Vec<Bytes> {
