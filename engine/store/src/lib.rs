@@ -20,6 +20,7 @@ mod rocks;
 mod scrub;
 mod staging;
 pub mod wal_audit;
+mod wal_space;
 mod watermark;
 
 pub use directory::{DirectoryError, DirectoryState, DiskSpace, FORMAT, Identity, StoreDirectory};

@@ -32,6 +32,7 @@ use crate::directory::{StoreDirectory, sync_directory};
 use crate::error::{OpenError, storage_error};
 use crate::options::{self, Options};
 use crate::wal_audit::{self, Torn};
+use crate::wal_space::WalSpace;
 use crate::watermark::Watermark;
 
 /// What a scan that passes by the cache reads at once.
@@ -55,7 +56,9 @@ pub(crate) struct Inner {
     pub(crate) failure: OnceLock<StorageError>,
     pub(crate) damage: Damage,
     /// Held by the sync that is running.
-    syncing: Mutex<()>,
+    syncing: Mutex<WalSpace>,
+    /// Bytes of all batches since the store was opened.
+    written: AtomicU64,
     /// Sequence number up to which the WAL is known synced.
     synced: AtomicU64,
     /// The last of those that went into a batch as a mark.
@@ -138,7 +141,8 @@ impl RocksStorage {
             recovery,
             failure: OnceLock::new(),
             damage: Damage::default(),
-            syncing: Mutex::new(()),
+            syncing: Mutex::new(WalSpace::new(&folder)),
+            written: AtomicU64::new(0),
             synced: AtomicU64::new(last_sequence),
             marked: AtomicU64::new(last_sequence),
             watermark: Mutex::new(watermark),
@@ -342,13 +346,15 @@ impl Storage for RocksStorage {
         if inner.marked.fetch_max(synced, Ordering::AcqRel) < synced {
             batch.put_log_data(wal_audit::mark(synced));
         }
+        inner.written.fetch_add(batch.size_in_bytes() as u64, Ordering::Relaxed);
         inner.database.write_opt(batch, &inner.write_options).map_err(|error| inner.poison("write", &error))
     }
 
     fn sync(&self) -> Result<()> {
         let inner = &*self.inner;
-        let _alone = inner.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut space = inner.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         inner.check()?;
+        space.reserve(inner.written.load(Ordering::Relaxed));
         inner.sync_wal().map_err(|error| inner.poison("sync", &error))
     }
 

@@ -60,6 +60,11 @@ impl<'a> LogFile<'a> {
         Self { bytes, number }
     }
 
+    /// Its length without zeros at the end: the room behind what was written.
+    pub(super) fn used_bytes(&self) -> usize {
+        self.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+    }
+
     /// Skips the filler at the end of a block.
     fn skip_filler(at: usize) -> usize {
         let left = BLOCK_BYTES - at % BLOCK_BYTES;
@@ -135,15 +140,17 @@ impl<'a> LogFile<'a> {
             let record = self.record(at).ok().flatten()?;
             is_sound(&record.data).then_some(record)
         };
+        // No record begins in zeros.
+        let used = self.used_bytes();
         let mut block_end = (at / BLOCK_BYTES + 1) * BLOCK_BYTES;
         let mut bad_at = Some(at);
         loop {
-            let after = bad_at.map_or(block_end, |at| at + 1)..block_end.min(self.bytes.len());
+            let after = bad_at.map_or(block_end, |at| at + 1)..block_end.min(used);
             if let Some(record) = after.into_iter().filter(|at| Self::skip_filler(*at) == *at).find_map(whole) {
                 return Some(record);
             }
             let block = block_end;
-            if block >= self.bytes.len() {
+            if block >= used {
                 return None;
             }
             block_end += BLOCK_BYTES;

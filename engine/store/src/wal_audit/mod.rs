@@ -18,6 +18,7 @@
 //! A bad place is refused if a witness proves that it had been synced, naming the file. Otherwise it is
 //! a torn end: no sync covers it, and it is dropped with everything after it. Where intact batches
 //! follow it, the file is cut, because RocksDB skips zeroed space and would replay over the hole.
+//! Nothing but zeros up to the end of the last file is the room that it was given ahead (`wal_space`).
 //! If the bad place is the beginning of the oldest needed file, there may be no number before it to
 //! compare with; then anything synced since the store was opened counts against it.
 //!
@@ -78,6 +79,12 @@ struct Wal {
     path: PathBuf,
     number: u64,
     bytes: Vec<u8>,
+}
+
+impl Wal {
+    fn file(&self) -> LogFile<'_> {
+        LogFile::new(&self.bytes, self.number)
+    }
 }
 
 /// Reads what RocksDB is about to replay from `folder`. Changes nothing, unless a torn end must be cut.
@@ -193,7 +200,7 @@ impl Reading<'_> {
     fn read(&mut self) -> Result<Option<TornEnd>, OpenError> {
         for index in 0..self.wals.len() {
             let wal = &self.wals[index];
-            let file = LogFile::new(&wal.bytes, wal.number);
+            let file = wal.file();
             let mut at = 0;
             let bad = loop {
                 match file.record(at) {
@@ -212,7 +219,9 @@ impl Reading<'_> {
             };
             let reached_end = bad.offset >= wal.bytes.len();
             if !reached_end && !self.goes_on_behind(index, bad) {
-                return self.judge(index, bad, at).map(Some);
+                let torn = self.judge(index, bad, at)?;
+                let is_room = index + 1 == self.wals.len() && file.used_bytes() <= bad.offset;
+                return Ok((!is_room).then_some(torn));
             }
         }
         Ok(None)
@@ -247,10 +256,10 @@ impl Reading<'_> {
     /// Bytes that belong to nothing, at the end of a file, while the next one goes on without a gap.
     fn goes_on_behind(&self, index: usize, bad: Bad) -> bool {
         let wal = &self.wals[index];
-        let file = LogFile::new(&wal.bytes, wal.number);
+        let file = wal.file();
         let ends_here = file.next_intact(bad.offset, |data| Batch::decode(data).is_some()).is_none();
         let following = self.wals.get(index + 1).and_then(|wal| {
-            let record = LogFile::new(&wal.bytes, wal.number).record(0).ok()??;
+            let record = wal.file().record(0).ok()??;
             Batch::decode(&record.data)
         });
         ends_here
@@ -278,8 +287,8 @@ impl Reading<'_> {
             );
             return Err(OpenError::corrupt(&wal.path, what));
         }
-        let rest: usize = self.wals[index + 1..].iter().map(|wal| wal.bytes.len()).sum();
-        let dropped_bytes = (wal.bytes.len() - bad.offset + rest) as u64;
+        let rest: usize = self.wals[index + 1..].iter().map(|wal| wal.file().used_bytes()).sum();
+        let dropped_bytes = (wal.file().used_bytes().saturating_sub(bad.offset) + rest) as u64;
         let cut = behind.any.then(|| Cut { path: wal.path.clone(), length: length_when_cut(good_end) });
         let torn = Torn { file: wal.path.clone(), offset: bad.offset as u64, dropped_bytes };
         Ok(TornEnd { torn, cut })
@@ -289,7 +298,7 @@ impl Reading<'_> {
         let mut behind = Behind::default();
         let mut from = Some(offset);
         for wal in &self.wals[index..] {
-            let file = LogFile::new(&wal.bytes, wal.number);
+            let file = wal.file();
             // Values may hold copies of logs: only numbers that could stand here count. A change takes
             // at least two bytes.
             let first = self.next.unwrap_or(0);

@@ -90,6 +90,11 @@ fn scene(unsynced: u64, watermark: Watermark) -> Scene {
     store.store.hand_to_system().expect("a sound store takes writes");
     let image = TempDir::new().expect("a temporary directory can be made");
     copy(live.path(), image.path());
+    // Damage is for what was written; room has its own tests.
+    for (wal, written) in names(wals(live.path())) {
+        let copied = fs::File::options().write(true).open(image.path().join("db").join(wal));
+        copied.and_then(|file| file.set_len(written)).expect("the copy can be cut");
+    }
     Scene { image, synced: SYNCED, synced_before: SYNCED - SYNC_EVERY, written: SYNCED + unsynced, synced_bytes }
 }
 
@@ -275,6 +280,69 @@ fn without_a_watermark_only_the_last_synced_batches_can_go_unnoticed() {
         }
     }
     assert!(unnoticed > 0, "if nothing goes unnoticed any more, the documented limit is gone: say so");
+}
+
+/// The last WAL file has its size ahead of what is written: neither a loss nor a torn end, whatever was synced; a store that is closed gives
+/// the room back.
+#[test]
+fn room_at_the_end_of_the_wal_is_no_torn_end() {
+    let live = TempDir::new().expect("a temporary directory can be made");
+    let store = Tracked::new(create(live.path()));
+    for number in 1..=20 {
+        write(&store, number);
+        if number % 5 == 0 {
+            store.sync().expect("a sound store syncs");
+        }
+    }
+    store.store.note_synced().expect("a sound store can be noted");
+    let (wal, written) = wals(live.path()).pop_last().expect("there is a WAL file");
+    let size = fs::metadata(&wal).expect("the file is there").len();
+    assert!(size >= written + (2 << 20), "{size} bytes for {written}");
+    let image = TempDir::new().expect("a temporary directory can be made");
+    copy(live.path(), image.path());
+    let name = Path::new("db").join(wal.file_name().expect("it has a name"));
+    // As long as it is, one byte of zeros, and all of the room but a part of a block.
+    for length in [size, written, written + 1, size - 5000] {
+        let copied = TempDir::new().expect("a temporary directory can be made");
+        copy(image.path(), copied.path());
+        let file = fs::File::options().write(true).open(copied.path().join(&name)).expect("the copy is there");
+        file.set_len(length).expect("the copy can be cut");
+        let opened = open(copied.path()).expect("nothing is missing");
+        assert_eq!(numbers(&opened, Family::State).expect("it can be read").len(), 20, "{length}");
+        assert_eq!(opened.recovery().torn, None, "{length}");
+    }
+    // A torn record before the room; what was synced is not.
+    let torn = image.path().join(&name);
+    let mut bytes = fs::read(&torn).expect("the file is there");
+    let at = written as usize;
+    bytes[at..at + 9].copy_from_slice(&[1, 2, 3, 4, 200, 0, 1, 7, 7]);
+    fs::write(&torn, bytes).expect("the file can be written");
+    let opened = open(image.path()).expect("nothing synced is missing");
+    let found = opened.recovery().torn.clone().expect("the end is torn");
+    assert_eq!((found.offset, found.dropped_bytes), (written, 9));
+    store.store.close().expect("a sound store is closed");
+    let written = wals(live.path()).pop_last().map(|(_, written)| written);
+    drop(store);
+    let closed = wals(live.path()).pop_last().map(|(_, size)| size);
+    assert_eq!(closed, written, "the room is given back");
+}
+
+/// Zeros where something was synced are no room.
+#[test]
+fn zeros_over_what_was_synced_are_refused() {
+    let scene = scene(0, Watermark::AtLastSync);
+    let file = scene.files(|name| name.ends_with(".log")).pop().expect("there are WAL files");
+    let length = fs::metadata(scene.image.path().join(&file)).expect("the file is there").len();
+    for kept in [0, length / 3, length - 40] {
+        let copied = TempDir::new().expect("a temporary directory can be made");
+        copy(scene.image.path(), copied.path());
+        let wal = fs::File::options().write(true).open(copied.path().join(&file)).expect("the copy is there");
+        wal.set_len(kept).and_then(|()| wal.set_len(length + (1 << 20))).expect("the copy can be changed");
+        match open(copied.path()) {
+            Err(error) => assert_refused_by_name(&error, &file, &format!("{kept} of {length}")),
+            Ok(_) => panic!("{kept} of {length}: it opened"),
+        }
+    }
 }
 
 /// Pages of zeros anywhere in the unsynced end, with intact batches behind them.

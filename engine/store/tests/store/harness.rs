@@ -71,15 +71,37 @@ fn listing(data: &Path) -> BTreeMap<PathBuf, u64> {
     files
 }
 
-/// The WAL files of a data directory with their sizes, oldest first. RocksDB may delete one that is done
-/// with at any time: that one is left out.
+/// The WAL files of a data directory with how much is written in each, oldest first; of a copy, with their sizes. RocksDB may
+/// delete one that is done with at any time: that one is left out.
 pub fn wals(data: &Path) -> BTreeMap<PathBuf, u64> {
+    let data = data.canonicalize().expect("the directory is there");
+    let open: Vec<(PathBuf, u64)> = open_files().collect();
     fs::read_dir(data.join("db"))
         .expect("the database's folder can be listed")
         .map(|entry| entry.expect("the folder can be listed").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .filter_map(|path| path.metadata().ok().map(|metadata| (path, metadata.len())))
+        .filter_map(|path| {
+            let size = path.metadata().ok()?.len();
+            // Room that the file was given counts in its size alone.
+            let written = open.iter().filter(|(file, _)| *file == path).map(|(_, number)| position(*number)).max();
+            Some((path, written.unwrap_or(size)))
+        })
         .collect()
+}
+
+/// This process's open files, with the numbers of their descriptors.
+fn open_files() -> impl Iterator<Item = (PathBuf, u64)> {
+    let links = fs::read_dir("/proc/self/fd").expect("the kernel lists open files");
+    links.filter_map(|entry| {
+        let link = entry.ok()?.path();
+        Some((fs::read_link(&link).ok()?, link.file_name()?.to_str()?.parse().ok()?))
+    })
+}
+
+/// How far a descriptor has come in its file.
+fn position(number: u64) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    info.lines().find_map(|line| line.strip_prefix("pos:")?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// A store that remembers how long the WAL files were at the last sync.
@@ -94,20 +116,24 @@ impl Tracked {
         Self { store, synced }
     }
 
-    /// Copies the store as a power cut might leave it.
+    /// Copies the store as a power cut might leave it: the WAL's end cut off, or zeros in the room that the file has.
     pub fn copy_crashed(&self, to: &Path, seed: u64) {
         let data = self.store.directory().path();
         copy(data, to);
         let synced = self.synced.lock().expect("no test panics while it holds this");
         let mut dice = Dice(seed);
         // The newest only: a flush syncs the others.
-        if let Some((path, _)) = wals(data).pop_last() {
+        if let Some((path, written)) = wals(data).pop_last() {
             let name = path.file_name().expect("a WAL file has a name");
             let copied = fs::File::options().write(true).open(to.join("db").join(name)).expect("the copy is there");
-            let length = copied.metadata().expect("the copy is there").len();
+            let size = copied.metadata().expect("the copy is there").len();
+            let length = written.min(size);
             let safe = synced.get(&path).copied().unwrap_or(0).min(length);
             let kept = safe + dice.below((length - safe) as usize + 1) as u64;
             copied.set_len(kept).expect("the copy can be cut");
+            if dice.below(2) == 0 {
+                copied.set_len(size).expect("the copy can be made longer");
+            }
         }
     }
 }
@@ -219,14 +245,9 @@ impl Harness for RocksHarness {
         let target = target.expect("the device is there");
         let data = store.store.directory().path().canonicalize().expect("the directory is there");
         let (wal, _) = wals(&data).pop_last().expect("an open store has a WAL file");
-        let number = fs::read_dir("/proc/self/fd")
-            .expect("the kernel lists open files")
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|link| fs::read_link(link).is_ok_and(|file| file == wal))
-            .and_then(|link| link.file_name()?.to_str()?.parse().ok())
-            .expect("the WAL file is open");
+        let (_, number) = open_files().find(|(file, _)| *file == wal).expect("the WAL file is open");
         // SAFETY: the number is that of an open descriptor of RocksDB's; it is given back unclosed.
-        let mut descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        let mut descriptor = unsafe { OwnedFd::from_raw_fd(number as i32) };
         rustix::io::dup2(&target, &mut descriptor).expect("a descriptor can be exchanged");
         std::mem::forget(descriptor);
     }
