@@ -82,7 +82,7 @@ impl PowerCut {
         self.with("FLOTILLA_FSYNC_DELAY_US", us)
     }
 
-    /// Makes each fsync and fdatasync take so much longer for every MiB by which the file has grown: a disk of limited bandwidth.
+    /// Makes each fsync and fdatasync take so much longer for every MiB that was written: a disk of limited bandwidth.
     pub fn sync_us_per_mib(self, us: u64) -> Self {
         self.with("FLOTILLA_SYNC_US_PER_MIB", us)
     }

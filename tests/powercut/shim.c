@@ -11,6 +11,15 @@
 
 /* ---- writes ---- */
 
+/* Bytes written through each descriptor since its last sync: for a disk of limited bandwidth. */
+static uint64_t unsynced[4096];
+
+static ssize_t wrote(int fd, ssize_t written) {
+    if (settings.sync_us_per_mib && written > 0 && fd < 4096)
+        __atomic_add_fetch(&unsynced[fd], (uint64_t)written, __ATOMIC_RELAXED);
+    return written;
+}
+
 static ssize_t do_write(int fd, const void *data, size_t len) {
     struct op op;
     struct file *f = begin_change(fd, -1, len, &op);
@@ -20,7 +29,7 @@ static ssize_t do_write(int fd, const void *data, size_t len) {
 
 EXPORT ssize_t write(int fd, const void *data, size_t len) {
     BEFORE_FD(CALL_WRITE, fd, data, len);
-    ssize_t written = do_write(fd, data, len);
+    ssize_t written = wrote(fd, do_write(fd, data, len));
     AFTER_FD(CALL_WRITE, fd, data, len, written >= 0);
     return written;
 }
@@ -34,7 +43,7 @@ static ssize_t do_pwrite(int fd, const void *data, size_t len, off_t off) {
 
 EXPORT ssize_t pwrite(int fd, const void *data, size_t len, off_t off) {
     BEFORE_FD(CALL_WRITE, fd, data, len);
-    ssize_t written = do_pwrite(fd, data, len, off);
+    ssize_t written = wrote(fd, do_pwrite(fd, data, len, off));
     AFTER_FD(CALL_WRITE, fd, data, len, written >= 0);
     return written;
 }
@@ -58,24 +67,24 @@ static size_t total(const struct iovec *parts, int count) {
 EXPORT ssize_t writev(int fd, const struct iovec *parts, int count) {
     struct op op;
     struct file *f = settings.journal ? begin_change(fd, -1, total(parts, count), &op) : NULL;
-    if (!f) return sys(SYS_writev, fd, parts, count);
-    return end_change(f, fd, &op, sys(SYS_writev, fd, parts, op.cut_here ? (count + 1) / 2 : count));
+    if (!f) return wrote(fd, sys(SYS_writev, fd, parts, count));
+    return wrote(fd, end_change(f, fd, &op, sys(SYS_writev, fd, parts, op.cut_here ? (count + 1) / 2 : count)));
 }
 
 EXPORT ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t off, int flags) {
     struct op op;
     struct file *f = settings.journal ? begin_change(fd, off, total(parts, count), &op) : NULL;
     if (f && (flags & (RWF_DSYNC | RWF_SYNC))) die("pwritev2 with RWF_SYNC is not modelled");
-    if (!f) return sys(SYS_pwritev2, fd, parts, count, off, 0, flags);
-    return end_change(f, fd, &op, sys(SYS_pwritev2, fd, parts, op.cut_here ? (count + 1) / 2 : count, off, 0, flags));
+    if (!f) return wrote(fd, sys(SYS_pwritev2, fd, parts, count, off, 0, flags));
+    return wrote(fd, end_change(f, fd, &op, sys(SYS_pwritev2, fd, parts, op.cut_here ? (count + 1) / 2 : count, off, 0, flags)));
 }
 ALIAS(pwritev64v2, pwritev2);
 
 EXPORT ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t off) {
     struct op op;
     struct file *f = settings.journal && off >= 0 ? begin_change(fd, off, total(parts, count), &op) : NULL;
-    if (!f) return sys(SYS_pwritev, fd, parts, count, off, 0);
-    return end_change(f, fd, &op, sys(SYS_pwritev, fd, parts, op.cut_here ? (count + 1) / 2 : count, off, 0));
+    if (!f) return wrote(fd, sys(SYS_pwritev, fd, parts, count, off, 0));
+    return wrote(fd, end_change(f, fd, &op, sys(SYS_pwritev, fd, parts, op.cut_here ? (count + 1) / 2 : count, off, 0)));
 }
 ALIAS(pwritev64, pwritev);
 
@@ -359,14 +368,10 @@ static void delay(uint64_t us) {
     errno = saved;
 }
 
-/* How long a disk of limited bandwidth takes for what a file has grown by since its last sync through this descriptor. */
-static uint64_t growth_us(int fd, const struct stat *st) {
-    static struct { ino_t inode; off_t size; } synced[4096];
-    if (!settings.sync_us_per_mib || !S_ISREG(st->st_mode) || fd >= 4096) return 0;
-    off_t before = synced[fd].inode == st->st_ino && synced[fd].size <= st->st_size ? synced[fd].size : 0;
-    synced[fd].inode = st->st_ino;
-    synced[fd].size = st->st_size;
-    return ((uint64_t)(st->st_size - before) * settings.sync_us_per_mib) >> 20;
+/* How long a disk of limited bandwidth takes for what was written through a descriptor since its last sync. */
+static uint64_t bandwidth_us(int fd) {
+    if (!settings.sync_us_per_mib || fd >= 4096) return 0;
+    return (__atomic_exchange_n(&unsynced[fd], 0, __ATOMIC_RELAXED) * settings.sync_us_per_mib) >> 20;
 }
 
 /* Does this descriptor's file concern us? Then st is filled in. */
@@ -407,7 +412,7 @@ static int do_sync(long nr, int fd) {
         if (of_dir) barrier = dir_sync_begin();
         leave();
     }
-    delay(growth_us(fd, &st));
+    delay(bandwidth_us(fd));
     if (!n) {
         errno = EIO;
         return -1;
