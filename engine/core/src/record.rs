@@ -125,6 +125,11 @@ pub fn encode_value(version: u64, deadline_ms: u64, value: &[u8]) -> Vec<u8> {
     record
 }
 
+/// How long [`encode_value`] makes it.
+pub(crate) fn value_bytes(stored: &Stored) -> usize {
+    stored.value.len() + if stored.deadline_ms == 0 { 9 } else { 17 }
+}
+
 /// What a data record holds.
 pub fn decode_value(mut record: Bytes) -> Result<Stored, StorageError> {
     let (version, deadline_ms) = value_head(&record)?;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::support::cli::at;
 use crate::support::cluster::{Cluster, http_get};
-use crate::support::eventually;
 use crate::support::rng::{Rng, seed};
+use crate::support::{eventually, used_bytes};
 
 /// How a file is damaged.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +22,7 @@ enum Damage {
 fn damage(path: &Path, how: Damage, rng: &mut Rng) {
     let mut bytes = fs::read(path).expect("the test's own file");
     assert!(!bytes.is_empty(), "{} is empty", path.display());
-    // The WAL has room behind what was written: zeros, which nobody would miss.
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let used = used_bytes(path) as usize;
     match how {
         Damage::Flip => {
             // Somewhere in the middle half, where no file has slack.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Flip, Outcome, Scene, VICTIM};
 use crate::support::rng::{Rng, seed};
+use crate::support::used_bytes;
 
 /// Kinds of files whose damage the start itself notices.
 const NOTICED_AT_START: [&str; 5] = ["IDENTITY", "WATERMARK", "db/CURRENT", "db/MANIFEST-", ".log"];
@@ -20,8 +21,7 @@ fn is_of(name: &str, kind: &str) -> bool {
 
 /// A bit that counts. The last writes of a log may never have been synced, and the end of the MANIFEST looks the same.
 fn flip_in(file: PathBuf, rng: &mut Rng) -> Flip {
-    let bytes = std::fs::metadata(&file).expect("it is there").len();
-    let at = rng.below((bytes / 2).max(1));
+    let at = rng.below((used_bytes(&file) / 2).max(1));
     Flip { file, at, bit: rng.below(8) as u8 }
 }
 
@@ -33,7 +33,7 @@ fn a_flipped_bit_in_any_file_is_noticed_or_harmless_and_never_served() {
     scene.kill();
     for kind in NOTICED_AT_START {
         let files = scene.files(|name| is_of(name, kind));
-        let largest = files.into_iter().max_by_key(|file| std::fs::metadata(file).map_or(0, |metadata| metadata.len()));
+        let largest = files.into_iter().max_by_key(|file| used_bytes(file));
         let flip = flip_in(largest.unwrap_or_else(|| panic!("there is no {kind}")), &mut rng);
         flip.apply();
         match scene.outcome() {
@@ -64,7 +64,7 @@ fn tables(scene: &mut Scene, rng: &mut Rng) {
         scene.start_sound();
         assert_eq!(scene.cluster.terminate(VICTIM), Some(0), "{}", scene.cluster.log(VICTIM));
         let files = scene.files(|name| name.ends_with(".sst"));
-        let file = files.into_iter().max_by_key(|file| std::fs::metadata(file).map_or(0, |metadata| metadata.len()));
+        let file = files.into_iter().max_by_key(|file| used_bytes(file));
         let file = file.expect("there are tables");
         let bytes = std::fs::metadata(&file).expect("it is there").len();
         let at = if of_the_end { bytes - 1 - rng.below(bytes.min(200)) } else { rng.below(bytes / 2) };

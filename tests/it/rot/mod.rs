@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use self::load::Load;
 use crate::support::cluster::{Cluster, http_get};
 use crate::support::rng::Rng;
-use crate::support::{eventually, runtime};
+use crate::support::{eventually, runtime, used_bytes};
 
 /// The node whose files are damaged.
 const VICTIM: u64 = 3;
@@ -44,7 +44,7 @@ struct Flip {
 impl Flip {
     /// Anywhere in a file; `None`: it is empty, or not there any more.
     fn anywhere(file: &Path, rng: &mut Rng) -> Option<Self> {
-        let bytes = fs::metadata(file).map_or(0, |metadata| metadata.len());
+        let bytes = used_bytes(file);
         (bytes > 0).then(|| Self { file: file.into(), at: rng.below(bytes), bit: rng.below(8) as u8 })
     }
 

@@ -52,6 +52,12 @@ pub fn amount(variable: &str, share: u64) -> u64 {
     }
 }
 
+/// A file's length without the zeros at its end, which nobody would miss: the WAL has room behind what was written. Of zeros alone, all of them.
+pub fn used_bytes(file: &std::path::Path) -> u64 {
+    let bytes = std::fs::read(file).expect("the test's own file");
+    bytes.iter().rposition(|byte| *byte != 0).map_or(bytes.len(), |last| last + 1) as u64
+}
+
 /// What the kernel tells of a process's memory under this name (proc_pid_status(5)).
 pub fn memory_bytes(pid: u32, name: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");

@@ -43,7 +43,7 @@ impl<'a, S: Storage> Pass<'a, S> {
     }
 
     pub(super) fn write(&mut self, key: Vec<u8>, change: Option<Stored>) {
-        self.data_bytes += key.len() + change.as_ref().map_or(0, |stored| stored.value.len());
+        self.data_bytes += key.len() + change.as_ref().map_or(0, record::value_bytes);
         self.data.insert(key, change);
     }
 
