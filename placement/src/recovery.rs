@@ -10,7 +10,8 @@
 //! - one replica of each such range goes on: of those that vote the one whose log is the newest (last term, last index);
 //! - what goes on, and what lives, does not overlap: where a split was applied by one survivor and not by
 //!   another, the newer version has the span, and the older range ends before it;
-//! - versions of what goes on are above all that anybody has heard of its span;
+//! - versions of what goes on are above all that anybody has heard of its span, and where that is more than the survivor
+//!   has applied above all that its log can come to: of what stands there a part may never take effect;
 //! - ids, conf_ver and term of what goes on are beyond all that is known of the range, by more than the lost ones can
 //!   have used up.
 
@@ -422,7 +423,9 @@ fn overlap(one: &v1::RangeDescriptor, other: &v1::RangeDescriptor) -> bool {
     one.keyspace_id == other.keyspace_id && !before(&one.end, &other.start) && !before(&other.end, &one.start)
 }
 
-/// Takes from each range that goes on what a newer one has: a split that its survivor has not applied.
+/// Takes from each range that goes on what a newer one has: a split that its survivor has not applied. The version leaps
+/// beyond every one that the survivor's log may come to: if what stands there behind the split took effect and what stands
+/// before it did not, a later write would be kept and an earlier one lost.
 fn tile(plan: &mut Plan, well: &[v1::RangeDescriptor]) {
     let all: Vec<v1::RangeDescriptor> = well.iter().cloned().chain(afters(plan)).collect();
     let (mut kept, mut left) = (Vec::new(), Vec::new());
@@ -443,7 +446,7 @@ fn tile(plan: &mut Plan, well: &[v1::RangeDescriptor]) {
             ));
             continue;
         }
-        let version = newer.map(|of| epoch(of).version).max().unwrap_or_default();
+        let version = newer.map(|of| epoch(of).version).max().unwrap_or_default() + LEAP;
         range.warnings.push(format!(
             "a split into range {} is not in what is left of it: it ends there, and entries that it has not applied are dropped",
             first.range_id
@@ -457,7 +460,7 @@ fn tile(plan: &mut Plan, well: &[v1::RangeDescriptor]) {
 }
 
 /// Raises the version of what goes on behind a split or a merge that others have heard of: a route of the past would
-/// never give way to it otherwise.
+/// never give way to it otherwise. By a leap, as in [`tile`].
 fn raise(plan: &mut Plan, surveys: &[v1::SurveyResponse]) {
     let replicas = surveys.iter().flat_map(|survey| &survey.replicas).filter_map(|of| of.descriptor.as_ref());
     let known: Vec<&v1::RangeDescriptor> = replicas.chain(surveys.iter().flat_map(|survey| &survey.routes)).collect();
@@ -468,7 +471,7 @@ fn raise(plan: &mut Plan, surveys: &[v1::SurveyResponse]) {
             range.warnings.push(format!(
                 "a split or a merge (version {version}) is not in what is left of it: entries that it has not applied are dropped"
             ));
-            own.epoch = Some(v1::Epoch { version: version + 1, ..epoch(&own) });
+            own.epoch = Some(v1::Epoch { version: version + LEAP, ..epoch(&own) });
             range.order.after = Some(own);
         }
     }

@@ -9,7 +9,7 @@ use raft::eraftpb::MessageType;
 
 use crate::cluster::{Cluster, EPOCH, RANGE, put, request, rows};
 use crate::merges::{assert_well, frozen, merge_input, split};
-use crate::ranges::{CHILD, begun, nodes_of, order, serves, write_at};
+use crate::ranges::{CHILD, begun, nodes_of, order, serves, split_input, write_at};
 
 /// What a node says of its replicas.
 pub fn survey(cluster: &Cluster, id: u64) -> v1::SurveyResponse {
@@ -341,6 +341,45 @@ fn survivors_first_apply_what_one_of_them_knows_to_be_committed() {
     cluster.settle();
     assert_eq!(cluster.summary(4).applied, cluster.summary(5).applied);
     assert!(recovery::committed(&surveys(&cluster, &[4, 5])).is_empty());
+}
+
+/// The survivor's log holds a split that it has not applied, a write before it and one behind it; another node has the
+/// range that was split off. The later write must not be kept where the earlier one is lost. (It was: the shorter range
+/// got the version that the split leads to, and what stands behind the split in the log is of that version.)
+#[test]
+fn of_a_log_that_was_not_applied_no_later_part_is_kept_without_the_earlier() {
+    let mut cluster = begun(0);
+    cluster.tick_until(|cluster| cluster.summary(2).applied == cluster.summary(1).last_index);
+    assert!([900, 901, 902, 903].iter().all(|token| cluster.answer(*token).is_ok()));
+    cluster.apply_held.insert(2);
+    let epoch = epoch_of(&cluster, 1);
+    cluster.turn(1, vec![write_at(7, RANGE, epoch, "earlier")]);
+    cluster.settle();
+    cluster.turn(1, vec![split_input(8, "m")]);
+    cluster.settle();
+    let epoch = epoch_of(&cluster, 1);
+    cluster.turn(1, vec![write_at(9, RANGE, epoch, "later")]);
+    cluster.settle();
+    assert!([7, 9].iter().all(|token| cluster.answer(*token).is_ok()));
+    let mut elsewhere = survey(&cluster, 1);
+    elsewhere.replicas.retain(|of| of.descriptor.as_ref().is_some_and(|of| of.range_id == CHILD.0));
+    elsewhere = v1::SurveyResponse { node_id: 4, ..elsewhere };
+    elsewhere.replicas[0].leader_node_id = 0;
+    // The power fails: what it knew to be committed was never synced.
+    cluster.restart(2);
+    cluster.apply_held.clear();
+    lose(&mut cluster, &[1, 3], &[2]);
+    let (last, before) = (cluster.summary(1).last_index, cluster.summary(2));
+    assert!(before.last_index == last && before.commit < last - 2, "it has all, and knows of none: {before:?}");
+    let plan = recovery::plan(&wish(&[1, 3]), &[survey(&cluster, 2), elsewhere]).expect("a majority is lost");
+    let kept = plan.kept.into_iter().find(|kept| kept.order.range_id == RANGE.0).expect("it is among them");
+    assert!(kept.node == 2 && kept.warnings.iter().any(|of| of.contains("a split into range")), "{kept:?}");
+    recover(&mut cluster, 2, 1, &kept.order);
+    cluster.tick_until(|cluster| cluster.view(2).serves);
+    let rows = rows(&cluster.node(2).disk, &cluster.summary(2).descriptor);
+    let kept = |key: &str| rows.iter().any(|(of, _)| of.windows(key.len()).any(|part| part == key.as_bytes()));
+    assert!(!kept("later") || kept("earlier"), "{rows:?}");
+    assert!(kept("a") && kept("c") && !kept("n"), "{rows:?}");
 }
 
 /// Old votes and appends, by hand: none of them reaches the new replica.
