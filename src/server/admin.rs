@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flotilla_engine::store::CheckStarted;
 use flotilla_node::Node;
 use flotilla_proto::ids::SYSTEM_RANGE;
 use flotilla_proto::limits::{TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX};
@@ -149,7 +150,8 @@ impl v1::admin_server::Admin for Service {
     ) -> Result<Response<v1::RangeChecksumResponse>, Status> {
         let request = request.into_inner();
         let (range, timeout) = (RangeId(request.range_id), timeout(request.timeout_ms));
-        Ok(Response::new(self.node.checksums(range, request.check_id, timeout).await?))
+        let check = CheckStarted { check_id: request.check_id, index: request.index };
+        Ok(Response::new(self.node.checksums(range, check, timeout).await?))
     }
 
     async fn range_events(

@@ -1,52 +1,90 @@
 //! `range check`: lets every replica compute its checksums at one index, gathers them, and compares.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_engine::checksum;
+use flotilla_engine::store::CheckStarted;
 use flotilla_node::Node;
 use flotilla_proto::{Error, NodeId, RangeId, Result, v1};
 use flotilla_router::{Client, ClientConfig};
 use tokio::task::JoinSet;
 
+/// A check that a replica's snapshot overtook is begun anew; a range whose replicas need one after the other is not
+/// compared now.
+const TRIES: u32 = 5;
+
+/// The checksums of the replicas of a range, and what each of them is of.
+struct Gathered {
+    check: CheckStarted,
+    descriptor: v1::RangeDescriptor,
+    answers: Vec<(u64, Result<v1::RangeChecksumResponse>)>,
+}
+
 /// Checks a range that this node leads.
 pub(super) async fn run(node: &Node, range: RangeId, timeout: Duration) -> Result<v1::CheckRangeResponse> {
-    let started = node.check(range, timeout).await?;
-    // Whose checksums are asked for, and of which keys, is what the range was at that index: it may have changed since.
-    let own = node.checksums(range, started.check_id, timeout).await?;
-    let descriptor = own.descriptor.clone().ok_or(Error::RangeNotFound { range })?;
-    let mut answers = gather(node, &descriptor, started.check_id, timeout).await;
-    answers.push((node.node_id().0, Ok(own)));
-    answers.sort_by_key(|(id, _)| *id);
-    let mut replicas = Vec::new();
-    let mut compared = Vec::new();
-    for (node_id, answer) in answers {
-        let mut replica = v1::CheckedReplica { node_id, ..Default::default() };
-        match answer {
-            Ok(answer) if answer.index == started.index => {
-                (replica.records, replica.checksum) = checksum::total(&answer.spans);
-                compared.push((node_id, answer.spans));
-            }
-            Ok(answer) => replica.problem = format!("it checked index {}, not {}", answer.index, started.index),
-            Err(error) => replica.problem = error.to_string(),
+    let deadline = Instant::now() + timeout;
+    let mut gathered = gather(node, range, timeout).await?;
+    for _ in 1..TRIES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !gathered.is_overtaken() || left.is_zero() {
+            break;
         }
-        replicas.push(replica);
+        gathered = gather(node, range, left).await?;
     }
-    let difference = checksum::first_difference(&descriptor, &compared);
-    Ok(v1::CheckRangeResponse { index: started.index, replicas, difference, descriptor: Some(descriptor) })
+    Ok(gathered.compare())
+}
+
+impl Gathered {
+    /// A replica had its state from a snapshot that holds the check's index already.
+    fn is_overtaken(&self) -> bool {
+        self.answers.iter().any(|(_, answer)| answer.as_ref().is_ok_and(|answer| answer.index > self.check.index))
+    }
+
+    fn compare(mut self) -> v1::CheckRangeResponse {
+        self.answers.sort_by_key(|(id, _)| *id);
+        let index = self.check.index;
+        let mut replicas = Vec::new();
+        let mut compared = Vec::new();
+        for (node_id, answer) in self.answers {
+            let mut replica = v1::CheckedReplica { node_id, ..Default::default() };
+            match answer {
+                Ok(answer) if answer.index == index => {
+                    (replica.records, replica.checksum) = checksum::total(&answer.spans);
+                    compared.push((node_id, answer.spans));
+                }
+                Ok(answer) => replica.problem = format!("a snapshot took it to index {}, past {index}", answer.index),
+                Err(error) => replica.problem = error.to_string(),
+            }
+            replicas.push(replica);
+        }
+        let difference = checksum::first_difference(&self.descriptor, &compared);
+        v1::CheckRangeResponse { index, replicas, difference, descriptor: Some(self.descriptor) }
+    }
+}
+
+/// Begins a check, and waits for what every replica has.
+async fn gather(node: &Node, range: RangeId, timeout: Duration) -> Result<Gathered> {
+    let check = node.check(range, timeout).await?;
+    // Whose checksums are asked for, and of which keys, is what the range was at that index: it may have changed since.
+    let own = node.checksums(range, check, timeout).await?;
+    let descriptor = own.descriptor.clone().ok_or(Error::RangeNotFound { range })?;
+    let mut answers = gather_others(node, &descriptor, check, timeout).await;
+    answers.push((node.node_id().0, Ok(own)));
+    Ok(Gathered { check, descriptor, answers })
 }
 
 /// What the replicas on other nodes have.
-async fn gather(
+async fn gather_others(
     node: &Node,
     descriptor: &v1::RangeDescriptor,
-    check_id: u64,
+    check: CheckStarted,
     timeout: Duration,
 ) -> Vec<(u64, Result<v1::RangeChecksumResponse>)> {
     let (range, nodes) = (RangeId(descriptor.range_id), node.nodes());
     let mut gathering = JoinSet::new();
     for id in descriptor.replicas.iter().map(|replica| replica.node_id).filter(|id| *id != node.node_id().0) {
         let address = nodes.iter().find(|of| of.node_id == id).map(|of| of.client_addr.clone()).unwrap_or_default();
-        gathering.spawn(async move { (id, elsewhere(NodeId(id), address, range, check_id, timeout).await) });
+        gathering.spawn(async move { (id, elsewhere(NodeId(id), address, range, check, timeout).await) });
     }
     gathering.join_all().await
 }
@@ -55,12 +93,12 @@ async fn elsewhere(
     node: NodeId,
     address: String,
     range: RangeId,
-    check_id: u64,
+    check: CheckStarted,
     timeout: Duration,
 ) -> Result<v1::RangeChecksumResponse> {
     if address.is_empty() {
         return Err(Error::Unavailable { reason: format!("the address of node {} is not known", node.0) });
     }
     let client = Client::connect([address], ClientConfig::default()).await?.with_timeout(timeout);
-    client.range_checksum(node, range, check_id).await
+    client.range_checksum(node, range, check.check_id, check.index).await
 }

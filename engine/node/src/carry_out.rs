@@ -227,6 +227,7 @@ impl<S: LocalStorage> StoreLoop<S> {
             }
             Event::SnapshotApplied { range, index } => {
                 self.counters.snapshots_applied.add(1);
+                self.checks.note_snapshot(range, index);
                 tracing::info!(%range, index, "a snapshot replaced the replica's state");
             }
             Event::Split { range, ranges } => {

@@ -1,7 +1,8 @@
 //! Consistency checks: each replica's checksums at the index that the check names.
 //!
 //! The apply stage stops at that index just long enough for a view of the disk to be taken; reading it is a thread's
-//! own business. Results are kept for a while, for whoever asks.
+//! own business. Results are kept for a while, for whoever asks. A replica that a snapshot takes past that index has
+//! none, ever: whoever asks is told so, and asks for another check.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -10,12 +11,13 @@ use std::time::Duration;
 use flotilla_engine::apply::Checkpoint;
 use flotilla_engine::checksum;
 use flotilla_engine::storage::Storage;
+use flotilla_engine::store::CheckStarted;
 use flotilla_proto::{Error, RangeId, v1};
 use tokio::sync::watch;
 
 use crate::failure::abort_on_panic;
 
-/// Results that are kept.
+/// Results that are kept, and snapshots.
 const KEPT_MAX: usize = 64;
 
 type Outcome = Result<v1::RangeChecksumResponse, String>;
@@ -24,6 +26,8 @@ type Outcome = Result<v1::RangeChecksumResponse, String>;
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     done: Mutex<VecDeque<(RangeId, u64, Outcome)>>,
+    /// Snapshots that were installed lately, and their indexes.
+    installed: Mutex<VecDeque<(RangeId, u64)>>,
     /// What was found of ranges whose replicas differ, when they were last compared by this node.
     differing: Mutex<BTreeMap<RangeId, String>>,
     changed: watch::Sender<u64>,
@@ -56,18 +60,28 @@ impl Checks {
     }
 
     fn finish(&self, range: RangeId, check_id: u64, outcome: Outcome) {
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.len() == KEPT_MAX {
-            done.pop_front();
-        }
-        done.push_back((range, check_id, outcome));
-        drop(done);
+        keep(&self.done, (range, check_id, outcome));
         self.changed.send_modify(|count| *count += 1);
     }
 
-    fn find(&self, range: RangeId, check_id: u64) -> Option<Outcome> {
+    /// A snapshot has replaced a replica's state: checks up to its index do not come to pass here.
+    pub fn note_snapshot(&self, range: RangeId, index: u64) {
+        keep(&self.installed, (range, index));
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn find(&self, range: RangeId, check: CheckStarted) -> Option<Outcome> {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.iter().find(|(of, id, _)| (*of, *id) == (range, check_id)).map(|(.., outcome)| outcome.clone())
+        let found = done.iter().find(|(of, id, _)| (*of, *id) == (range, check.check_id));
+        if let Some((.., outcome)) = found {
+            return Some(outcome.clone());
+        }
+        drop(done);
+        // Who asks from an older release does not say which index.
+        let passes = |index: u64| check.index > 0 && index >= check.index;
+        let installed = self.installed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, index) = installed.iter().rfind(|(of, index)| *of == range && passes(*index))?;
+        Some(Ok(v1::RangeChecksumResponse { index: *index, ..Default::default() }))
     }
 
     /// Remembers what a comparison of a range's replicas has found; `None`: they are equal.
@@ -89,17 +103,17 @@ impl Checks {
         self.differing.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Waits for a result.
+    /// Waits for a result: checksums at the check's index, or nothing but the later index of a snapshot.
     pub async fn wait(
         &self,
         range: RangeId,
-        check_id: u64,
+        check: CheckStarted,
         timeout: Duration,
     ) -> Result<v1::RangeChecksumResponse, Error> {
         let mut changed = self.changed.subscribe();
         let found = async {
             loop {
-                if let Some(outcome) = self.find(range, check_id) {
+                if let Some(outcome) = self.find(range, check) {
                     return outcome;
                 }
                 if changed.changed().await.is_err() {
@@ -113,4 +127,12 @@ impl Checks {
             Err(_) => Err(Error::Timeout { stage: "before the replica had come to the check".into() }),
         }
     }
+}
+
+fn keep<T>(lately: &Mutex<VecDeque<T>>, item: T) {
+    let mut lately = lately.lock().unwrap_or_else(PoisonError::into_inner);
+    if lately.len() == KEPT_MAX {
+        lately.pop_front();
+    }
+    lately.push_back(item);
 }

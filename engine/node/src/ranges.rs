@@ -62,14 +62,15 @@ impl<S: LocalStorage> Node<S> {
         self.inner().views.all().iter().filter(|view| leads(view)).map(|view| view.range()).collect()
     }
 
-    /// This node's part of a check, once its replica has come to it.
+    /// This node's part of a check, once its replica has come to it; or nothing but a later index, to which a snapshot
+    /// has taken the replica.
     pub async fn checksums(
         &self,
         range: RangeId,
-        check_id: u64,
+        check: CheckStarted,
         timeout: Duration,
     ) -> Result<v1::RangeChecksumResponse, Error> {
-        self.inner().checks.wait(range, check_id, timeout).await
+        self.inner().checks.wait(range, check, timeout).await
     }
 
     /// What happened to a range here since the start, newest last.

@@ -391,6 +391,7 @@ fn run<S: LocalStorage>(
             Arc::clone(&shared.checks),
         ),
         events: Arc::clone(&shared.events),
+        checks: Arc::clone(&shared.checks),
         health: Arc::clone(&shared.health),
         wants_range_ids: Arc::clone(&shared.wants_range_ids),
         outgoing: transport.outgoing(),

@@ -24,6 +24,7 @@ use flotilla_proto::{Error, NodeId, RangeId, v1};
 use tokio::sync::oneshot;
 
 use crate::applier::Applier;
+use crate::checks::Checks;
 use crate::clock;
 use crate::counters::Counters;
 use crate::disk::LocalStorage;
@@ -81,6 +82,7 @@ pub(crate) struct StoreLoop<S> {
     pub counters: Arc<Counters>,
     pub failure: Arc<Failure>,
     pub events: Arc<RangeEvents>,
+    pub checks: Arc<Checks>,
     pub health: Arc<Health>,
     pub wants_range_ids: Arc<AtomicBool>,
     pub pending: Pending<Asker>,

@@ -22,7 +22,7 @@ async fn orders_about_a_range_reach_its_leader() {
     assert_eq!(missing, Err(Error::RangeNotFound { range: RangeId(99) }));
     let events = client.range_events(NodeId(2), RangeId(2)).await.expect("asked");
     assert_eq!(events[0].node_id, 2);
-    assert_eq!(client.range_checksum(NodeId(1), RangeId(2), 5).await.map(|answer| answer.index), Ok(5));
+    assert_eq!(client.range_checksum(NodeId(1), RangeId(2), 5, 9).await.map(|answer| answer.index), Ok(9));
 }
 
 #[tokio::test]

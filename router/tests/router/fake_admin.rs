@@ -85,7 +85,7 @@ impl Admin for Service {
     }
 
     async fn range_checksum(&self, request: Request<v1::RangeChecksumRequest>) -> Rpc<v1::RangeChecksumResponse> {
-        let index = request.into_inner().check_id;
+        let index = request.into_inner().index;
         Ok(Response::new(v1::RangeChecksumResponse { index, ..Default::default() }))
     }
 

@@ -7,7 +7,7 @@ use flotilla_engine::config::{Config, ReadMode};
 use flotilla_node::replies;
 use flotilla_proto::{NodeId, RangeId, v1};
 
-use crate::harness::{Cluster, bytes_of, eventually, listener, put_body, settings};
+use crate::harness::{Cluster, DEADLINE, bytes_of, eventually, listener, put_body, settings};
 
 fn key(number: usize) -> Vec<u8> {
     // Two characters of the borders' alphabet in front spread the keys over the ranges.
@@ -146,6 +146,31 @@ async fn a_follower_that_missed_more_than_the_log_holds_gets_a_snapshot() {
     }
     let sent: u64 = cluster.running().map(|node| node.counters().snapshots_sent.get()).sum();
     assert!(sent > 0);
+    cluster.stop().await;
+}
+
+/// Whoever waits for the checksums of a replica that got its state from a snapshot, past the check's index, would wait
+/// until the time is over, and call the range not compared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_a_snapshot_overtook_is_told_so() {
+    let engine = Config { log_retain_entries: 8, log_retain_bytes: 4 << 10, ..settings(ReadMode::Lease) };
+    let engine = Config { log_lagging_bytes_max: 16 << 10, ..engine };
+    let mut cluster = Cluster::start(engine, 1).await;
+    cluster.put(b"before", b"1").await;
+    cluster.stop_node(2).await;
+    cluster.ready().await;
+    let range = RangeId(cluster.range_of(b"").range_id);
+    let leader = cluster.running().find(|node| node.leads(range) == Some(true)).expect("one leads");
+    let check = leader.check(range, DEADLINE).await.expect("two nodes are a majority");
+    let own = leader.checksums(range, check, DEADLINE).await.expect("it applied the check");
+    assert!(own.index == check.index && !own.spans.is_empty(), "{own:?}");
+    for number in 0..40 {
+        cluster.put(format!("key-{number:03}").as_bytes(), &vec![number as u8; 64 << 10]).await;
+    }
+    cluster.start_node(2, listener()).await.expect("it resumes");
+    let answer = cluster.node(2).checksums(range, check, DEADLINE).await.expect("it has come past the check");
+    assert!(answer.index > check.index && answer.spans.is_empty(), "{answer:?}, {check:?}");
+    assert!(cluster.node(2).counters().snapshots_applied.get() > 0);
     cluster.stop().await;
 }
 

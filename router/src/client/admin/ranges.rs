@@ -52,12 +52,18 @@ impl Client {
         self.ask_leader(range, self.order(Repeat::Freely), ask).await
     }
 
-    /// One node's own part of a check.
+    /// One node's own part of a check at a log index; a later index without spans: a snapshot took its replica there.
     ///
     /// Errors: *retry*: [`Error::Unavailable`], [`Error::Timeout`]; *refresh the route*:
     /// [`Error::RangeNotFound`]; *fail*: [`Error::InvalidArgument`] (no such node, no such check).
-    pub async fn range_checksum(&self, on: NodeId, range: RangeId, check_id: u64) -> Result<v1::RangeChecksumResponse> {
-        let request = v1::RangeChecksumRequest { range_id: range.0, check_id, timeout_ms: self.timeout_ms() };
+    pub async fn range_checksum(
+        &self,
+        on: NodeId,
+        range: RangeId,
+        check_id: u64,
+        index: u64,
+    ) -> Result<v1::RangeChecksumResponse> {
+        let request = v1::RangeChecksumRequest { range_id: range.0, check_id, timeout_ms: self.timeout_ms(), index };
         self.ask_node(on, |mut admin: Admin| async move { admin.range_checksum(request).await }).await
     }
 
