@@ -102,3 +102,32 @@ async fn elsewhere(
     let client = Client::connect([address], ClientConfig::default()).await?.with_timeout(timeout);
     client.range_checksum(node, range, check.check_id, check.index).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gathered(indexes: &[u64]) -> Gathered {
+        let span = v1::SpanChecksum { records: 3, checksum: 7, ..Default::default() };
+        let answer = |index: u64| match index {
+            0 => Err(Error::Unavailable { reason: "away".into() }),
+            5 => Ok(v1::RangeChecksumResponse { index, spans: vec![span.clone()], descriptor: None }),
+            _ => Ok(v1::RangeChecksumResponse { index, ..Default::default() }),
+        };
+        let answers = (1..).zip(indexes.iter().map(|index| answer(*index))).collect();
+        Gathered { check: CheckStarted { check_id: 1, index: 5 }, descriptor: v1::RangeDescriptor::default(), answers }
+    }
+
+    #[test]
+    fn a_replica_past_the_check_is_worth_another_one_and_never_a_difference() {
+        for (indexes, overtaken, problem) in
+            [([5, 5, 5], false, ""), ([5, 0, 5], false, "away"), ([5, 9, 5], true, "to index 9, past 5")]
+        {
+            let gathered = gathered(&indexes);
+            assert_eq!(gathered.is_overtaken(), overtaken, "{indexes:?}");
+            let answer = gathered.compare();
+            assert!(answer.difference.is_none() && answer.replicas[1].problem.contains(problem), "{answer:?}");
+            assert_eq!(answer.replicas[1].problem.is_empty(), problem.is_empty(), "{answer:?}");
+        }
+    }
+}
