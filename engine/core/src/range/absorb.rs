@@ -47,7 +47,7 @@ impl Range {
             let abandon = v1::Abandon { source_range_id: source.range_id, frozen: Some(frozen) };
             (v1::command::Change::Abandon(abandon), Kind::Abandon)
         };
-        let time_ms = self.carried_time(turn, &[]);
+        let time_ms = self.time_at_merge(turn);
         // Refused for now: it is asked again.
         drop(self.propose_timed_change(change, kind, None, time_ms));
         None
@@ -62,7 +62,7 @@ impl Range {
     }
 
     fn times_fit(&self, turn: &Turn<'_>, frozen: &v1::Frozen) -> bool {
-        let own = self.carried_time(turn, &[]);
+        let own = self.time_at_merge(turn);
         own == 0 || frozen.next_expiry_ms == 0 || own.abs_diff(frozen.range_time_ms) <= TIMES_APART_MS_MAX
     }
 

@@ -312,6 +312,13 @@ impl Range {
         self.range_time(turn).unwrap_or(0)
     }
 
+    /// What the range's time will be where a merge that is proposed now is applied; 0: it needs none, for no key ends. A key
+    /// that does may stand in the log still.
+    pub(super) fn time_at_merge(&self, turn: &Turn<'_>) -> u64 {
+        let all_applied = self.raft.raft.raft_log.last_index() == self.applied.0;
+        if self.expiry.bound_ms == 0 && all_applied { 0 } else { self.range_time(turn).unwrap_or(0) }
+    }
+
     fn range_time(&self, turn: &Turn<'_>) -> Option<u64> {
         self.expiry.estimate(self.term(), turn.now, turn.shared.config.expiry_clock_drift)
     }
