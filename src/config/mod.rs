@@ -82,7 +82,8 @@ pub struct Config {
     pub read_mode: ReadModeName,
     /// Free disk space below which writes are refused; 0: the larger of 1 GiB and 2% of the disk.
     pub disk_margin_bytes: u64,
-    /// Size of a file that can be deleted when the disk is full, in bytes.
+    /// Size of a file that is given up when the disk is full, so that the node can start, in bytes; 0: what a start may take, by
+    /// `memory-bytes`.
     pub ballast_bytes: u64,
     /// Time between two full reads of the store's files that look for bit rot, in milliseconds; 0: never.
     pub scrub_interval_ms: u64,
@@ -169,7 +170,7 @@ impl Default for Config {
             memory_bytes: 0,
             read_mode: ReadModeName::Lease,
             disk_margin_bytes: 0,
-            ballast_bytes: 64 << 20,
+            ballast_bytes: 0,
             scrub_interval_ms: 24 * 3_600_000,
             scrub_bytes_per_second: 8 << 20,
             compare_interval_ms: 24 * 3_600_000,

@@ -86,7 +86,7 @@ pub struct Overrides {
     /// Free disk space below which writes are refused; 0: the larger of 1 GiB and 2%
     #[arg(long, value_name = "BYTES")]
     pub disk_margin_bytes: Option<u64>,
-    /// Size of a file that can be deleted when the disk is full
+    /// Size of a file that is given up when the disk is full; 0: what a start may take, by --memory-bytes
     #[arg(long, value_name = "BYTES")]
     pub ballast_bytes: Option<u64>,
     /// Time between two full reads of the store's files that look for bit rot; 0: never

@@ -448,7 +448,7 @@ fn node_config(
     node.client_addr.clone_from(&own.client);
     node.http_addr.clone_from(&own.http);
     node.disk_margin_bytes = (config.disk_margin_bytes > 0).then_some(config.disk_margin_bytes);
-    node.ballast_bytes = config.ballast_bytes;
+    node.ballast_bytes = (config.ballast_bytes > 0).then_some(config.ballast_bytes);
     node.scrub_interval = Duration::from_millis(config.scrub_interval_ms);
     node.scrub_bytes_per_second = config.scrub_bytes_per_second;
     node.slow_request = config.slow_request();

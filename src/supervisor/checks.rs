@@ -4,14 +4,14 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::path::Path;
 
-use flotilla_store::{disk_space, raise_open_files};
+use flotilla_store::{Options, disk_space, raise_open_files};
 
-use super::plan::{NodePlan, Plan};
+use super::plan::{MEMORY_BYTES, NodePlan, Plan};
 use crate::cli::failure::{Failure, Result};
 use crate::cli::output::size;
 
-/// A node that stores nothing needs about so much: ballast, logs, an empty store.
-const NODE_BYTES: u64 = 192 << 20;
+/// A node that stores nothing needs about so much beside its ballast: logs, an empty store.
+const EMPTY_NODE_BYTES: u64 = 128 << 20;
 /// Open files wanted for each node (RocksDB's table files and connections), and the fewest.
 const OPEN_FILES: u64 = 16_384;
 const OPEN_FILES_MIN: u64 = 2_048;
@@ -45,7 +45,8 @@ fn disk(plan: &Plan) -> Result {
     let place = plan.data.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let space = disk_space(place).map_err(|error| Failure::file("tell the free space at", place, &error))?;
     let margin = (1 << 30).max(space.total_bytes / 50);
-    let needed = margin + if plan.fresh { NODE_BYTES * plan.nodes.len() as u64 } else { 0 };
+    let ballast = Options { memory_bytes: MEMORY_BYTES, ..Options::default() }.bytes_to_open();
+    let needed = margin + if plan.fresh { (ballast + EMPTY_NODE_BYTES) * plan.nodes.len() as u64 } else { 0 };
     if space.free_bytes >= needed {
         return Ok(());
     }

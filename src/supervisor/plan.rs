@@ -21,7 +21,7 @@ use crate::cli::run::NODES_MAX;
 /// The cluster's name.
 const CLUSTER_NAME: &str = "local";
 /// Memory of a node's RocksDB.
-const MEMORY_BYTES: u64 = 512 << 20;
+pub const MEMORY_BYTES: u64 = 512 << 20;
 /// Ranges that a new cluster begins with: enough for every node to lead some.
 const RANGES: u32 = 16;
 const HOST: &str = "127.0.0.1";

@@ -17,7 +17,7 @@ use crate::support::{eventually, eventually_async, runtime};
 
 const VALUE_BYTES: usize = 256 << 10;
 const MIB: u64 = 1 << 20;
-const MIB_OF_EACH: u64 = 224;
+const MIB_OF_EACH: u64 = 256;
 
 fn value(number: u64) -> Bytes {
     // What compression cannot make small.
@@ -56,7 +56,7 @@ fn full_disks_refuse_writes_and_lose_nothing() {
     let mut cluster = Cluster::new(3);
     let Some(mut images) = (1..=3).map(|_| Image::new(MIB_OF_EACH)).collect::<Option<Vec<_>>>() else { return };
     (1..).zip(&images).for_each(|(id, image)| cluster.lay_below(id, &image.root));
-    cluster.set_args(&["--initial-ranges", "4", "--disk-margin-bytes", "67108864", "--ballast-bytes", "33554432"]);
+    cluster.set_args(&["--initial-ranges", "4", "--disk-margin-bytes", "67108864", "--ballast-bytes", "0"]);
     cluster.start_all();
     let address = cluster.node(1).client.clone();
     runtime().block_on(async {
@@ -81,12 +81,14 @@ fn full_disks_refuse_writes_and_lose_nothing() {
         let deleted = acknowledged.pop().expect("there are many");
         eventually_async("a delete to be taken", || async { client.delete(key(deleted)).await.is_ok() }).await;
 
-        // Somebody else takes the rest, and the machine goes down: each node has its ballast to start with.
+        // Somebody else takes the rest, and the machine goes down: each node has the ballast that it chose itself to start with.
         images.iter().for_each(|image| fill(&image.root.join("filler")));
         (1..=3).for_each(|id| cluster.kill(id));
         (1..=3).for_each(|id| cluster.start(id));
         (1..=3).for_each(|id| cluster.wait_node(id));
-        (1..=3).for_each(|id| assert!(cluster.log(id).contains("gave the ballast file up"), "{}", cluster.log(id)));
+        for (id, words) in (1..=3).flat_map(|id| [(id, "gave the ballast file up"), (id, "compactions wait")]) {
+            assert!(cluster.log(id).contains(words), "{}", cluster.log(id));
+        }
         all_there(&client, &acknowledged).await;
 
         (1..=3).for_each(|id| cluster.kill(id));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use flotilla_engine::bootstrap::Birth;
 use flotilla_engine::config::Config;
 use flotilla_proto::NodeId;
+use flotilla_store::Options;
 use flotilla_tls::Tls;
 use tokio::runtime::Handle;
 
@@ -39,8 +40,9 @@ pub struct NodeConfig {
     pub http_addr: String,
     /// Disk space to be kept free; `None`: 1 GiB or 2% of the disk, whichever is more.
     pub disk_margin_bytes: Option<u64>,
-    /// Size of the file that is given up when the disk is full, so that the node can start.
-    pub ballast_bytes: u64,
+    /// Size of the file that is given up when the disk is full, so that the node can start; `None`: what a start may take with this
+    /// memory ([`Options::bytes_to_open`]); 0: no such file.
+    pub ballast_bytes: Option<u64>,
     /// Certificates for the connections between nodes, both ways. `None`: plain text, on this machine alone.
     pub tls: Option<Arc<Tls>>,
     /// Log batches that one sync may cover: the fewer, the more syncs. For measurements of what
@@ -72,7 +74,7 @@ impl NodeConfig {
             client_addr: String::new(),
             http_addr: String::new(),
             disk_margin_bytes: None,
-            ballast_bytes: 64 << 20,
+            ballast_bytes: None,
             tls: None,
             sync_batches_max: usize::MAX,
             scrub_interval: Duration::from_secs(24 * 3_600),
@@ -80,5 +82,10 @@ impl NodeConfig {
             slow_request: Duration::from_millis(500),
             drain_timeout: Duration::from_secs(4),
         }
+    }
+    /// Size of the ballast, in bytes.
+    pub(crate) fn ballast(&self) -> u64 {
+        let options = Options { memory_bytes: self.memory_bytes, ..Options::default() };
+        self.ballast_bytes.unwrap_or_else(|| options.bytes_to_open())
     }
 }

@@ -27,6 +27,8 @@ pub trait LocalStorage: Staging + Clone {
     fn note_damage(&self, seen: &str);
     /// Who is to be told of damage.
     fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>);
+    /// Whether compactions wait until they are allowed again.
+    fn hold_compactions(&self, hold: bool) -> storage::Result<()>;
     /// Why flushes and compactions have failed, if they have.
     fn background_failure(&self) -> Option<StorageError>;
     /// Reads all of it once, at the caller's pace; see [`RocksStorage::scrub`].
@@ -66,6 +68,10 @@ impl LocalStorage for RocksStorage {
 
     fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>) {
         Self::on_damage(self, listener);
+    }
+
+    fn hold_compactions(&self, hold: bool) -> storage::Result<()> {
+        Self::hold_compactions(self, hold)
     }
 
     fn background_failure(&self) -> Option<StorageError> {

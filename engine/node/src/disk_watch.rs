@@ -1,8 +1,8 @@
 //! Watches the disk: a thread of its own, because asking a disk can take long.
 //!
 //! Every second, and more often as it comes near: is there room above the margin? Below it the store refuses proposals, while reads and
-//! truncation go on; the ballast file keeps a node startable whose disk is full to the brim. Every few
-//! seconds: notes durably how far the log is synced, so that the next start notices a lost tail; and tells the
+//! truncation go on; the ballast file keeps a node startable whose disk is full to the brim, and compactions wait where they would take what is
+//! left (docs/decisions/0043-starting-on-a-full-disk.md). Every few seconds: notes durably how far the log is synced, so that the next start notices a lost tail; and tells the
 //! store about how large its ranges are.
 
 use std::collections::BTreeMap;
@@ -32,29 +32,51 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// The margin, unless settings say otherwise.
 const MARGIN_BYTES: u64 = 1 << 30;
 const MARGIN_PERCENT: u64 = 2;
-/// With less than this, a start gives the ballast up.
-const START_BYTES: u64 = 32 << 20;
+const HELD: &str = "compactions wait until there is room above the margin";
 
 /// What is known of the disk.
 #[derive(Debug)]
 pub(crate) struct DiskState {
     margin_bytes: Option<u64>,
     ballast_bytes: u64,
+    /// What opening the store may take.
+    bytes_to_open: u64,
     free: AtomicU64,
     margin: AtomicU64,
     full: AtomicBool,
+    compactions_held: AtomicBool,
 }
 
 impl DiskState {
     /// Nothing is known yet.
-    pub fn new(margin_bytes: Option<u64>, ballast_bytes: u64) -> Self {
+    pub fn new(margin_bytes: Option<u64>, ballast_bytes: u64, bytes_to_open: u64) -> Self {
         Self {
             margin_bytes,
             ballast_bytes,
+            bytes_to_open,
             free: AtomicU64::new(0),
             margin: AtomicU64::new(margin_bytes.unwrap_or(MARGIN_BYTES)),
             full: AtomicBool::new(false),
+            compactions_held: AtomicBool::new(false),
         }
+    }
+
+    /// Before the store is opened: gives the ballast up if less is free than that may take. Returns whether to open it with its compactions
+    /// held.
+    pub fn prepare(&self, directory: &StoreDirectory) -> bool {
+        let Ok(space) = disk_space(directory.path()) else { return false };
+        self.note(space);
+        // Held from the first moment, or let go at once.
+        self.compactions_held.store(true, Ordering::Relaxed);
+        let hold = self.holds_compactions();
+        self.compactions_held.store(hold, Ordering::Relaxed);
+        if hold {
+            tracing::warn!(free = space.free_bytes, HELD);
+        }
+        if space.free_bytes < self.bytes_to_open {
+            give_ballast_up(directory);
+        }
+        hold
     }
 
     /// Bytes that are free.
@@ -93,14 +115,16 @@ impl DiskState {
         self.full.store(!has_room, Ordering::Relaxed);
         has_room
     }
+
+    /// Whether compactions are to be held from now on, by the last measurement. They go on down to what the next start needs, for they are
+    /// what makes deletes free something; once they were held there must be room above the margin.
+    fn holds_compactions(&self) -> bool {
+        let held = self.compactions_held.load(Ordering::Relaxed);
+        self.free_bytes() < self.bytes_to_open || held && self.is_full()
+    }
 }
 
-/// Gives the ballast up if a start would fail without; says how much that freed.
-pub(crate) fn make_room(directory: &StoreDirectory) {
-    let Ok(space) = disk_space(directory.path()) else { return };
-    if space.free_bytes >= START_BYTES {
-        return;
-    }
+fn give_ballast_up(directory: &StoreDirectory) {
     match directory.release_ballast() {
         Ok(0) => {}
         Ok(bytes) => tracing::warn!(bytes, "the disk is full: gave the ballast file up to be able to start"),
@@ -180,6 +204,7 @@ impl<S: LocalStorage> DiskWatch<S> {
             *known = Some(has_room);
             self.inbox.input(Input::DiskSpace { has_room });
         }
+        self.hold_compactions();
         // Comes back once there is room for it.
         let wanted = self.state.margin_bytes().saturating_add(self.state.ballast_bytes);
         if space.free_bytes > wanted
@@ -187,6 +212,20 @@ impl<S: LocalStorage> DiskWatch<S> {
         {
             tracing::debug!(%error, "the ballast file could not be made");
         }
+    }
+
+    fn hold_compactions(&self) {
+        let (hold, free) = (self.state.holds_compactions(), self.state.free_bytes());
+        if hold == self.state.compactions_held.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.storage.hold_compactions(hold) {
+            Ok(()) if hold => tracing::warn!(free, HELD),
+            Ok(()) => tracing::info!(free, "compactions go on: there is room above the margin"),
+            // The next look tries again.
+            Err(error) => return tracing::warn!(%error, hold, "compactions could not be held or let go"),
+        }
+        self.state.compactions_held.store(hold, Ordering::Relaxed);
     }
 }
 
@@ -196,7 +235,7 @@ mod tests {
 
     #[test]
     fn it_looks_more_often_the_less_room_there_is_above_the_margin() {
-        let state = DiskState::new(Some(1 << 30), 0);
+        let state = DiskState::new(Some(1 << 30), 0, 0);
         let patience = |free_bytes: u64| {
             state.note(DiskSpace { total_bytes: 1 << 40, free_bytes });
             state.patience()
@@ -205,5 +244,17 @@ mod tests {
         assert_eq!(patience(2 << 30), Duration::from_millis(500));
         assert_eq!(patience((1 << 30) + 1), INTERVAL_MIN);
         assert_eq!(patience(1 << 20), INTERVAL, "it is full");
+    }
+    #[test]
+    fn compactions_wait_where_a_start_would_need_the_room_until_there_is_some_above_the_margin() {
+        let state = DiskState::new(Some(1 << 30), 0, 512 << 20);
+        let mut holds = |free_mib: u64| {
+            state.note(DiskSpace { total_bytes: 1 << 40, free_bytes: free_mib << 20 });
+            let hold = state.holds_compactions();
+            state.compactions_held.store(hold, Ordering::Relaxed);
+            hold
+        };
+        let seen = [2_000, 1_000, 600, 511, 600, 1_000, 1_024, 600].map(&mut holds);
+        assert_eq!(seen, [false, false, false, true, true, true, false, false]);
     }
 }

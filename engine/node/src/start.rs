@@ -27,7 +27,7 @@ use crate::clock;
 use crate::config::NodeConfig;
 use crate::counters::Counters;
 use crate::disk::LocalStorage;
-use crate::disk_watch::{self, DiskState, DiskWatch};
+use crate::disk_watch::{DiskState, DiskWatch};
 use crate::events::RangeEvents;
 use crate::failure::{Failure, abort_on_panic};
 use crate::health::Health;
@@ -127,11 +127,12 @@ impl<S: LocalStorage> Node<S> {
         check(&config)?;
         let max_open_files = open_files()?;
         let (directory, identity, bootstrapped) = open_directory(&config)?;
-        disk_watch::make_room(&directory);
         let options = Options { memory_bytes: config.memory_bytes, max_open_files, ..Options::default() };
+        let disk = DiskState::new(config.disk_margin_bytes, config.ballast(), options.bytes_to_open());
+        let options = Options { hold_compactions: disk.prepare(&directory), ..options };
         let storage = wrap(RocksStorage::open(Arc::clone(&directory), &options)?);
         let boot = load(&config, &storage, identity)?;
-        run(config, directory, storage, &boot, bootstrapped)
+        run(config, directory, disk, storage, &boot, bootstrapped)
     }
 }
 
@@ -197,7 +198,7 @@ fn open_directory(config: &NodeConfig) -> Result<(Arc<StoreDirectory>, Identity,
     match StoreDirectory::probe(path)? {
         DirectoryState::Absent | DirectoryState::Empty => {
             let identity = Identity::new(birth(config)?.identity.cluster_id, config.node_id);
-            let directory = StoreDirectory::create(path, identity, config.ballast_bytes)?;
+            let directory = StoreDirectory::create(path, identity, config.ballast())?;
             Ok((Arc::new(directory), identity, true))
         }
         DirectoryState::Initialised(identity) => {
@@ -314,7 +315,7 @@ struct Shared<S> {
     wants_range_ids: Arc<AtomicBool>,
 }
 
-fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &Store) -> Shared<S> {
+fn share<S: LocalStorage>(config: &NodeConfig, disk: DiskState, storage: S, boot: &Boot, store: &Store) -> Shared<S> {
     let counters = Arc::new(Counters::default());
     let failure = Arc::new(Failure::default());
     let inbox = Arc::new(Inbox::new(config.engine.node_proposal_bytes_max));
@@ -336,7 +337,7 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
         told.fail(seen.to_owned());
         nudged.nudge();
     }));
-    let disk = Arc::new(DiskState::new(config.disk_margin_bytes, config.ballast_bytes));
+    let disk = Arc::new(disk);
     let (events, checks) = (Arc::new(RangeEvents::new(config.node_id)), Arc::default());
     let (health, wants_range_ids) = (Arc::default(), Arc::default());
     Shared { counters, failure, inbox, views, disk, reads: Arc::new(reads), events, health, checks, wants_range_ids }
@@ -345,6 +346,7 @@ fn share<S: LocalStorage>(config: &NodeConfig, storage: S, boot: &Boot, store: &
 fn run<S: LocalStorage>(
     config: NodeConfig,
     directory: Arc<StoreDirectory>,
+    disk: DiskState,
     storage: S,
     boot: &Boot,
     bootstrapped: bool,
@@ -359,7 +361,7 @@ fn run<S: LocalStorage>(
     let store = Store::new(engine, config.node_id, boot, started).map_err(StartError::Config)?;
     let known_stores = KnownStores::load(&storage, &boot.known.nodes).map_err(|error| unusable(&config, error))?;
     let known_nodes = KnownNodes::new(storage.clone(), boot.known.clone());
-    let shared = share(&config, storage, boot, &store);
+    let shared = share(&config, disk, storage, boot, &store);
     let nodes = others(&config, boot);
     let transport = Transport::start(transport::Setup {
         hello,

@@ -41,6 +41,10 @@ const MEMORY_BYTES_MIN: u64 = 16 * MIB as u64;
 const OUT_OF_REACH: i32 = 1 << 20;
 const INFO_LOG_BYTES: usize = 4 * MIB;
 const INFO_LOG_FILES: usize = 4;
+/// RocksDB's default, said here because room has to be kept for it.
+const MANIFEST_PREALLOCATED_BYTES: usize = 4 * MIB;
+/// Options, watermark, info log, what the tables' own indexes take, and what the file system rounds up.
+const SMALL_FILES_BYTES: usize = 12 * MIB;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 /// Entries of one range come in the order of their keys, those of many ranges mixed: for each range the memtable of `log`
 /// remembers where the last one went, in some 300 bytes that count as its own. The prefix is what a range's entries share
@@ -64,11 +68,26 @@ pub struct Options {
     pub max_open_files: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
+    /// No compaction begins until [`RocksStorage::hold_compactions`](crate::RocksStorage::hold_compactions) allows it: one takes as much room
+    /// as what it reads, all of it ahead, and on a disk without that it would end the store, or take what opening needs.
+    pub hold_compactions: bool,
+}
+
+impl Options {
+    /// Disk space, in bytes, that opening a store may take after a crash before it can serve. What the WAL holds is flushed into tables
+    /// (no more than the WAL may be large, and nothing of the WAL goes before that); then RocksDB sets blocks aside for a new WAL and a new
+    /// manifest, and if they are not there a file system may give it all that is left, as ext4 does. Compactions are not counted: see
+    /// [`Self::hold_compactions`].
+    pub fn bytes_to_open(&self) -> u64 {
+        let memory = memory(self);
+        let wal = write_buffer_bytes(Family::Log, memory) * 11 / 10;
+        wal_bytes_max(memory) + (wal + MANIFEST_PREALLOCATED_BYTES + SMALL_FILES_BYTES) as u64
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { memory_bytes: 512 * MIB as u64, max_open_files: 4096, background_jobs: 2 }
+        Self { memory_bytes: 512 * MIB as u64, max_open_files: 4096, background_jobs: 2, hold_compactions: false }
     }
 }
 
@@ -80,7 +99,7 @@ pub(crate) struct Built {
 }
 
 pub(crate) fn build(options: &Options, info_log: &Path, create: bool) -> Result<Built, OpenError> {
-    let memory = usize::try_from(options.memory_bytes.max(MEMORY_BYTES_MIN)).unwrap_or(usize::MAX);
+    let memory = memory(options);
     let cache = Cache::new_lru_cache(memory);
     let database = database_options(options, memory, &cache, info_log, create)?;
     let mut families = Vec::new();
@@ -93,9 +112,15 @@ pub(crate) fn build(options: &Options, info_log: &Path, create: bool) -> Result<
             Family::State => from_string(STATE_HINTS)?,
             Family::Meta => RocksOptions::default(),
         };
-        families.push(ColumnFamilyDescriptor::new(name, family_options(begun, family, memory, &cache)));
+        let mut settings = family_options(begun, family, memory, &cache);
+        settings.set_disable_auto_compactions(options.hold_compactions);
+        families.push(ColumnFamilyDescriptor::new(name, settings));
     }
     Ok(Built { database, families, cache })
+}
+
+fn memory(options: &Options) -> usize {
+    usize::try_from(options.memory_bytes.max(MEMORY_BYTES_MIN)).unwrap_or(usize::MAX)
 }
 
 /// `log` is given the larger buffer: truncation is to happen before it is flushed.
@@ -105,6 +130,11 @@ fn write_buffer_bytes(family: Family, memory: usize) -> usize {
         Family::State => (memory / 8).clamp(2 * MIB, 64 * MIB),
         Family::Meta => MIB,
     }
+}
+
+/// All WAL files together, beyond which RocksDB flushes what keeps the oldest.
+fn wal_bytes_max(memory: usize) -> u64 {
+    2 * (write_buffer_bytes(Family::Log, memory) + write_buffer_bytes(Family::State, memory)) as u64
 }
 
 fn database_options(
@@ -122,8 +152,8 @@ fn database_options(
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_track_and_verify_wals_in_manifest(true);
     database.set_recycle_log_file_num(0);
-    let buffers = write_buffer_bytes(Family::Log, memory) + write_buffer_bytes(Family::State, memory);
-    database.set_max_total_wal_size(2 * buffers as u64);
+    database.set_max_total_wal_size(wal_bytes_max(memory));
+    database.set_manifest_preallocation_size(MANIFEST_PREALLOCATED_BYTES);
     database.set_atomic_flush(false);
     database.set_paranoid_checks(true);
 

@@ -214,6 +214,16 @@ impl RocksStorage {
         self.inner.database.flush_cf(self.inner.handle(family)).map_err(|error| self.inner.poison("flush", &error))
     }
 
+    /// Whether compactions wait until they are allowed again, for want of disk space; one that runs ends. Writes are not slowed down by what
+    /// piles up meanwhile.
+    pub fn hold_compactions(&self, hold: bool) -> Result<()> {
+        let settings = [("disable_auto_compactions", if hold { "true" } else { "false" })];
+        Family::ALL.into_iter().try_for_each(|family| {
+            let set = self.inner.database.set_options_cf(self.inner.handle(family), &settings);
+            set.map_err(|error| storage_error("hold or allow compactions", &error))
+        })
+    }
+
     /// Fails if the store has stopped.
     pub(crate) fn check(&self) -> Result<()> {
         self.inner.check()

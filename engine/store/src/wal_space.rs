@@ -8,14 +8,15 @@
 //! What is behind the last record is zeros then, a few MiB at most: RocksDB's reader passes over them, `wal_audit` takes them for the end
 //! unless it knows that something was synced there, and RocksDB cuts them off when it closes the file.
 //!
-//! Nothing here can lose anything: room is given by fallocate(2), which never makes a file shorter, and a failure leaves the file as
-//! RocksDB made it, for which a full disk is the usual reason.
+//! Nothing here can lose anything: room is given by fallocate(2), which never makes a file shorter. But ext4 takes all that is left before
+//! it says that there is not enough, and keeps it in the file; so a disk that is nearly full is left alone.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
+use crate::directory::disk_space;
 use crate::wal_audit::numbers_of;
 
 const MIB: u64 = 1 << 20;
@@ -23,6 +24,9 @@ const MIB: u64 = 1 << 20;
 const LOOK_EVERY_BYTES: u64 = MIB;
 /// What a file is given beyond its end; more than is written until the next look, or large writes would outrun it.
 const AHEAD_BYTES: u64 = 4 * MIB;
+
+/// With less than this free the WAL is as RocksDB makes it.
+const FREE_BYTES_MIN: u64 = 64 * MIB;
 
 /// See the module. Asked before each sync.
 pub(crate) struct WalSpace {
@@ -57,7 +61,10 @@ impl WalSpace {
             (self.number, self.before) = (number, written.saturating_sub(file.metadata()?.len()));
         }
         let length = length_ahead(written.saturating_sub(self.before));
-        Ok(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length)?)
+        if disk_space(&self.folder)?.free_bytes >= FREE_BYTES_MIN {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length)?;
+        }
+        Ok(())
     }
 }
 

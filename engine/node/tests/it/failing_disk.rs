@@ -20,7 +20,7 @@ fn single(directory: &std::path::Path) -> NodeConfig {
     config.birth = Some(laid_out("flotilla", NodeId(1), &[(NodeId(1), address)], 1, 1));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
-    config.ballast_bytes = 0;
+    config.ballast_bytes = Some(0);
     config.disk_margin_bytes = Some(1);
     config
 }

@@ -171,6 +171,10 @@ impl LocalStorage for Faulty {
         self.storage.on_damage(listener);
     }
 
+    fn hold_compactions(&self, hold: bool) -> Result<()> {
+        self.storage.hold_compactions(hold)
+    }
+
     fn background_failure(&self) -> Option<StorageError> {
         self.storage.background_failure()
     }

@@ -87,7 +87,7 @@ impl Cluster {
         config.birth = Some(laid_out("flotilla", self.members[at].0, &self.members, self.ranges, 3));
         config.engine = self.engine.clone();
         config.memory_bytes = 32 << 20;
-        config.ballast_bytes = 0;
+        config.ballast_bytes = Some(0);
         config.disk_margin_bytes = Some(1);
         config
     }

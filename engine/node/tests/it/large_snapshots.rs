@@ -61,7 +61,7 @@ impl Trial {
         config.birth = Some(laid_out("flotilla", cluster.members[at].0, &cluster.members, 1, 3));
         config.engine = cluster.engine.clone();
         config.memory_bytes = 32 << 20;
-        config.ballast_bytes = 0;
+        config.ballast_bytes = Some(0);
         config.disk_margin_bytes = Some(1);
         config
     }

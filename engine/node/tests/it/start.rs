@@ -17,7 +17,7 @@ fn config(directory: &std::path::Path) -> NodeConfig {
     config.birth = Some(laid_out("flotilla", NodeId(1), &[(NodeId(1), address)], 2, 1));
     config.engine = settings(ReadMode::Lease);
     config.memory_bytes = 32 << 20;
-    config.ballast_bytes = 1 << 20;
+    config.ballast_bytes = Some(1 << 20);
     config
 }
 

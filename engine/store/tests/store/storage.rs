@@ -1,14 +1,20 @@
 //! What the adapter adds to the storage traits.
 
+use std::fs;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use flotilla_engine::keys;
+use flotilla_engine::storage::conformance::Dice;
 use flotilla_engine::storage::{Direction, Family, Read, Storage, StorageError, WriteBatch};
 use flotilla_proto::{KeyspaceId, RangeId};
-use flotilla_store::{Cached, OpenError, RocksStorage};
+use flotilla_store::{Cached, OpenError, Options, RocksStorage, StoreDirectory};
 use tempfile::TempDir;
 
-use crate::harness::{create, open};
+use crate::harness::{copy, create, open, small, wals};
 
 fn temporary() -> TempDir {
     TempDir::new().expect("a temporary directory can be made")
@@ -162,4 +168,58 @@ fn sizes_of_spans_are_about_right() {
     assert!(about(sizes[0], 1 << 20) && about(sizes[1], 1 << 19) && about(sizes[2], 1 << 19), "{sizes:?}");
     assert_eq!((sizes.len(), sizes[3]), (4, 0), "{sizes:?}");
     assert!(store.data_bytes(&[]).is_empty());
+}
+
+/// The blocks that the files of a database have on the disk, in bytes.
+fn taken(data: &Path) -> u64 {
+    let files = fs::read_dir(data.join("db")).expect("the database's folder can be listed");
+    files.map(|file| file.and_then(|file| file.metadata()).map_or(0, |metadata| metadata.blocks() * 512)).sum()
+}
+
+/// The ballast is as large as this, or a start on a disk without a free byte would end for want of room.
+#[test]
+fn opening_after_a_crash_takes_no_more_than_is_kept_for_it() {
+    let (path, crashed) = (temporary(), temporary());
+    let store = create(path.path());
+    let mut dice = Dice(7);
+    let mut value = || (0..4_096).flat_map(|_| dice.roll().to_le_bytes()).collect::<Vec<u8>>();
+    for n in 0..144u32 {
+        put(&store, if n < 96 { Family::Log } else { Family::State }, &n.to_be_bytes(), &value());
+    }
+    store.sync().expect("a sound store syncs");
+    copy(path.path(), crashed.path());
+    let wal: u64 = wals(crashed.path()).values().sum();
+    assert!(wal > 4 << 20, "{wal} bytes of WAL");
+    let before = taken(crashed.path());
+    let opened = open(crashed.path()).expect("what a crash leaves can be opened");
+    put(&opened, Family::Meta, b"k", b"v");
+    opened.sync().expect("a sound store syncs");
+    // The WAL files of before stand until all of this is there.
+    let took = taken(crashed.path()) + wal - before;
+    assert!(took > 8 << 20, "only {took} bytes: tables of what the WAL held, a WAL and a manifest were expected");
+    println!("{wal} bytes of WAL, opening took {took} bytes, {} are kept for it", small().bytes_to_open());
+    assert!(took <= small().bytes_to_open());
+    drop(opened);
+}
+
+#[test]
+fn held_compactions_begin_when_they_are_allowed() {
+    let path = temporary();
+    drop(create(path.path()));
+    let directory = StoreDirectory::open(path.path(), None).expect("the store is closed");
+    let options = Options { hold_compactions: true, ..small() };
+    let store = RocksStorage::open(Arc::new(directory), &options).expect("a closed store opens");
+    for n in 0..6u8 {
+        // Of one key: files that do not overlap would just be moved.
+        put(&store, Family::State, b"k", &[n]);
+        store.flush(Family::State).expect("a sound store flushes");
+    }
+    assert_eq!((store.properties().l0_files, store.statistics().compaction_bytes_read), (6, 0));
+    store.hold_compactions(false).expect("a sound store takes settings");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while store.properties().l0_files > 4 {
+        assert!(Instant::now() < deadline, "{:?}", store.properties());
+        std::thread::yield_now();
+    }
+    assert_eq!(store.get(Family::State, b"k"), Ok(Some(vec![5].into())));
 }
