@@ -86,7 +86,8 @@ fn full_disks_refuse_writes_and_lose_nothing() {
         (1..=3).for_each(|id| cluster.kill(id));
         (1..=3).for_each(|id| cluster.start(id));
         (1..=3).for_each(|id| cluster.wait_node(id));
-        for (id, words) in (1..=3).flat_map(|id| [(id, "gave the ballast file up"), (id, "compactions wait")]) {
+        for (id, words) in (1..=3).flat_map(|id| [(id, "gave the ballast file up"), (id, "compactions wait for room")])
+        {
             assert!(cluster.log(id).contains(words), "{}", cluster.log(id));
         }
         all_there(&client, &acknowledged).await;

@@ -27,6 +27,8 @@ pub trait LocalStorage: Staging + Clone {
     fn note_damage(&self, seen: &str);
     /// Who is to be told of damage.
     fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>);
+    /// About how many bytes the largest compaction takes that may come next.
+    fn largest_compaction_bytes(&self) -> u64;
     /// Whether compactions wait until they are allowed again.
     fn hold_compactions(&self, hold: bool) -> storage::Result<()>;
     /// Why flushes and compactions have failed, if they have.
@@ -68,6 +70,10 @@ impl LocalStorage for RocksStorage {
 
     fn on_damage(&self, listener: Box<dyn Fn(&str) + Send + Sync>) {
         Self::on_damage(self, listener);
+    }
+
+    fn largest_compaction_bytes(&self) -> u64 {
+        Self::largest_compaction_bytes(self)
     }
 
     fn hold_compactions(&self, hold: bool) -> storage::Result<()> {

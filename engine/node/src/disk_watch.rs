@@ -32,7 +32,6 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// The margin, unless settings say otherwise.
 const MARGIN_BYTES: u64 = 1 << 30;
 const MARGIN_PERCENT: u64 = 2;
-const HELD: &str = "compactions wait until there is room above the margin";
 
 /// What is known of the disk.
 #[derive(Debug)]
@@ -62,16 +61,13 @@ impl DiskState {
     }
 
     /// Before the store is opened: gives the ballast up if less is free than that may take. Returns whether to open it with its compactions
-    /// held.
+    /// held: until there are levels whose sizes tell what one would take.
     pub fn prepare(&self, directory: &StoreDirectory) -> bool {
         let Ok(space) = disk_space(directory.path()) else { return false };
-        self.note(space);
-        // Held from the first moment, or let go at once.
-        self.compactions_held.store(true, Ordering::Relaxed);
-        let hold = self.holds_compactions();
+        let hold = !self.note(space);
         self.compactions_held.store(hold, Ordering::Relaxed);
         if hold {
-            tracing::warn!(free = space.free_bytes, HELD);
+            tracing::warn!(free = space.free_bytes, "compactions wait for room");
         }
         if space.free_bytes < self.bytes_to_open {
             give_ballast_up(directory);
@@ -116,11 +112,10 @@ impl DiskState {
         has_room
     }
 
-    /// Whether compactions are to be held from now on, by the last measurement. They go on down to what the next start needs, for they are
-    /// what makes deletes free something; once they were held there must be room above the margin.
-    fn holds_compactions(&self) -> bool {
-        let held = self.compactions_held.load(Ordering::Relaxed);
-        self.free_bytes() < self.bytes_to_open || held && self.is_full()
+    /// What must be free for compactions to begin, if the largest takes so much: that and a tenth, which RocksDB sets aside ahead, beside what
+    /// a start would need.
+    fn wanted_for_compactions(&self, largest: u64) -> u64 {
+        largest + largest / 10 + self.bytes_to_open
     }
 }
 
@@ -204,7 +199,6 @@ impl<S: LocalStorage> DiskWatch<S> {
             *known = Some(has_room);
             self.inbox.input(Input::DiskSpace { has_room });
         }
-        self.hold_compactions();
         // Comes back once there is room for it.
         let wanted = self.state.margin_bytes().saturating_add(self.state.ballast_bytes);
         if space.free_bytes > wanted
@@ -212,16 +206,20 @@ impl<S: LocalStorage> DiskWatch<S> {
         {
             tracing::debug!(%error, "the ballast file could not be made");
         }
+        self.hold_compactions(path);
     }
 
-    fn hold_compactions(&self) {
-        let (hold, free) = (self.state.holds_compactions(), self.state.free_bytes());
+    /// Measures anew: the ballast may have come back.
+    fn hold_compactions(&self, path: &Path) {
+        let wanted = self.state.wanted_for_compactions(self.storage.largest_compaction_bytes());
+        let Ok(DiskSpace { free_bytes: free, .. }) = disk_space(path) else { return };
+        let hold = free < wanted;
         if hold == self.state.compactions_held.load(Ordering::Relaxed) {
             return;
         }
         match self.storage.hold_compactions(hold) {
-            Ok(()) if hold => tracing::warn!(free, HELD),
-            Ok(()) => tracing::info!(free, "compactions go on: there is room above the margin"),
+            Ok(()) if hold => tracing::info!(free, wanted, "compactions wait for room"),
+            Ok(()) => tracing::info!(free, wanted, "compactions go on: there is room"),
             // The next look tries again.
             Err(error) => return tracing::warn!(%error, hold, "compactions could not be held or let go"),
         }
@@ -244,17 +242,5 @@ mod tests {
         assert_eq!(patience(2 << 30), Duration::from_millis(500));
         assert_eq!(patience((1 << 30) + 1), INTERVAL_MIN);
         assert_eq!(patience(1 << 20), INTERVAL, "it is full");
-    }
-    #[test]
-    fn compactions_wait_where_a_start_would_need_the_room_until_there_is_some_above_the_margin() {
-        let state = DiskState::new(Some(1 << 30), 0, 512 << 20);
-        let mut holds = |free_mib: u64| {
-            state.note(DiskSpace { total_bytes: 1 << 40, free_bytes: free_mib << 20 });
-            let hold = state.holds_compactions();
-            state.compactions_held.store(hold, Ordering::Relaxed);
-            hold
-        };
-        let seen = [2_000, 1_000, 600, 511, 600, 1_000, 1_024, 600].map(&mut holds);
-        assert_eq!(seen, [false, false, false, true, true, true, false, false]);
     }
 }

@@ -9,6 +9,12 @@ use rocksdb::{ColumnFamily, DB};
 
 use crate::rocks::RocksStorage;
 
+const MIB: u64 = 1 << 20;
+/// RocksDB's target for the highest level below level 0 is 256 MiB; what comes in fast makes it larger for a while.
+const BASE_LEVEL_BYTES: u64 = 512 * MIB;
+/// Between two levels further down: a table of 64 MiB, and the ten that it overlaps as a rule.
+const DEEP_COMPACTION_BYTES: u64 = 11 * 64 * MIB;
+
 /// How RocksDB is doing now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
@@ -61,7 +67,30 @@ fn files_at_level_0(database: &DB, family: &ColumnFamily) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Bytes in each level of a family, level 0 first, to the next MiB.
+fn levels(database: &DB, family: &ColumnFamily) -> Vec<u64> {
+    let text = database.property_value_cf(family, rocksdb::properties::LEVELSTATS).ok().flatten().unwrap_or_default();
+    // Each line below the two of the title: level, files, MiB.
+    let sizes = text.lines().skip(2).filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    // Rounded to the nearest.
+    sizes.map(|mib| if mib == 0 { 0 } else { (mib + 1) * MIB }).collect()
+}
+
+/// What the largest compaction that the sizes of the levels let come next would read, and write as much.
+fn largest_compaction(levels: &[u64]) -> u64 {
+    let Some((top, below)) = levels.split_first() else { return 0 };
+    let base = below.iter().copied().find(|bytes| *bytes > 0).unwrap_or(0);
+    let deep = below.windows(2).filter(|pair| pair[0] > 0).map(|pair| (pair[0] + pair[1]).min(DEEP_COMPACTION_BYTES));
+    deep.max().unwrap_or(0).max(top + base.min(BASE_LEVEL_BYTES))
+}
+
 impl RocksStorage {
+    /// About how many bytes the largest compaction takes that may come next, before it gives back what it has read.
+    pub fn largest_compaction_bytes(&self) -> u64 {
+        let levels = |family| levels(self.database(), self.handle(family));
+        Family::ALL.map(|family| largest_compaction(&levels(family))).into_iter().max().unwrap_or(0)
+    }
+
     /// How RocksDB is doing now.
     pub fn properties(&self) -> Properties {
         let mut sum = Properties { block_cache_bytes: self.cache().get_usage() as u64, ..Properties::default() };
@@ -115,5 +144,21 @@ impl RocksStorage {
             block_cache_misses: count(Ticker::BlockCacheMiss),
             bloom_useful: count(Ticker::BloomFilterUseful),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_compaction_is_that_of_level_0_or_of_a_table_further_down() {
+        let largest = |mib: [u64; 7]| largest_compaction(&mib.map(|mib| mib * MIB)) / MIB;
+        assert_eq!(largest([0; 7]), 0);
+        assert_eq!(largest([20, 0, 0, 0, 0, 0, 65]), 85);
+        assert_eq!(largest([20, 0, 0, 0, 0, 200, 2_000]), 704);
+        assert_eq!(largest([600, 0, 0, 0, 0, 200, 2_000]), 800);
+        assert_eq!(largest([64, 0, 0, 0, 0, 0, 10_000]), 576, "there will be another level before that");
+        assert_eq!(largest([64, 0, 0, 0, 0, 100, 50]), 164);
     }
 }

@@ -171,6 +171,10 @@ impl LocalStorage for Faulty {
         self.storage.on_damage(listener);
     }
 
+    fn largest_compaction_bytes(&self) -> u64 {
+        self.storage.largest_compaction_bytes()
+    }
+
     fn hold_compactions(&self, hold: bool) -> Result<()> {
         self.storage.hold_compactions(hold)
     }

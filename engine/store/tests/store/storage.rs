@@ -199,6 +199,8 @@ fn opening_after_a_crash_takes_no_more_than_is_kept_for_it() {
     assert!(took > 8 << 20, "only {took} bytes: tables of what the WAL held, a WAL and a manifest were expected");
     println!("{wal} bytes of WAL, opening took {took} bytes, {} are kept for it", small().bytes_to_open());
     assert!(took <= small().bytes_to_open());
+    // What the flush made lies at level 0, to be compacted.
+    assert!((3 << 20..16 << 20).contains(&opened.largest_compaction_bytes()));
     drop(opened);
 }
 
